@@ -1,0 +1,47 @@
+#include "bindings/arrays.hpp"
+#include "rows/rows.hpp"
+
+#include <cstdlib>
+#include <vector>
+
+void bind_calibrate(py::module_&);
+void bind_background(py::module_&);
+void bind_detect(py::module_&);
+void bind_measure(py::module_&);
+void bind_resample(py::module_&);
+void bind_combine(py::module_&);
+
+namespace {
+
+std::vector<std::string> level_names() {
+    std::vector<std::string> names;
+    for (const char* const* name = fastack::levels(); *name; ++name)
+        names.emplace_back(*name);
+    return names;
+}
+
+void choose_level(const std::optional<std::string>& name) {
+    if (fastack::choose(name ? name->c_str() : nullptr))
+        return;
+    std::string all;
+    for (const std::string& level : level_names())
+        all += " " + level;
+    throw std::invalid_argument("FASTACK_ISA: this build and processor have" + all + ", not " + name.value_or(""));
+}
+
+} // namespace
+
+PYBIND11_MODULE(_pixels, m, py::mod_gil_not_used()) {
+    m.doc() = "Pixel kernels: serial, re-entrant, without the GIL.";
+    m.def("isa", [] { return std::string(fastack::rows().name); }, "Name of the instruction set in use.");
+    m.def("isa_levels", &level_names, "Instruction sets that this build holds and this processor runs.");
+    m.def("_choose_isa", &choose_level, "name"_a.none(true), "Force an instruction set; for tests.");
+    bind_calibrate(m);
+    bind_background(m);
+    bind_detect(m);
+    bind_measure(m);
+    bind_resample(m);
+    bind_combine(m);
+    if (const char* name = std::getenv("FASTACK_ISA"); name && *name)
+        choose_level(std::string(name));
+}

@@ -1,0 +1,5 @@
+#include "fastack/resample.hpp"
+
+#include "bindings/arrays.hpp"
+
+void bind_resample(py::module_& m) { (void)m; }

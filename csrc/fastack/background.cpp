@@ -1,0 +1,5 @@
+#include "fastack/background.hpp"
+
+#include "rows/rows.hpp"
+
+namespace fastack {} // namespace fastack

@@ -1,0 +1,5 @@
+#include "fastack/combine.hpp"
+
+#include "rows/rows.hpp"
+
+namespace fastack {} // namespace fastack

@@ -1,0 +1,5 @@
+#pragma once
+
+#include "fastack/view.hpp"
+
+namespace fastack {} // namespace fastack

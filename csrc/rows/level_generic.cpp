@@ -1,0 +1,2 @@
+#define FASTACK_LEVEL generic
+#include "rows/level.inl"

@@ -1,0 +1,2 @@
+#define FASTACK_LEVEL neon
+#include "rows/level.inl"

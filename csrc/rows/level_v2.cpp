@@ -1,0 +1,2 @@
+#define FASTACK_LEVEL v2
+#include "rows/level.inl"

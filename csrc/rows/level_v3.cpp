@@ -1,0 +1,2 @@
+#define FASTACK_LEVEL v3
+#include "rows/level.inl"

@@ -1,0 +1,2 @@
+#define FASTACK_LEVEL v4
+#include "rows/level.inl"

@@ -1,0 +1,91 @@
+"""The native build and nothing else; the metadata stands in pyproject.toml.
+
+The row functions (csrc/rows) are compiled once for every instruction set of the target and linked into
+one module, which chooses at import. ``FASTACK_BUILD_ISA=v3`` builds a single level, for quick work.
+"""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from glob import glob
+
+import pybind11
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+try:
+    from setuptools.modified import newer_group
+except ImportError:  # setuptools before 69
+    from distutils.dep_util import newer_group
+
+X86 = {
+    "v2": ["-march=x86-64-v2"],
+    "v3": ["-march=x86-64-v3", "-mprefer-vector-width=256"],
+    "v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
+}
+# Without the last two GCC leaves masked float loops scalar; neither changes what NaN and Inf mean.
+COMMON = ["-std=c++20", "-O3", "-fvisibility=hidden", "-Wall", "-Wextra"]
+ROWS = [*COMMON, "-fno-trapping-math", "-fno-math-errno", "-ffp-contract=fast"]
+
+
+def levels() -> dict[str, list[str]]:
+    """Instruction sets to build, by the platform that the build is for."""
+    platform = sysconfig.get_platform()
+    if platform.endswith(("x86_64", "amd64")):
+        every = X86
+    elif platform.endswith(("aarch64", "arm64")):
+        every = {"neon": []}
+    else:
+        every = {"generic": []}
+    only = os.environ.get("FASTACK_BUILD_ISA")
+    return {only: every[only]} if only else every
+
+
+class BuildExt(build_ext):
+    """Compile the row functions once for each instruction set and link all of them in."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Compile the objects in parallel, then link."""
+        if ext.name == "fastack._pixels" and (
+            self.force or newer_group(ext.depends, self.get_ext_fullpath(ext.name), "newer")
+        ):
+            jobs = int(os.environ.get("FASTACK_BUILD_JOBS", os.cpu_count() or 1))
+            macros = [(f"FASTACK_HAVE_{level.upper()}", "1") for level in levels()]
+
+            def compile_one(task: tuple[str, list[str]]) -> list[str]:
+                source, flags = task
+                return self.compiler.compile(
+                    [source],
+                    output_dir=self.build_temp,
+                    include_dirs=["csrc", *ext.include_dirs],
+                    macros=macros,
+                    extra_postargs=flags,
+                )
+
+            tasks = [(f"csrc/rows/level_{level}.cpp", ROWS + flags) for level, flags in levels().items()]
+            tasks += [(source, COMMON) for source in ext.sources]
+            with ThreadPoolExecutor(jobs) as pool:
+                for objects in pool.map(compile_one, tasks):
+                    ext.extra_objects += objects
+            ext.sources = []
+        super().build_extension(ext)
+
+
+sources = sorted(glob("csrc/fastack/*.cpp") + glob("csrc/bindings/*.cpp") + ["csrc/rows/table.cpp"])
+pixels = Extension(
+    "fastack._pixels",
+    sources=sources,
+    depends=["setup.py", *sources, *glob("csrc/*/*.hpp"), *glob("csrc/rows/*")],
+    # python headers come through build_ext's own include path
+    include_dirs=[pybind11.get_include(), sysconfig.get_path("include")],
+    language="c++",
+)
+stars = Extension("fastack._stars", ["src/fastack/_stars.pyx"], extra_compile_args=["-O3"])
+
+setup(
+    ext_modules=[pixels, *cythonize([stars], build_dir="build/cython", language_level=3)],
+    cmdclass={"build_ext": BuildExt},
+)

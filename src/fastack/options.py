@@ -1,0 +1,145 @@
+"""Every number that a user can set, with its default, in one place.
+
+The command line has a flag of the same name for each of these fields.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Kernel = Literal["nearest", "bilinear", "bicubic", "lanczos2", "lanczos3", "lanczos4", "area"]
+Model = Literal["auto", "shift", "similarity", "affine", "quadratic", "cubic"]
+Reject = Literal[
+    "noise", "none", "sigma", "sigma-median", "mad", "minmax", "percentile", "winsorized", "linear-fit", "esd"
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackgroundOptions:
+    """Sky level and noise on a mesh."""
+
+    cell: int = 64  #: side of a mesh cell, pixel
+    clip: float = 3.0  #: clipping limit in a cell, sigma
+    rounds: int = 5  #: of clipping, at most
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetectOptions:
+    """Finding stars."""
+
+    threshold: float = 5.0  #: of the matched-filter signal-to-noise ratio
+    fwhm: float | None = None  #: of the matched filter, pixel; None: found from the image itself
+    max_stars: int | None = None  #: keep the brightest only
+    saturation: float | None = None  #: level at and above which a pixel is saturated, ADU
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasureOptions:
+    """Positions, fluxes and shapes of detected stars."""
+
+    max_fits: int = 100  #: isolated bright stars with free profile fits, behind FWHM and ellipticity
+    min_snr: float = 10.0  #: of a star that takes part in the frame's PSF
+    gain: float | None = None  #: e-/ADU, for the photon noise of the stars; None: background noise alone
+    saturation: float | None = None  #: ADU
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelectOptions:
+    """Which frames are stacked.
+
+    A limit is a number or a string: ``5.0`` pixels, ``4"`` arcseconds, ``50%`` the best half, ``2.5k`` within 2.5
+    robust standard deviations of the median.
+    """
+
+    fwhm_limit: str | float | None = None  #: FWHM strictly below it
+    ellipticity_limit: str | float | None = None
+    min_stars: int | None = None
+    sky_limit: str | float | None = None  #: ADU
+    min_transparency: float | None = None  #: flux scale relative to the best frame, 0 to 1
+    filter: str | None = None  #: None: the majority's
+    object: str | None = None  #: None: the majority's
+    pixel_scale: float | None = None  #: arcsec per pixel; None: from WCS or header
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatchOptions:
+    """Matching two lists of stars."""
+
+    max_stars: int = 60  #: brightest stars that form triangles first; widened step by step where that fails
+    tolerance: float = 2.0  #: distance of a pair after the fit, pixel
+    scale_range: tuple[float, float] = (0.8, 1.25)  #: of the magnification between the lists
+    min_log_odds: float = 14.0  #: natural logarithm of the odds from which a match is believed
+    seed: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransformOptions:
+    """Fitting a transform to pairs of stars."""
+
+    model: Model = "auto"  #: auto: the simplest that the residuals justify
+    clip: float = 4.0  #: pairs further out than this many robust sigmas are left out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResampleOptions:
+    """Pixels on the output grid."""
+
+    kernel: Kernel = "lanczos3"
+    max_lost: float = 0.5  #: sum|k| over missing pixels / sum|k| above which the output pixel is missing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CombineOptions:
+    """Rejecting outliers and averaging."""
+
+    combine: Literal["mean", "median"] = "mean"
+    reject: Reject = "noise"
+    kappa_low: float = 4.0  #: sigmas below
+    kappa_high: float = 4.0  #: sigmas above
+    rounds: int = 4  #: of rejection, at most
+    n_low: int = 1  #: minmax: samples dropped at the lower end
+    n_high: int = 1
+    percentile_low: float = 0.2  #: percentile: relative distance below the median
+    percentile_high: float = 0.1
+    max_saturated: float = 0.1  #: part of the samples saturated above which an output pixel is missing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrateOptions:
+    """Masters and detector constants; a value given here counts before the headers."""
+
+    bias: str | None = None  #: master or raw frames
+    dark: str | None = None
+    flat: str | None = None  #: None: master_flat.fits beside the frames, where there is one
+    no_flat: bool = False  #: do not pick up master_flat.fits
+    gain: float | None = None  #: e-/ADU
+    rdnoise: float | None = None  #: e-
+    saturation: float | None = None  #: ADU, raw
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StackOptions:
+    """A whole run."""
+
+    calibrate: CalibrateOptions = field(default_factory=CalibrateOptions)
+    background: BackgroundOptions = field(default_factory=BackgroundOptions)
+    detect: DetectOptions = field(default_factory=DetectOptions)
+    measure: MeasureOptions = field(default_factory=MeasureOptions)
+    select: SelectOptions = field(default_factory=SelectOptions)
+    match: MatchOptions = field(default_factory=MatchOptions)
+    transform: TransformOptions = field(default_factory=TransformOptions)
+    resample: ResampleOptions = field(default_factory=ResampleOptions)
+    combine: CombineOptions = field(default_factory=CombineOptions)
+    framing: Literal["union", "reference", "intersection"] = "union"
+    reference: str | None = None  #: file name; None: the best frame near the middle of the set
+    register: str = "stars"  #: stars, wcs, none, or a table of transforms
+    grid: str | None = None  #: FITS file or header text whose WCS and size the output takes
+    weights: str = "equal"  #: equal, variance, exposure, depth, or a column of `weight_table`
+    weight_table: str | None = None
+    normalise: bool = True  #: match flux scale and sky to the reference
+    subtract_sky: bool = False
+    threads: int | None = None  #: None: as many as the processors that this process may use
+    memory: int = 2_000_000_000  #: byte; working memory that a run may take
+    scheduler: str | None = None  #: address of a Dask cluster
+    max_size: int | None = None  #: pixels of the output at most; None: 4 times the reference

@@ -1,0 +1,337 @@
+"""What flows between the stages: frozen records of columns.
+
+Coordinates are 0-based pixels with the centre of the first pixel at (0, 0), ``(x, y)`` for points and ``[y, x]``
+for arrays. Units are attached only where a table leaves the package.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from enum import IntFlag
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from astropy.table import QTable
+
+FloatImage = NDArray[np.float32]
+Array = NDArray[np.float64]
+Flags = NDArray[np.uint16]
+
+
+class StarFlag(IntFlag):
+    """What is to be known about one detection."""
+
+    SATURATED = 1  #: at least one pixel of the core at or above the saturation level
+    EDGE = 2  #: the measuring window is cut by the border of the image or by missing pixels
+    BLENDED = 4  #: a neighbour within the measuring window
+    NO_FIT = 8  #: the profile fit did not converge; shape columns are NaN
+    SHARP = 16  #: sharper than the point-spread function: a hot pixel or a cosmic ray
+    EXTENDED = 32  #: wider than the point-spread function: a galaxy, a trail, a blend
+
+
+class PixelFlag(IntFlag):
+    """Bits of the ``FLAGS`` plane of a stack."""
+
+    SATURATED = 1  #: a saturated sample contributed
+    INTERPOLATED = 2  #: a missing input pixel lay under the resampling kernel of a sample
+    REJECTED = 4  #: at least one sample was rejected
+    PARTIAL = 8  #: not every frame covers this pixel
+
+
+def _frozen(value: Any, dtype: Any) -> Any:
+    array = np.array(value, dtype=dtype, copy=True, order="C")
+    array.setflags(write=False)
+    return array
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Stars:
+    """Detections of one image, brightest first.
+
+    All columns have the same length n; what was not measured is NaN.
+    """
+
+    xy: Array  #: (n, 2) position, pixel
+    flux: Array  #: (n,) total flux above the sky, ADU
+    flux_err: Array  #: (n,) one sigma of `flux`, ADU
+    xy_err: Array  #: (n,) one sigma of the position per axis, pixel
+    peak: Array  #: (n,) highest pixel above the sky, ADU
+    sky: Array  #: (n,) sky level under the star, ADU
+    fwhm: Array  #: (n,) full width at half maximum, geometric mean of both axes, pixel
+    ellipticity: Array  #: (n,) 1 - minor/major axis
+    theta: Array  #: (n,) position angle of the major axis from +x towards +y, radian
+    sharpness: Array  #: (n,) central concentration relative to the PSF's: about 1 for a star, above for a hot pixel
+    flags: Flags  #: (n,) bits of `StarFlag`
+
+    @classmethod
+    def make(cls, xy: Any, **columns: Any) -> Stars:
+        """Stars at `xy`, with the given columns; the others are NaN (flags: 0).
+
+        Parameters
+        ----------
+        xy : (n, 2) array_like, pixel
+            Positions.
+        **columns : (n,) array_like
+            Any other column.
+
+        Returns
+        -------
+        Stars
+            In the given order.
+        """
+        xy = _frozen(np.asarray(xy, float).reshape(-1, 2), np.float64)
+        n = len(xy)
+        values: dict[str, Any] = {}
+        for item in fields(cls):
+            if item.name == "xy":
+                continue
+            if item.name == "flags":
+                values["flags"] = _frozen(columns.pop("flags", np.zeros(n)), np.uint16)
+            else:
+                values[item.name] = _frozen(columns.pop(item.name, np.full(n, np.nan)), np.float64)
+            if values[item.name].shape != (n,):
+                raise ValueError(f"column {item.name!r} has shape {values[item.name].shape}, not ({n},)")
+        if columns:
+            raise TypeError(f"unknown columns {sorted(columns)}")
+        return cls(xy=xy, **values)
+
+    def __len__(self) -> int:
+        return len(self.xy)
+
+    def __getitem__(self, index: Any) -> Stars:
+        """Rows by mask, slice or index array."""
+        if isinstance(index, (int, np.integer)):
+            index = [index]
+        return Stars(**{item.name: _view(getattr(self, item.name)[index]) for item in fields(self)})
+
+    @property
+    def snr(self) -> Array:
+        """(n,) flux over its error."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.asarray(self.flux / self.flux_err)
+
+    def has(self, flag: StarFlag) -> NDArray[np.bool_]:
+        """(n,) whether any bit of `flag` is set."""
+        return np.asarray((self.flags & int(flag)) != 0)
+
+    def table(self) -> QTable:
+        """The columns with their units.
+
+        Returns
+        -------
+        astropy.table.QTable
+            One row per star.
+        """
+        from astropy import units as u
+        from astropy.table import QTable
+
+        unit = {"flux": u.adu, "flux_err": u.adu, "xy_err": u.pix, "peak": u.adu, "sky": u.adu}
+        unit |= {"fwhm": u.pix, "theta": u.rad}
+        table = QTable()
+        table["x"], table["y"] = self.xy[:, 0] * u.pix, self.xy[:, 1] * u.pix
+        for item in fields(self)[1:]:
+            column = getattr(self, item.name)
+            table[item.name] = column * unit[item.name] if item.name in unit else column
+        return table
+
+
+def _view(array: Any) -> Any:
+    array = np.ascontiguousarray(array)
+    array.setflags(write=False)
+    return array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PSF:
+    """Mean point-spread function of a frame: an elliptical Moffat profile, the pixel's response included.
+
+    ``I(r) = (1 + r^2 / alpha^2)^-beta`` with r in the frame of the ellipse; see Moffat 1969, A&A 3, 455.
+    """
+
+    fwhm: float  #: geometric mean of both axes, pixel
+    beta: float = 3.0
+    ellipticity: float = 0.0  #: 1 - minor/major
+    theta: float = 0.0  #: of the major axis, from +x towards +y, radian
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameQuality:
+    """What `measure` says of a whole frame."""
+
+    fwhm: float  #: median of the fitted stars, pixel; NaN where no star could be fitted
+    fwhm_err: float  #: standard error of `fwhm`
+    ellipticity: float  #: of the mean PSF, so that noise of single stars averages out
+    theta: float  #: direction of the elongation, radian
+    beta: float  #: Moffat exponent of the mean PSF
+    n_stars: int  #: detections that look like stars
+    n_fitted: int  #: stars behind `fwhm`
+    n_sharp: int  #: hot pixels and cosmic rays
+    sky: float  #: median background, ADU
+    noise: float  #: median standard deviation of the background in one pixel, ADU
+    saturated: int  #: pixels at or above the saturation level
+
+    @property
+    def psf(self) -> PSF:
+        """The mean point-spread function."""
+        return PSF(fwhm=self.fwhm, beta=self.beta, ellipticity=self.ellipticity, theta=self.theta)
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Background:
+    """Sky level and noise on a coarse mesh.
+
+    The mesh point [j, i] stands at the centre of its cell: pixel ``x = (i + 0.5) * cell_x - 0.5``, y alike; the
+    last row and column of cells take up the remainder of the image.
+    """
+
+    level: FloatImage  #: (my, mx) sky level, ADU
+    noise: FloatImage  #: (my, mx) standard deviation of one pixel, ADU
+    shape: tuple[int, int]  #: of the image
+    cell: tuple[float, float]  #: height and width of a cell, pixel
+
+    @property
+    def sky(self) -> float:
+        """Median level."""
+        return float(np.nanmedian(self.level))
+
+    @property
+    def sigma(self) -> float:
+        """Median noise."""
+        return float(np.nanmedian(self.noise))
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Pairs:
+    """Stars that two lists have in common."""
+
+    index: NDArray[np.intp]  #: (n, 2) rows of the first and of the second list
+    log_odds: float  #: natural logarithm of the odds that the match is true and not chance
+    weak: bool = False  #: true of a match that rests on three stars alone
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Transform:
+    """Polynomial map from output (reference) pixels to the pixels of one frame.
+
+    With ``u = (x - origin_x) / scale`` and v alike, the frame's x is ``sum cx[k] u^i v^j`` over the terms with
+    ``i + j <= order`` in the order 1, u, v, u^2, uv, v^2, u^3, u^2 v, u v^2, v^3.
+    """
+
+    cx: Array  #: (m,) coefficients of the frame's x
+    cy: Array  #: (m,) coefficients of the frame's y
+    order: int = 1
+    origin: tuple[float, float] = (0.0, 0.0)
+    scale: float = 1.0
+    model: str = "affine"  #: shift, similarity, affine, quadratic, cubic
+    rms: float = float("nan")  #: residual per axis of the stars behind it, frame pixels
+    n: int = 0  #: stars behind it
+    covariance: Array | None = field(default=None, repr=False)  #: (m, m) of `cx` (and of `cy`), pixel^2
+
+    @classmethod
+    def identity(cls) -> Transform:
+        """The map of a frame onto itself."""
+        return cls.affine([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], model="shift")
+
+    @classmethod
+    def affine(cls, matrix: Any, *, model: str = "affine") -> Transform:
+        """A linear map from the (2, 3) matrix of ``frame = matrix @ (x, y, 1)``."""
+        m = np.asarray(matrix, float)
+        return cls(cx=_frozen(m[0, [2, 0, 1]], float), cy=_frozen(m[1, [2, 0, 1]], float), model=model)
+
+    def __call__(self, xy: Any) -> Array:
+        """Output pixels to pixels of the frame.
+
+        Parameters
+        ----------
+        xy : (n, 2) array_like, pixel
+            Positions on the output grid.
+
+        Returns
+        -------
+        (n, 2) ndarray, pixel
+            Positions in the frame.
+        """
+        terms = self._terms(np.asarray(xy, float).reshape(-1, 2))
+        return np.stack([terms @ self.cx, terms @ self.cy], axis=1)
+
+    def inverse(self, xy: Any) -> Array:
+        """Pixels of the frame to output pixels, by Newton's method (to 1e-9 pixel).
+
+        Parameters
+        ----------
+        xy : (n, 2) array_like, pixel
+            Positions in the frame.
+
+        Returns
+        -------
+        (n, 2) ndarray, pixel
+            Positions on the output grid.
+        """
+        target = np.asarray(xy, float).reshape(-1, 2)
+        matrix = self.jacobian(np.array([self.origin]))[0]
+        start = np.asarray(self.origin) + (target - self(np.array([self.origin]))) @ np.linalg.inv(matrix).T
+        for _ in range(20 if self.order > 1 else 1):
+            step = np.linalg.solve(self.jacobian(start), (target - self(start))[..., None])[..., 0]
+            start = start + step
+            if not len(step) or np.abs(step).max() < 1e-9:
+                break
+        return np.asarray(start)
+
+    def jacobian(self, xy: Any) -> Array:
+        """(n, 2, 2) derivatives d(frame x, y) / d(output x, y)."""
+        uv = (np.asarray(xy, float).reshape(-1, 2) - self.origin) / self.scale
+        u, v = uv[:, 0], uv[:, 1]
+        zero, one = np.zeros_like(u), np.ones_like(u)
+        du = [zero, one, zero, 2 * u, v, zero, 3 * u * u, 2 * u * v, v * v, zero]
+        dv = [zero, zero, one, zero, u, 2 * v, zero, u * u, 2 * u * v, 3 * v * v]
+        m = len(self.cx)
+        tu, tv = np.stack(du[:m], axis=1), np.stack(dv[:m], axis=1)
+        rows = [[tu @ self.cx, tv @ self.cx], [tu @ self.cy, tv @ self.cy]]
+        return np.moveaxis(np.array(rows), 2, 0) / self.scale
+
+    @property
+    def matrix(self) -> Array:
+        """(2, 2) linear part at the origin."""
+        return np.asarray(self.jacobian(np.array([self.origin]))[0])
+
+    @property
+    def rotation(self) -> float:
+        """Rotation of the frame against the output, degree, -180 to 180."""
+        m = self.matrix
+        sign = 1.0 if np.linalg.det(m) > 0 else -1.0
+        return float(np.degrees(np.arctan2(m[1, 0] - sign * m[0, 1], m[0, 0] + sign * m[1, 1])))
+
+    @property
+    def magnification(self) -> float:
+        """Frame pixels per output pixel (length)."""
+        return float(np.sqrt(abs(np.linalg.det(self.matrix))))
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether the frame is a mirror image of the output."""
+        return bool(np.linalg.det(self.matrix) < 0)
+
+    def shifted(self, dx: float, dy: float) -> Transform:
+        """The same map for an output grid whose pixel (0, 0) lies at (dx, dy) of this one's."""
+        return replace(self, origin=(self.origin[0] - dx, self.origin[1] - dy))
+
+    def _terms(self, xy: Array) -> Array:
+        uv = (xy - self.origin) / self.scale
+        u, v = uv[:, 0], uv[:, 1]
+        every = [np.ones_like(u), u, v, u * u, u * v, v * v, u**3, u * u * v, u * v * v, v**3]
+        return np.stack(every[: len(self.cx)], axis=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """The output's pixel grid: the reference frame's, moved and cut to its own size."""
+
+    shape: tuple[int, int]  #: (ny, nx)
+    origin: tuple[float, float] = (0.0, 0.0)  #: reference pixel that the output's (0, 0) falls on, (x, y)
+    wcs: Any = None  #: astropy.wcs.WCS of the output where it is known
