@@ -21,6 +21,8 @@ STAGES = (
     "select",
     "match",
     "transform",
+    "normalise",
+    "grid",
     "resample",
     "combine",
     "header",

@@ -5,8 +5,8 @@ The command line has a flag of the same name for each of these fields.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal, Self
 
 Kernel = Literal["nearest", "bilinear", "bicubic", "lanczos2", "lanczos3", "lanczos4", "area"]
 Model = Literal["auto", "shift", "similarity", "affine", "quadratic", "cubic"]
@@ -143,3 +143,60 @@ class StackOptions:
     memory: int = 2_000_000_000  #: byte; working memory that a run may take
     scheduler: str | None = None  #: address of a Dask cluster
     max_size: int | None = None  #: pixels of the output at most; None: 4 times the reference
+
+    @classmethod
+    def of(cls, **settings: Any) -> Self:
+        """Options from flat names.
+
+        Parameters
+        ----------
+        **settings
+            Field names of any stage, ``fwhm_limit=5``; where two stages share a name the stage stands before it,
+            ``match_max_stars=100``; see `flat_names`.
+
+        Returns
+        -------
+        StackOptions
+            With every other field at its default.
+
+        Raises
+        ------
+        TypeError
+            If a name is unknown.
+        """
+        names = flat_names()
+        stages: dict[str, dict[str, Any]] = {}
+        top: dict[str, Any] = {}
+        for name, value in settings.items():
+            if name not in names:
+                raise TypeError(f"unknown option {name!r}")
+            stage, key = names[name]
+            if stage:
+                stages.setdefault(stage, {})[key] = value
+            else:
+                top[key] = value
+        options = cls()
+        groups = {stage: replace(getattr(options, stage), **values) for stage, values in stages.items()}
+        return replace(options, **groups, **top)
+
+
+def flat_names() -> dict[str, tuple[str, str]]:
+    """Every option by its flat name.
+
+    Returns
+    -------
+    dict
+        From the flat name to (stage, field); the stage is "" for fields of the run itself.
+    """
+    default = StackOptions()
+    groups = [(f.name, getattr(default, f.name)) for f in fields(StackOptions)]
+    names = {name: ("", name) for name, value in groups if not is_dataclass(value)}
+    staged = [(stage, f.name) for stage, value in groups if is_dataclass(value) for f in fields(value)]
+    keys = [key for _, key in staged]
+    for stage, key in staged:
+        # detector constants come from the calibration options; the stages get them from there
+        if key in ("gain", "saturation") and stage != "calibrate":
+            continue
+        plain = key not in names and (keys.count(key) == 1 or stage == "calibrate")
+        names[key if plain else f"{stage}_{key}"] = (stage, key)
+    return names
