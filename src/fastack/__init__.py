@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 BASE = ("errors", "types", "options", "executor")
 STAGES = (
+    "wcs",
     "frames",
     "calibrate",
     "background",
@@ -41,7 +42,7 @@ _PUBLIC: dict[str, str] = {}
 if TYPE_CHECKING:
     pass
 
-__all__ = ["STAGES", "__version__", *sorted(_PUBLIC)]  # noqa: PLE0604
+__all__ = ["STAGES", "__version__", *sorted(_PUBLIC)]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,6 @@ is silent: NCOMBINE and IMCMBnnn (IRAF), EGAIN (e-/ADU), SATURATE.
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,10 +15,10 @@ import numpy as np
 from astropy.io import fits
 
 from fastack.types import Array
+from fastack.wcs import WCS_CARD, without
 
 if TYPE_CHECKING:
     from astropy.time import Time
-    from astropy.wcs import WCS
 
 _ISO = re.compile(
     r"^\s*(\d{4})-(\d{1,2})-(\d{1,2})(?:[T ]\s*(\d{1,2}):(\d{1,2})(?::(\d{1,2}(?:\.\d*)?))?)?\s*(Z|[+-]\d{2}:?\d{2})?\s*$",
@@ -229,9 +228,7 @@ def read_exposure(header: fits.Header, exposure: float | None = None) -> Exposur
     if chosen[3]:
         begin = _shift(begin, -(exposure or 0.0) / 2)
         notes.append(f"{chosen[1]} is the middle of the exposure")
-    return Exposure(
-        date_obs=chosen[2], start=begin, exposure=exposure, granularity=chosen[0], notes=tuple(notes)
-    )
+    return Exposure(date_obs=chosen[2], start=begin, exposure=exposure, granularity=chosen[0], notes=tuple(notes))
 
 
 def _clock(header: fits.Header, date: Any, granularity: float) -> tuple[float, float, str | None]:
@@ -279,9 +276,7 @@ def _mean_time(times: Time, weights: Array | None = None) -> Time:
     return times[0] + np.average(offsets, weights=weights) * u.s
 
 
-def date_cards(
-    exposures: Sequence[Exposure], weights: Sequence[float] | None = None
-) -> list[tuple[str, Any, str]]:
+def date_cards(exposures: Sequence[Exposure], weights: Sequence[float] | None = None) -> list[tuple[str, Any, str]]:
     """Date cards of a stack.
 
     Parameters
@@ -385,11 +380,6 @@ def median_noise_ratio(n: int) -> float:
     return float(odd)
 
 
-_WCS_CARD = re.compile(
-    r"^(WCSAXES|WCSNAME|CTYPE\d|CRVAL\d|CRPIX\d|CUNIT\d|CDELT\d|CROTA\d|CD\d_\d|PC\d_\d|PC00\d00\d|PV\d_\d+|"
-    r"(A|B|AP|BP)_(ORDER|DMAX|\d_\d)|LONPOLE|LATPOLE|RADE?C?SYS|EQUINOX|EPOCH|CRDER\d|CSYER\d|LTV\d|LTM\d_\d|"
-    r"CRDELT\d|CFINT\d|MJDREF\w?|DATEREF|PLTRAH|XPIXELSZ|AMD[XY]\d+)$"
-)
 _DROPPED = re.compile(
     r"^(SIMPLE|XTENSION|BITPIX|NAXIS\d*|EXTEND|PCOUNT|GCOUNT|GROUPS|BSCALE|BZERO|BLANK|CHECKSUM|DATASUM|EXTNAME|"
     r"EXTVER|INHERIT|TRIMSEC|BIASSEC|TRIM\d+|BIAS\d+|DATASEC|CCDSEC|Z[A-Z]+\d*|DATAMIN|DATAMAX|CBLACK|CWHITE|PEDESTAL|"
@@ -400,129 +390,6 @@ _TIMES = re.compile(
     r"UTCSTART|UTEND|UTCEND|UTDATE|UTSHUT|LST|LST[-_]\w+|ST|HA|TELAPSE|TIMESYS|XPOSURE|EXPOSURE|EXPTIME|NCOMBINE|GAIN|EGAIN|"
     r"RDNOISE|READNOIS|AIRMASS|SATURATE|IMCMB\d+)$"
 )
-
-
-def strip_wcs(header: fits.Header) -> fits.Header:
-    """Copy of a header without any card of a world coordinate system.
-
-    Parameters
-    ----------
-    header : astropy.io.fits.Header
-        Any header.
-
-    Returns
-    -------
-    astropy.io.fits.Header
-        A copy, so that one representation can be written and no other is left over.
-    """
-    return _without(header, _WCS_CARD)
-
-
-def _without(header: fits.Header, *patterns: re.Pattern[str]) -> fits.Header:
-    kept = fits.Header()
-    for card in header.cards:
-        try:
-            keyword = card.keyword
-            if any(p.match(keyword) for p in patterns) or keyword in ("CONTINUE",):
-                continue
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                card.verify("silentfix")
-                kept.append((keyword, card.value, card.comment), end=True)
-        except (fits.VerifyError, ValueError):
-            continue
-    return kept
-
-
-def read_wcs(header: fits.Header) -> WCS | None:
-    """Celestial coordinates of a frame, as far as its header can be believed.
-
-    Cards that hold numbers as strings are read as numbers, CDELT with CROTA is understood, and a TAN projection
-    with PV terms up to the seventh order and more is taken as TPV.
-
-    Parameters
-    ----------
-    header : astropy.io.fits.Header
-        Of a frame.
-
-    Returns
-    -------
-    astropy.wcs.WCS or None
-        None where there is no celestial WCS.
-    """
-    from astropy.wcs import WCS
-
-    cards = fits.Header()
-    for card in header.cards:
-        try:
-            keyword, value = card.keyword, card.value
-        except (fits.VerifyError, ValueError):
-            continue
-        if not _WCS_CARD.match(keyword) or keyword.startswith(("LTV", "LTM", "DATEREF", "MJDREF")):
-            continue
-        if isinstance(value, str) and not keyword.startswith(("CTYPE", "CUNIT", "RAD", "WCSNAME")):
-            try:
-                value = float(value)
-            except ValueError:
-                continue
-            if keyword.endswith(("_ORDER", "WCSAXES")):
-                value = int(value)
-        cards[keyword] = value
-    types = [str(cards.get(f"CTYPE{i}", "")).strip().upper() for i in (1, 2)]
-    if not (any(t.startswith("RA") for t in types) and any(t.startswith("DEC") for t in types)):
-        return None
-    if not all(f"CRVAL{i}" in cards and f"CRPIX{i}" in cards for i in (1, 2)):
-        return None
-    if all(t.endswith("TAN") for t in types) and any(k.startswith("PV") for k in cards):
-        for i, t in enumerate(types, 1):
-            cards[f"CTYPE{i}"] = t[:-3] + "TPV"
-    if "CD1_1" in cards:
-        for key in [k for k in cards if re.match(r"^(CDELT|CROTA|PC)\d", k)]:
-            del cards[key]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            wcs = WCS(cards, naxis=2)
-            wcs.wcs.set()
-            if not wcs.has_celestial or not np.isfinite(wcs.all_pix2world([[0.0, 0.0]], 0)).all():
-                return None
-    except Exception:  # wcslib raises a dozen kinds for a header that makes no sense
-        return None
-    return wcs
-
-
-def wcs_cards(wcs: WCS, origin: tuple[float, float] = (0.0, 0.0)) -> fits.Header:
-    """Cards of a WCS in one representation: the CD matrix.
-
-    Parameters
-    ----------
-    wcs : astropy.wcs.WCS
-        Of the reference frame.
-    origin : tuple of float, pixel
-        (x, y) of the reference that the output's pixel (0, 0) falls on.
-
-    Returns
-    -------
-    astropy.io.fits.Header
-        CTYPE, CRVAL, CRPIX, CD and distortion terms; no PC, CDELT or CROTA.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        moved = wcs.deepcopy()
-        moved.wcs.crpix = np.asarray(wcs.wcs.crpix) - origin
-        if moved.sip is not None:
-            moved.sip = type(moved.sip)(
-                moved.sip.a, moved.sip.b, moved.sip.ap, moved.sip.bp, np.asarray(wcs.sip.crpix) - origin
-            )
-        cards = moved.to_header(relax=True)
-    matrix = wcs.pixel_scale_matrix
-    for key in list(cards):
-        if re.match(r"^(PC\d_\d|CDELT\d|CROTA\d|CD\d_\d|MJDREF\w*|DATEREF|DATE-\w+|MJD-\w+|TIMESYS|WCSAXES)$", key):
-            del cards[key]
-    for i in (0, 1):
-        for j in (0, 1):
-            cards[f"CD{i + 1}_{j + 1}"] = (float(matrix[i, j]), "[deg] linear transformation matrix")
-    return cards
 
 
 def base_cards(reference: fits.Header) -> fits.Header:
@@ -538,7 +405,7 @@ def base_cards(reference: fits.Header) -> fits.Header:
     astropy.io.fits.Header
         Without structure, scaling, times, WCS and calibration sections.
     """
-    kept = _without(reference, _DROPPED, _TIMES, _WCS_CARD)
+    kept = without(reference, _DROPPED, _TIMES, WCS_CARD)
     camera = reference.get("GAIN")
     if isinstance(camera, (int, float)) and not isinstance(camera, bool):
         kept["CAMGAIN"] = (camera, "GAIN of the reference frame as its camera wrote it")

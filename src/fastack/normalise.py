@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastack.errors import MatchError
-from fastack.types import Array, Background, Stars, StarFlag, Transform
+from fastack.types import Array, Background, StarFlag, Stars, Transform
 
 _UNFIT = StarFlag.SATURATED | StarFlag.EDGE | StarFlag.NO_FIT | StarFlag.SHARP
 

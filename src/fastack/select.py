@@ -47,7 +47,9 @@ class Limit:
         """
         match = _LIMIT.match(str(text))
         if not match:
-            raise ValueError(f"{text!r} is no limit; write 5.0 (pixels), 4\" (arcsec), 50% (the best half) or 2.5k (sigma)")
+            raise ValueError(
+                f'{text!r} is no limit; write 5.0 (pixels), 4" (arcsec), 50% (the best half) or 2.5k (sigma)'
+            )
         value, kind = float(match.group(1)), _KINDS[(match.group(2) or "").lower()]
         if value <= 0 or (kind == "percent" and value > 100):
             raise ValueError(f"{text!r} is out of range")
@@ -322,9 +324,7 @@ def limit_table(records: Sequence[FrameRecord], steps: int = 8) -> list[LimitRow
         From the strictest limit to all frames. Depth is that of an equal-weight average on a noise-limited sky:
         noise per frame sigma, area of the mean PSF ~ FWHM^2.
     """
-    known = sorted(
-        (r.quality.fwhm, r.quality.noise) for r in records if r.quality and np.isfinite(r.quality.fwhm)
-    )
+    known = sorted((r.quality.fwhm, r.quality.noise) for r in records if r.quality and np.isfinite(r.quality.fwhm))
     if not known:
         return []
     fwhm, noise = (np.array(column) for column in zip(*known, strict=True))
@@ -335,8 +335,6 @@ def limit_table(records: Sequence[FrameRecord], steps: int = 8) -> list[LimitRow
     counts = sorted({max(1, round(len(fwhm) * (k + 1) / steps)) for k in range(steps)})
     whole = depth(len(fwhm))
     return [
-        LimitRow(
-            float(np.nextafter(fwhm[n - 1], np.inf)), n, float(np.sqrt(np.mean(fwhm[:n] ** 2))), depth(n) - whole
-        )
+        LimitRow(float(np.nextafter(fwhm[n - 1], np.inf)), n, float(np.sqrt(np.mean(fwhm[:n] ** 2))), depth(n) - whole)
         for n in counts
     ]
