@@ -127,7 +127,8 @@ def tile_shape(n_frames: int, shape: tuple[int, int], budget: int, rotation: flo
     slope = abs(math.sin(math.radians(rotation)))
     # a tile of height h and width w reads h + w * slope rows: w / h = 1 / slope balances the two
     width = int(math.sqrt(area / max(slope, 1 / 64)))
-    width = max(ANCHOR, min(width, -(-shape[1] // ANCHOR) * ANCHOR) // ANCHOR * ANCHOR)
+    width = min(width, area // ANCHOR, -(-shape[1] // ANCHOR) * ANCHOR)
+    width = max(ANCHOR, width // ANCHOR * ANCHOR)
     height = max(ANCHOR, min(area // width, shape[0]) // ANCHOR * ANCHOR)
     return height, width
 
