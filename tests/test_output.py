@@ -59,9 +59,10 @@ def test_an_older_file_stays_whole_when_the_run_breaks(tmp_path, data) -> None:
     path = tmp_path / "mosaic.fits"
     write(path, data)
     before = path.read_bytes()
-    with pytest.raises(KeyboardInterrupt), output.FitsSink(
-        path, (70, 91), PLANES, fits.Header(), overwrite=True
-    ) as sink:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        output.FitsSink(path, (70, 91), PLANES, fits.Header(), overwrite=True) as sink,
+    ):
         sink.write("", 0, 0, data[""])
         raise KeyboardInterrupt
     assert path.read_bytes() == before

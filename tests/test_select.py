@@ -25,9 +25,7 @@ def record(k: int, fwhm: float = 3.0, *, frame: dict | None = None, **more: floa
     values = {"shape": (100, 120), "binning": (1, 1), "filter": "V", "object": "M27", "pixel_scale": None}
     values |= {"exposure": 60.0} | (frame or {})
     name = f"d{k:04d}.fits"
-    return FrameRecord(
-        path=Path(name), name=name, frame=SimpleNamespace(**values), quality=quality(fwhm, **more)
-    )
+    return FrameRecord(path=Path(name), name=name, frame=SimpleNamespace(**values), quality=quality(fwhm, **more))
 
 
 def used(records: list[FrameRecord]) -> list[int]:
@@ -46,7 +44,7 @@ def test_arcsec_uses_the_scale_or_says_what_is_missing() -> None:
     records = [record(k, f, frame={"pixel_scale": 1.5}) for k, f in enumerate([2.0, 3.0])]
     select.apply_limits(records, SelectOptions(fwhm_limit='4"'))
     assert used(records) == [0]
-    assert records[1].reason == "FWHM 4.50 arcsec, limit 4\""
+    assert records[1].reason == 'FWHM 4.50 arcsec, limit 4"'
     records = [record(0)]
     with pytest.raises(ValueError, match="--pixel-scale"):
         select.apply_limits(records, SelectOptions(fwhm_limit="4arcsec"))

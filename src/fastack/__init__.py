@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 BASE = ("errors", "types", "options", "executor")
 STAGES = (
     "wcs",
+    "archive",
     "frames",
     "calibrate",
     "background",
