@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from fastack import __version__
-from fastack.errors import FastackError
+from fastack.errors import FastackError, FrameError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -183,7 +183,7 @@ def stack(frames: tuple[str, ...], output: str, overwrite: bool, **rest: Any) ->
     _run_stack(list(frames) or None, output, overwrite, rest)
 
 
-def _run_stack(sources: Sequence[str] | None, output: str, overwrite: bool, rest: dict[str, Any]) -> Any:
+def _run_stack(sources: Sequence[str | Path] | None, output: str, overwrite: bool, rest: dict[str, Any]) -> Any:
     from fastack import report
     from fastack.pipeline import stack as run
 
@@ -257,7 +257,63 @@ def stackx2_command(psf_limit: str, output: str, **rest: Any) -> None:
     if rest.get("fwhm_limit") is not None:
         raise click.UsageError("PSF_LIMIT is the FWHM limit; leave --fwhm-limit out")
     rest["fwhm_limit"] = psf_limit
-    _run_stack(None, output, True, rest)
+    from fastack import frames
+
+    _run_stack(_without_skipped(frames.find_frames(None), rest["quiet"]), output, True, rest)
+
+
+def _without_skipped(paths: Sequence[Path], quiet: bool) -> list[Path]:
+    """Leave out what DONT_PROCESS in the current directory names, and say so."""
+    from fastack import archive
+
+    kept, skipped = archive.split_skipped(paths, archive.read_skip_list(Path()))
+    if skipped and not quiet:
+        print(f"{archive.SKIP_FILE} leaves out {', '.join(p.name for p in skipped)}", file=sys.stderr)
+    if not kept:
+        raise FrameError(f"no frame is left: {archive.SKIP_FILE} names all {len(skipped)}")
+    return kept
+
+
+@click.command(cls=_Grouped, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("telescope")
+@click.argument("date", metavar="DATE")
+@click.argument("start", type=int)
+@click.argument("end", type=int)
+@click.option("-o", "--output", default="mosaic.fits", show_default=True, help="the stack")
+@click.option("--archive-root", help="root of the archive [FASTACK_ARCHIVE, the configuration file, /mnt/archive]")
+@_with_output
+@_with_settings
+@click.version_option(__version__, prog_name="dfstack")
+def dfstack_command(
+    telescope: str, date: str, start: int, end: int, output: str, archive_root: str | None, **rest: Any
+) -> None:
+    """Average frames START to END that TELESCOPE took in the night DATE (yy_mm_dd) into mosaic.fits.
+
+    Frames are ROOT/TELESCOPE/YEAR/DATE/dNNNN.fits; numbers named in DONT_PROCESS in the current directory are left
+    out, and master_flat.fits of the current directory is used.
+    """
+    from fastack import archive
+
+    directory = archive.night_directory(archive.archive_root(archive_root), telescope, date)
+    paths, missing = archive.night_frames(directory, start, end)
+    if missing and not rest["quiet"]:
+        print(f"{directory} has no {_numbers(missing)}", file=sys.stderr)
+    if not paths:
+        raise FrameError(f"{directory} has none of the frames {start} to {end}")
+    if rest.get("flat") is None and not rest.get("no_flat") and Path("master_flat.fits").is_file():
+        rest["flat"] = "master_flat.fits"
+    _run_stack(_without_skipped(paths, rest["quiet"]), output, True, rest)
+
+
+def _numbers(numbers: Sequence[int]) -> str:
+    """Write frame numbers as ``d0142, d0145 to d0150``."""
+    runs: list[list[int]] = []
+    for k in numbers:
+        if runs and runs[-1][1] == k - 1:
+            runs[-1][1] = k
+        else:
+            runs.append([k, k])
+    return ", ".join(f"d{a:04d}" if a == b else f"d{a:04d} to d{b:04d}" for a, b in runs)
 
 
 def _main(command: click.Command, name: str) -> NoReturn:
@@ -292,3 +348,8 @@ def main() -> NoReturn:
 def stackx2() -> NoReturn:
     """Entry point of ``stackX2``."""
     _main(stackx2_command, "stackX2")
+
+
+def dfstack() -> NoReturn:
+    """Entry point of ``dfstack``."""
+    _main(dfstack_command, "dfstack")
