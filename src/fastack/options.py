@@ -116,6 +116,9 @@ class CalibrateOptions:
     gain: float | None = None  #: e-/ADU
     rdnoise: float | None = None  #: e-
     saturation: float | None = None  #: ADU, raw
+    flat_floor: float = 0.05  #: of the flat's median, at and below which a pixel is bad
+    master_clip: float = 5.0  #: sigmas from the median at which a sample is left out of a master
+    max_temperature: float = 2.0  #: a bias or dark further than this from the median is left out, kelvin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
