@@ -26,3 +26,51 @@ def calibrate(
     y0: int = 0,  # of out in the masters
     x0: int = 0,
 ) -> NDArray[np.int32]: ...  # (k, 2) x and y of saturated pixels in out
+# --- measure
+_Shape = tuple[float, float, float, float]  # a, b, c (pixel^-2), eta
+
+# image (ny, nx) float32; xy (n, 2), peak, sky, noise (n,) float64; rows (m,) int64.
+# fits: structured, fields x, y, peak, sky, xy_err, peak_err, top, fwhm, fwhm_err, a, b, c, eta, chi2 (float64), pixels,
+# missing, saturated, neighbours, converged, padding (int32)
+def star_rings(
+    image: NDArray[np.float32], xy: NDArray[np.float64], sky: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
+def sky_annulus(
+    image: NDArray[np.float32], xy: NDArray[np.float64], inner: float, outer: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
+def fit_stars(
+    image: NDArray[np.float32],
+    xy: NDArray[np.float64],
+    peak: NDArray[np.float64],
+    sky: NDArray[np.float64],
+    noise: NDArray[np.float64],
+    shape: _Shape,
+    radius: float,
+    inverse_gain: float,
+    saturation: float,
+    passes: int,
+) -> NDArray[np.void]: ...
+def fit_moffat(
+    image: NDArray[np.float32],
+    xy: NDArray[np.float64],
+    peak: NDArray[np.float64],
+    sky: NDArray[np.float64],
+    noise: NDArray[np.float64],
+    shape: _Shape,
+    radius: float,
+    inverse_gain: float,
+    saturation: float,
+    rows: NDArray[np.int64],
+) -> NDArray[np.void]: ...
+def fit_shape(
+    image: NDArray[np.float32],
+    xy: NDArray[np.float64],
+    peak: NDArray[np.float64],
+    sky: NDArray[np.float64],
+    noise: NDArray[np.float64],
+    shape: _Shape,
+    radius: float,
+    inverse_gain: float,
+    saturation: float,
+    rows: NDArray[np.int64],
+) -> _Shape | None: ...
