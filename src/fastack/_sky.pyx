@@ -193,7 +193,8 @@ def search(
     distractors : float
         Part of the detections that no catalogue star answers.
     bail, report, sure : float
-        Log odds below which a place is left, at which it is reported, at which the search pauses.
+        Log odds below which a place is left, at which it is reported, at which the search pauses. The odds are
+        the best that any number of the brightest detections gives: a catalogue may be shallow.
     first : int
         Triangle of the camera to begin with.
 
@@ -206,7 +207,7 @@ def search(
     cdef Py_ssize_t n = camera.shape[0], t, s, row, tried = 0, pause = camera_index.shape[0]
     cdef int i, j, k, r, c, bx, by, r_low, r_high, c_low, c_high, cx, cy, star, best, relation
     cdef int stamp = 0
-    cdef double tolerance, rb, rc, ratio, spread, cu, cv, u, v, x, y, z, dx, dy, d2, s2, best_d2, reach, odds, a
+    cdef double tolerance, rb, rc, ratio, spread, cu, cv, u, v, x, y, z, dx, dy, d2, s2, best_d2, reach, odds, best_odds, a
     cdef double miss = log(distractors)
     cdef double cam[9]
     cdef double tri[9]
@@ -255,7 +256,7 @@ def search(
                 for k in range(3):
                     h[3 * k] *= -relation * ratio
                     h[3 * k + 1] *= ratio
-                odds = 0
+                odds = best_odds = 0
                 for row in range(n):
                     if row == camera_index[t, 0] or row == camera_index[t, 1] or row == camera_index[t, 2]:
                         continue
@@ -288,8 +289,10 @@ def search(
                             distractors
                             + (1 - distractors) * exp(-0.5 * best_d2 / s2) / (2 * PI * s2 * density[best])
                         )
-                    if odds < bail:
+                    best_odds = max(best_odds, odds)
+                    if odds < best_odds + bail - (0.5 * best_odds if best_odds < sure else 0.5 * sure):
                         break
+                odds = best_odds
                 if odds >= report:
                     found_h.append([h[0], h[1], h[2], h[3], h[4], h[5], h[6], h[7], h[8]])
                     found_odds.append(odds)

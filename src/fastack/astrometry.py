@@ -361,6 +361,7 @@ def proper_motion(catalogue: CatalogueStars, epoch: float) -> CatalogueStars:
         return catalogue
     known = np.isfinite(catalogue.pm_ra) & np.isfinite(catalogue.pm_dec)
     ra, dec = catalogue.ra.copy(), catalogue.dec.copy()
+    pm_ra, pm_dec = catalogue.pm_ra.copy(), catalogue.pm_dec.copy()
     if known.any():
         # a parallax that is noise would make a distance of parsecs and a spurious perspective acceleration
         parallax = np.where(np.nan_to_num(catalogue.parallax[known]) > 1, catalogue.parallax[known], 0.1)
@@ -375,17 +376,23 @@ def proper_motion(catalogue: CatalogueStars, epoch: float) -> CatalogueStars:
                 obstime=Time(catalogue.epoch, format="jyear", scale="tcb"),
             ).apply_space_motion(Time(float(epoch), format="jyear", scale="tcb"))
         ra[known], dec[known] = there.ra.deg, there.dec.deg
+        pm_ra[known], pm_dec[known] = there.pm_ra_cosdec.to_value("mas/yr"), there.pm_dec.to_value("mas/yr")
+
+    unknown = AstrometryOptions().catalogue_error
 
     def grown(error: Array, rate: Array) -> Array:
+        error = np.where(np.isfinite(error), error, unknown)
         rate = np.where(known, np.where(np.isfinite(rate), rate, NO_MOTION_ERROR), NO_PROPER_MOTION)
         return np.asarray(np.hypot(error, rate * years))
 
-    columns = {k: getattr(catalogue, k) for k in ("pm_ra", "pm_dec", "pm_ra_err", "pm_dec_err", "parallax", "mag")}
+    columns = {k: getattr(catalogue, k) for k in ("pm_ra_err", "pm_dec_err", "parallax", "mag")}
     return CatalogueStars.make(
         ra,
         dec,
         ra_err=grown(catalogue.ra_err, catalogue.pm_ra_err),
         dec_err=grown(catalogue.dec_err, catalogue.pm_dec_err),
+        pm_ra=pm_ra,
+        pm_dec=pm_dec,
         epoch=float(epoch),
         name=catalogue.name,
         band=catalogue.band,
@@ -550,8 +557,9 @@ class _Solver:
 
     # -- search
 
-    def search(self, sky: _Sky, centre: Array, radius: float, scale: float, window: float, parity: int) -> _Model | None:
-        """Look for the image in one patch of the sky at one level of scale (radian per pixel)."""
+    def search(self, sky: _Sky, leg: _Leg, parity: int) -> _Model | None:
+        """Look for the image in one patch of the sky at one level of scale."""
+        centre, radius, scale, window = leg.centre, leg.radius, leg.scale, leg.window
         options, width = self.options, self.width * scale
         frame = _frame(*_radec(centre))
         rows = sky.within(centre, min(radius, 1.2))
@@ -573,7 +581,7 @@ class _Solver:
         unit = np.column_stack([camera, np.ones(len(camera))])
         unit /= np.linalg.norm(unit, axis=1)[:, None]
         done: set[tuple[int, int, int, int, float]] = set()
-        for d0, d1, c0, c1, longest in _ROUNDS:
+        for d0, d1, c0, c1, longest in _ROUNDS[: leg.rounds]:
             chosen = np.flatnonzero((patch.rank >= c0 // 4) & (patch.rank < -(-c1 // 4)))
             signature = (d0, min(d1, verify), len(chosen), c0, longest)
             if d0 >= verify - 3 or len(chosen) < 4 or signature in done:
@@ -755,7 +763,8 @@ class _Solver:
 
         Lang et al. 2010, section 3.4: a detection is a distractor with probability d or lies at a catalogue star
         within the errors; by chance it would lie anywhere. The density of chance is the catalogue's own, taken
-        about each star, and as many of the best detections as the model has free points do not count.
+        about each star, and as many of the best detections as the model has free points do not count. A catalogue
+        may be shallower than the image, so the best of all cuts in brightness counts.
         """
         d = self.options.distractors
         ours = self.spread[: self.options.verify]
@@ -783,11 +792,13 @@ class _Solver:
             s2 = (self.xy_err[ours] * scale) ** 2 + (sky.error[field[chosen[there]]] ** 2).mean(axis=1)
             s2 = np.maximum(s2 + model.extra**2, (0.3 * scale) ** 2)
             likelihood = d + (1 - d) * np.exp(-0.5 * distance**2 / s2) / (2 * np.pi * s2 * density)
-            gains = np.sort(np.log(np.where(back, likelihood, d)))
-            best = max(best, float(gains[: max(len(gains) - int(np.ceil(free)), 0)].sum()) - np.log(3))
+            gains = np.log(np.where(back, likelihood, d))
+            gains[np.argsort(gains)[len(gains) - int(np.ceil(free)) :]] = 0
+            best = max(best, float(np.cumsum(gains).max()))
             if depth >= len(order):
                 break
-        return best
+        # three depths of the catalogue and as many of the detections as there are were tried
+        return best - float(np.log(3 * len(ours)))
 
 
 def _area(vectors: Array) -> float:
@@ -843,7 +854,7 @@ def _extra_scatter(residual: Array, variance: Array, dof: float) -> float:
     if median(0.0) <= goal:
         return 0.0
     low, high = 0.0, float(r2.sum(axis=1).max())
-    for _ in range(30):
+    for _ in range(20):
         middle = (low + high) / 2
         low, high = (middle, high) if median(middle) > goal else (low, middle)
     return (low + high) / 2
@@ -916,25 +927,25 @@ def solve(
     place = _where(guess, fixed)
     skies: dict[tuple[float, float, float], _Sky] = {}
     visited = 0
-    for centre, radius, scale, window in _plan(place, guess, solver, fixed, options):
+    for leg in _plan(place, guess, solver, fixed, options):
         if fixed is not None:
             sky = fixed
         else:
-            ra, dec = _radec(centre)
-            key = (round(ra, 6), round(dec, 6), round(float(np.degrees(radius)), 6))
+            ra, dec = _radec(leg.centre)
+            key = (round(ra, 6), round(dec, 6), round(float(np.degrees(leg.radius)), 6))
             if key not in skies:
                 assert not isinstance(catalogue, CatalogueStars)
                 skies[key] = _Sky(catalogue(*key), options)
             sky = skies[key]
         visited += 1
-        model = solver.search(sky, centre, radius, scale, window, guess.parity or 0)
+        model = solver.search(sky, leg, guess.parity or 0)
         if model is None:
             continue
         if fixed is None:
             assert not isinstance(catalogue, CatalogueStars)
             there = _frame(model.ra, model.dec)[2]
             need = 0.55 * solver.diagonal * model.scale
-            if float(np.arccos(np.clip(there @ centre, -1, 1))) + need > radius:
+            if float(np.arccos(np.clip(there @ leg.centre, -1, 1))) + need > leg.radius:
                 sky = _Sky(catalogue(model.ra, model.dec, float(np.degrees(need))), options)
         return _solution(solver, sky, model)
     name = fixed.stars.name if fixed is not None else "the catalogue"
@@ -960,29 +971,37 @@ def _where(guess: Guess, sky: _Sky | None) -> tuple[Array, float]:
     return mean, float(np.arccos(np.clip(np.nanmin(sky.vectors @ mean), -1, 1)))
 
 
+@dataclass(frozen=True, slots=True)
+class _Leg:
+    """One step of the search: a patch of the sky at one level of scale."""
+
+    centre: Array  # unit vector
+    radius: float  # radian
+    scale: float  # nominal, radian per pixel
+    window: float  # half of the level's width in ln(scale)
+    rounds: int  # of `_ROUNDS`
+
+
 def _plan(
     place: tuple[Array, float], guess: Guess, solver: _Solver, sky: _Sky | None, options: AstrometryOptions
-) -> Iterator[tuple[Array, float, float, float]]:
-    """Patches and scales in the order in which they are searched: (direction, radius, radian/px, ln window)."""
+) -> Iterator[_Leg]:
+    """The legs of the search, the likeliest first: about the guess, further out, at scales that nobody named."""
     low, high = guess.scale_range
     levels = _levels(low, high)
-    stages = [(level, place[1]) for level in levels]
-    far = float(np.radians(options.max_radius))
-    if far > place[1]:
-        stages += [(level, far) for level in levels]
+    near, far = place[1], float(np.radians(options.max_radius))
+    stages = [(level, near, len(_ROUNDS)) for level in levels]
+    # a scale that is unknown too would make a search far out last for minutes
+    if far > near and len(levels) <= 4:
+        stages += [(level, far, 3) for level in levels]
     if options.widen_scale > 1 and guess.scale is not None:
         wide = _levels(low / options.widen_scale, low) + _levels(high, high * options.widen_scale)
-        stages += [(level, place[1]) for level in wide]
-    # more levels than a known scale needs: searching each of them far out would take minutes and gain nothing
-    if len(levels) > 4:
-        stages = [stage for stage in stages if stage[1] <= place[1]]
+        stages += [(level, near, 2) for level in wide]
     seen: dict[float, NDArray[np.bool_]] = {}
     began: set[tuple[float, int]] = set()
-    for (scale, window), reach in stages:
+    for (scale, window), reach, rounds in stages:
         half = 0.55 * solver.diagonal * scale * float(np.exp(window))
         # a patch holds a few fields: the fewer, the fewer triangles that mean nothing
-        cover = min(place[1], 3.3 * solver.width * scale)
-        cover = max(cover, half)
+        cover = max(min(near, 3.3 * solver.width * scale), half)
         net = _spiral(_frame(*_radec(place[0])), np.sqrt(3) * cover, 0.0 if reach <= cover else reach)
         for number, centre in enumerate(net):
             if (scale, number) in began:
@@ -994,7 +1013,7 @@ def _plan(
                 if (~mask[rows]).sum() < 4:
                     continue
                 mask[rows] = True
-            yield centre, cover + half, scale, window
+            yield _Leg(centre, cover + half, scale, window, rounds)
 
 
 def _levels(low: float, high: float) -> list[tuple[float, float]]:
@@ -1287,7 +1306,8 @@ def plots(solution: Solution, path: str | Path) -> None:
     for values, label, value in zip(
         solution.residuals.T, ("RA cos Dec", "Dec"), (solution.rms_ra, solution.rms_dec), strict=True
     ):
-        right.hist(values, bins=41, range=(-limit, limit), histtype="step", label=f'{label}: rms {value:.3g}"')
+        right.hist(values, bins=33, range=(-limit, limit), histtype="step", label=f'{label}: rms {value:.3g}"')
     right.set(xlabel="catalogue - solution [arcsec]", ylabel="stars")
-    right.legend()
+    right.margins(y=0.2)
+    right.legend(loc="upper left", frameon=False)
     figure.savefig(path, dpi=110)

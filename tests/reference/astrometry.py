@@ -139,3 +139,190 @@ def triangles(xyz, shortest, longest, min_ratio):
         v = tuple(int(rows[i]) for i in order)
         found[v] = (b / a, c / a, np.log(a), np.sign(np.linalg.det(xyz[list(v)])))
     return found
+
+
+def place_odds(camera, place, sky, density, triangle, sigma, distractors):
+    """Best log odds over the cuts in brightness of a place (3, 3), as `_sky.search` counts them."""
+    ours, theirs, ratio = triangle  # rows of the camera's triangle, rows of the sky's, scale
+    centre = camera[list(ours)].mean(axis=0)
+    unit = np.column_stack([camera[list(ours)] * ratio, np.ones(3)])
+    unit /= np.linalg.norm(unit, axis=1)[:, None]
+    spread = ((unit - unit.mean(axis=0)) ** 2).sum()
+    used, odds, best = set(theirs), 0.0, 0.0
+    plane = sky[:, :2] / sky[:, 2:]
+    for row, (u, v) in enumerate(camera):
+        if row in ours:
+            continue
+        x, y, z = place @ [u, v, 1]
+        r = np.hypot(*(plane - [x / z, y / z]).T)
+        r[list(used)] = np.inf
+        s2 = (ratio * sigma) ** 2 * (4 / 3 + ratio**2 * ((u - centre[0]) ** 2 + (v - centre[1]) ** 2) / spread)
+        j = int(np.argmin(r))
+        if r[j] ** 2 > 16 * s2:
+            odds += np.log(distractors)
+        else:
+            used.add(j)
+            density_ratio = np.exp(-0.5 * r[j] ** 2 / s2) / (2 * np.pi * s2 * density[j])
+            odds += np.log(distractors + (1 - distractors) * density_ratio)
+        best = max(best, odds)
+    return best
+
+
+def observe(wcs, shape, ra, dec, xy_err, flux, rng, *, false=0.5):
+    """Detections of stars at their true places, with centroid noise and `false` times as many that are no stars."""
+    with np.errstate(invalid="ignore"):
+        xy = np.column_stack(wcs.all_world2pix(ra, dec, 0))
+    ny, nx = shape
+    inside = np.flatnonzero((xy > -0.5).all(axis=1) & (xy[:, 0] < nx - 0.5) & (xy[:, 1] < ny - 0.5))
+    xy, error, flux = xy[inside], xy_err[inside], flux[inside]
+    n = int(false * len(xy))
+    xy = np.r_[xy + rng.normal(0, 1, xy.shape) * error[:, None], rng.uniform(0, [nx - 1, ny - 1], (n, 2))]
+    pick = rng.integers(0, len(flux), n)
+    order = np.argsort(-np.r_[flux, flux[pick]], kind="stable")
+    source = np.r_[inside, np.full(n, -1)][order]
+    stars = Stars.make(xy[order], flux=np.r_[flux, flux[pick]][order], xy_err=np.r_[error, error[pick]][order])
+    return stars, source
+
+
+def ucac4(path):
+    """The UCAC4 rows of a VizieR CSV."""
+    from astropy.table import Table
+
+    t = Table.read(path)
+    return CatalogueStars.make(
+        t["RAJ2000"],
+        t["DEJ2000"],
+        ra_err=t["e_RAJ2000"],
+        dec_err=t["e_DEJ2000"],
+        pm_ra=t["pmRA"],
+        pm_dec=t["pmDE"],
+        pm_ra_err=t["e_pmRA"],
+        pm_dec_err=t["e_pmDE"],
+        mag=t["f.mag"],
+        epoch=2000.0,
+        name="UCAC4",
+        band="f",
+    )
+
+
+def gaia(path):
+    """A piece of Gaia DR2."""
+    from astropy.table import Table
+
+    t = Table.read(path)
+    return CatalogueStars.make(
+        t["ra"],
+        t["dec"],
+        ra_err=t["ra_error"],
+        dec_err=t["dec_error"],
+        pm_ra=t["pmra"],
+        pm_dec=t["pmdec"],
+        pm_ra_err=t["pmra_error"],
+        pm_dec_err=t["pmdec_error"],
+        parallax=t["parallax"],
+        mag=t["phot_g_mean_mag"],
+        epoch=2015.5,
+        name="Gaia DR2",
+        band="G",
+    )
+
+
+def tycho2(path):
+    """Tycho-2 positions at J2000 without proper motions."""
+    from astropy.table import Table
+
+    t = Table.read(path)
+    return CatalogueStars.make(t["ra_j2000_deg"], t["dec_j2000_deg"], mag=t["VTmag"], name="Tycho-2", band="VT")
+
+
+@dataclass
+class GaiaField:
+    stars: Stars
+    source: np.ndarray  # row of the catalogue behind each detection, -1: none
+    catalogue: CatalogueStars  # at its own epoch
+    wcs: WCS
+    shape: tuple
+    bound: np.ndarray  # Cramer-Rao bound of each detection, arcsec
+    snr: np.ndarray
+    epoch: float
+
+
+def gaia_field(path, rng, *, scale=0.6, fwhm=1.5, years=10.0) -> GaiaField:
+    """What a telescope sees of a piece of Gaia `years` after its epoch: SNR 100 at G = 19, mostly sky noise.
+
+    Bound of a Gaussian profile of width s: s^2 / F + 2 s^2 V / F^2 (sky-limited: sqrt(2) s / SNR, 9 mas at SNR 100).
+    Places are moved linearly on the sphere's metric, which is exact to 0.01 mas over 10 years here.
+    """
+    catalogue = gaia(path)
+    middle = float(np.median(catalogue.ra)), float(np.median(catalogue.dec))
+    size = int(0.2 * 3600 / scale)
+    shape = (size, size)
+    wcs = true_wcs(*middle, scale, rng.uniform(0, 360), int(rng.choice([-1, 1])), shape)
+    hidden = np.isnan(catalogue.pm_ra)
+    pm_ra = np.where(hidden, rng.normal(0, 5, len(catalogue)), catalogue.pm_ra)
+    pm_dec = np.where(hidden, rng.normal(0, 5, len(catalogue)), catalogue.pm_dec)
+    draw = rng.normal(0, 1, (2, len(catalogue)))
+    moved_ra = catalogue.ra_err * draw[0] + pm_ra * years
+    moved_dec = catalogue.dec_err * draw[1] + pm_dec * years
+    dec = catalogue.dec + moved_dec / 3.6e6
+    ra = catalogue.ra + moved_ra / 3.6e6 / np.cos(np.radians(catalogue.dec))
+    f = 1e5 * 10 ** (-0.4 * (catalogue.mag - 19))
+    v = 9e5
+    s = fwhm / 2.3548
+    bound = np.sqrt(s**2 / f + 2 * s**2 * v / f**2)
+    snr = f / np.sqrt(f + v)
+    seen = np.where(snr > 5, 1.0, np.nan)
+    keep = np.flatnonzero(np.isfinite(seen))
+    stars, source = observe(wcs, shape, ra[keep], dec[keep], bound[keep] / scale, f[keep], rng)
+    source = np.where(source >= 0, keep[source], -1)
+    return GaiaField(stars, source, catalogue, wcs, shape, stars.xy_err * scale, snr, catalogue.epoch + years)
+
+
+def ucac4_case(catalogue, seed, solve, guess_class):
+    """A 20' field of UCAC4 rows at 0.7 arcsec/px, each at its place plus a draw from its errors.
+
+    Returns (rms of the residuals / rms that the errors predict, largest error of the solution in arcsec, pairs).
+    """
+    rng = np.random.default_rng(seed)
+    scale, shape = 0.7, (1714, 1714)
+    wcs = true_wcs(299.59, 35.20, scale, rng.uniform(0, 360), int(rng.choice([-1, 1])), shape)
+    draw = rng.normal(0, 1, (2, len(catalogue))) * [catalogue.ra_err, catalogue.dec_err] / 3.6e6
+    ra, dec = catalogue.ra + draw[0] / np.cos(np.radians(catalogue.dec)), catalogue.dec + draw[1]
+    flux = 10 ** (-0.4 * (np.nan_to_num(catalogue.mag, nan=17.0) - 25))
+    xy_err = np.hypot(0.02, 0.05 * np.sqrt(flux.min() / flux))
+    stars, source = observe(wcs, shape, ra, dec, xy_err, flux, rng)
+    guess = guess_class(ra=299.7, dec=35.12, radius=0.3, scale=0.75, scale_range=(0.6, 0.9))
+    solution = solve(stars, catalogue, shape, guess=guess)
+    ours, theirs = solution.pairs.T
+    right = source[ours] == theirs
+    assert right.mean() > 0.95
+    expected = np.column_stack([catalogue.ra_err, catalogue.dec_err])[theirs] / 1000
+    expected = np.hypot(expected, (stars.xy_err[ours] * scale)[:, None])
+    ratio = float(np.sqrt((solution.residuals**2).mean() / (expected**2).mean()))
+    return ratio, float(separation(solution.wcs, wcs, shape).max()), solution.n
+
+
+def gaia_case(path, seed, solve, guess_class, carry):
+    """A piece of Gaia ten years on. Returns (rms of residual / bound at SNR >= 100, worst error in arcsec, stars)."""
+    f = gaia_field(path, np.random.default_rng(seed))
+    catalogue = carry(f.catalogue, f.epoch)
+    guess = guess_class(
+        ra=float(f.wcs.wcs.crval[0]) + 0.05,
+        dec=float(f.wcs.wcs.crval[1]) - 0.05,
+        radius=0.2,
+        scale=0.62,
+        scale_range=(0.5, 0.75),
+    )
+    solution = solve(f.stars, catalogue, f.shape, guess=guess)
+    ours, theirs = solution.pairs.T
+    bright = (f.source[ours] == theirs) & (f.snr[theirs] >= 100)
+    # two-parameter sources have no proper motion: nobody can know where they are ten years later
+    bright &= np.isfinite(f.catalogue.pm_ra[theirs])
+    # the bound of the image alone; the catalogue's own error is part of the measured scatter
+    bound = f.bound[ours][bright]
+    rms = np.sqrt((solution.residuals[bright] ** 2).mean())
+    return (
+        float(rms / np.sqrt((bound**2).mean())),
+        float(separation(solution.wcs, f.wcs, f.shape).max()),
+        int(bright.sum()),
+    )
