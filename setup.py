@@ -84,8 +84,9 @@ pixels = Extension(
     language="c++",
 )
 stars = Extension("fastack._stars", ["src/fastack/_stars.pyx"], extra_compile_args=["-O3"])
+sky = Extension("fastack._sky", ["src/fastack/_sky.pyx"], extra_compile_args=["-O3"])
 
 setup(
-    ext_modules=[pixels, *cythonize([stars], build_dir="build/cython", language_level=3)],
+    ext_modules=[pixels, *cythonize([stars, sky], build_dir="build/cython", language_level=3)],
     cmdclass={"build_ext": BuildExt},
 )

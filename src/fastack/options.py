@@ -122,6 +122,24 @@ class CalibrateOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AstrometryOptions:
+    """Solving a list of stars against a catalogue."""
+
+    min_log_odds: float = 20.7  #: ln(odds) from which a place is believed, before the number of places tried: 1e9
+    max_radius: float = 5.0  #: how far from the guess the search goes, degree
+    widen_scale: float = 3.0  #: factor either way by which the scale may be wrong when all else has failed; 1: never
+    max_order: int = 5  #: of the distortion polynomial
+    min_bic: float = 10.0  #: gain in the Bayesian information criterion that justifies a larger model
+    clip: float = 4.0  #: pairs further apart than this many sigmas are left out
+    centroid: float = 1.0  #: error of a position that the search allows for, pixel
+    position_error: float = 0.3  #: error of a detection whose own is unknown, pixel
+    catalogue_error: float = 100.0  #: error of a catalogue star whose own is unknown, mas
+    distractors: float = 0.6  #: part of the detections that the catalogue may not know
+    verify: int = 100  #: brightest detections that decide the odds of a place
+    max_triangles: int = 300_000  #: of catalogue stars in one round of the search
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StackOptions:
     """A whole run."""
 

@@ -366,3 +366,50 @@ class FrameRecord:
     def used(self) -> bool:
         """Whether the frame is in the stack."""
         return self.reason is None
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class CatalogueStars:
+    """Stars of a catalogue at one epoch, ICRS.
+
+    All columns have the same length n; what is unknown is NaN.
+    """
+
+    ra: Array  #: (n,) right ascension, degree
+    dec: Array  #: (n,) declination, degree
+    ra_err: Array  #: (n,) one sigma of `ra` times cos(dec), mas
+    dec_err: Array  #: (n,) one sigma of `dec`, mas
+    pm_ra: Array  #: (n,) proper motion in `ra` times cos(dec), mas/yr
+    pm_dec: Array  #: (n,) proper motion in `dec`, mas/yr
+    pm_ra_err: Array  #: (n,) one sigma of `pm_ra`, mas/yr
+    pm_dec_err: Array  #: (n,) one sigma of `pm_dec`, mas/yr
+    parallax: Array  #: (n,) mas
+    mag: Array  #: (n,) magnitude in `band`
+    epoch: float = 2000.0  #: Julian year of the positions
+    name: str = ""  #: of the catalogue: "UCAC4", "Gaia DR3", a file's name
+    band: str = ""  #: of `mag`
+
+    @classmethod
+    def make(
+        cls, ra: Any, dec: Any, *, epoch: float = 2000.0, name: str = "", band: str = "", **columns: Any
+    ) -> CatalogueStars:
+        """Stars at `ra`, `dec` (degree) with the given columns; the others are NaN."""
+        values = {"ra": _frozen(np.ravel(ra), np.float64), "dec": _frozen(np.ravel(dec), np.float64)}
+        n = len(values["ra"])
+        for key in ("ra_err", "dec_err", "pm_ra", "pm_dec", "pm_ra_err", "pm_dec_err", "parallax", "mag"):
+            column = np.ma.filled(np.ma.asarray(columns.pop(key, np.full(n, np.nan)), float), np.nan)
+            values[key] = _frozen(column, np.float64)
+        if columns:
+            raise TypeError(f"unknown columns {sorted(columns)}")
+        for key, column in values.items():
+            if column.shape != (n,):
+                raise ValueError(f"column {key!r} has shape {column.shape}, not ({n},)")
+        return cls(epoch=float(epoch), name=name, band=band, **values)
+
+    def __len__(self) -> int:
+        return len(self.ra)
+
+    def __getitem__(self, index: Any) -> CatalogueStars:
+        """Rows by mask, slice or index array."""
+        columns = {f.name: getattr(self, f.name) for f in fields(self)}
+        return CatalogueStars(
+            **{k: _view(np.atleast_1d(v[index])) if isinstance(v, np.ndarray) else v for k, v in columns.items()}
+        )
