@@ -26,6 +26,7 @@ def calibrate(
     y0: int = 0,  # of out in the masters
     x0: int = 0,
 ) -> NDArray[np.int32]: ...  # (k, 2) x and y of saturated pixels in out
+
 # --- measure
 _Shape = tuple[float, float, float, float]  # a, b, c (pixel^-2), eta
 

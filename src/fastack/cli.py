@@ -243,6 +243,42 @@ def measure(frames: tuple[str, ...], output: str | None, quiet: bool, verbose: i
         print(report.quality_lines(records))
 
 
+@cli.command()
+@click.option("-d", "--directory", default="fastack-demo", show_default=True, help="where everything goes")
+@click.option("--frames", default=24, show_default=True, help="frames of the night")
+@click.option("--size", default=1024, show_default=True, help="side of a frame, pixel")
+@click.option("--seed", default=1, show_default=True, help="of the night")
+@click.option("--threads", type=int, help="threads [all processors]")
+@click.option("-q", "--quiet", is_flag=True, help="print nothing but errors")
+def demo(directory: str, frames: int, size: int, seed: int, threads: int | None, quiet: bool) -> None:
+    """Simulate a night and stack it: the main job on any machine, without data.
+
+    Leaves frames/, mosaic.fits, mosaic.png, comparison.png and frames.ecsv in the directory.
+    """
+    from fastack import report
+    from fastack.executor import available_threads
+    from fastack.simulate import NightOptions, simulate_night
+
+    target = Path(directory)
+    night = simulate_night(
+        NightOptions(
+            n_frames=frames, shape=(size, size), seed=seed, n_stars=size * size // 1500, fwhm=2.8, fwhm_spread=0.15,
+            drift=(40.0, -25.0), rotation=1.2, transparency_spread=0.08, sky_spread=0.1, sky_gradient=0.05,
+            cosmic_rays=size / 20, hot_pixels=size // 8, trails=0.15, wcs="approximate",
+        ),
+        threads=threads or available_threads(),
+    )  # fmt: skip
+    if not quiet:
+        print(f"simulating {frames} frames of {size} x {size} pixels in {target / 'frames'}", file=sys.stderr)
+    paths = night.write(target / "frames")
+    rest = dict.fromkeys(("dry_run", "maps", "preview", "table"))
+    rest |= {"quiet": quiet, "verbose": 0, "threads": threads, "table": str(target / "frames.ecsv")}
+    result = _run_stack(list(paths), str(target / "mosaic.fits"), True, rest | {"preview": str(target / "mosaic.png")})
+    report.write_comparison(result, target / "comparison.png")
+    if not quiet:
+        print(f"open         {target / 'comparison.png'} and {target / 'mosaic.png'}")
+
+
 @click.command(cls=_Grouped, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("psf_limit")
 @click.option("-o", "--output", default="mosaic.fits", show_default=True, help="the stack")

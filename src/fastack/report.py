@@ -463,21 +463,86 @@ def write_preview(image: FloatImage, path: str | Path, *, size: int = 1600) -> N
     """
     from matplotlib import image as png
 
+    try:
+        png.imsave(Path(path), _stretched(image, size)[::-1])
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def _stretched(image: FloatImage, size: int, limits: tuple[float, float, float] | None = None) -> np.ndarray:
+    """Picture of an image by an asinh stretch (Lupton et al. 2004), averaged down to `size`."""
     step = max(1, -(-max(image.shape) // size))
     ny, nx = (s // step * step for s in image.shape)
     small = np.asarray(image[:ny, :nx], np.float64).reshape(ny // step, step, nx // step, step).mean(axis=(1, 3))
     known = np.isfinite(small)
-    values = small[known] if known.any() else np.zeros(1)
-    median = np.median(values)
-    sigma = 1.4826 * np.median(np.abs(values - median)) or 1.0
-    low, soft = median - 2.5 * sigma, 4 * sigma
-    high = max(np.percentile(values, 99.7), median + 10 * sigma)
+    low, soft, high = limits or stretch_limits(small)
     with np.errstate(invalid="ignore"):
         scaled = np.arcsinh((small - low) / soft) / np.arcsinh((high - low) / soft)
-    grey = np.nan_to_num(np.clip(scaled, 0, 1))
-    rgb = np.stack([grey] * 3, axis=2)
+    rgb = np.repeat(np.nan_to_num(np.clip(scaled, 0, 1))[..., None], 3, axis=2)
     rgb[~known] = (0.05, 0.08, 0.25)
+    return rgb
+
+
+def stretch_limits(image: np.ndarray) -> tuple[float, float, float]:
+    """Black level, softening and white level that show sky noise and bright stars at once.
+
+    Parameters
+    ----------
+    image : ndarray
+        Any image; NaN does not count.
+
+    Returns
+    -------
+    low, soft, high : float
+        In units of the image.
+    """
+    values = image[np.isfinite(image)]
+    if not values.size:
+        return 0.0, 1.0, 1.0
+    median = float(np.median(values))
+    sigma = float(1.4826 * np.median(np.abs(values - median))) or 1.0
+    return median - 2.5 * sigma, 4 * sigma, max(float(np.percentile(values, 99.7)), median + 10 * sigma)
+
+
+def write_comparison(result: Any, path: str | Path, *, size: int = 420) -> None:
+    """PNG of one frame beside the stack, the same part of the sky with the same stretch.
+
+    Parameters
+    ----------
+    result : pipeline.StackResult
+        Of a run that wrote a file.
+    path : str or Path
+        Target.
+    size : int, pixel
+        Side of the part that is shown.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    record = next(r for r in result.records if r.name == result.reference)
+    frame = fits.getdata(record.path).astype(np.float32)
+    stack = result.data
+    dx, dy = (int(v) for v in result.grid.origin)
+    half = min(size, *frame.shape) // 2
+    cy, cx = frame.shape[0] // 2, frame.shape[1] // 2
+    one = frame[cy - half : cy + half, cx - half : cx + half]
+    many = stack[cy - dy - half : cy - dy + half, cx - dx - half : cx - dx + half]
+    one = one - np.median(one) + np.nanmedian(many)
+    limits = stretch_limits(one)
+    figure = Figure(figsize=(10, 5.3), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axis, image, title in zip(
+        figure.subplots(1, 2), (one, many), ("one frame", f"stack of {len(result.used)}"), strict=True
+    ):
+        axis.imshow(_stretched(image, size, limits), origin="lower", interpolation="nearest")
+        axis.set_title(title)
+        axis.set_axis_off()
     try:
-        png.imsave(Path(path), rgb[::-1])
+        figure.savefig(Path(path), dpi=100)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error

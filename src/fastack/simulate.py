@@ -261,9 +261,7 @@ class NightOptions:
     transparency_spread: float = 0.03  #: ln transparency is -abs of a normal deviate of this width
     sky: PerFrame = 400.0  #: e-/pixel
     sky_spread: float = 0.05  #: standard deviation of ln sky
-    sky_gradient: float = (
-        0.0  #: from edge to edge, part of the sky; its direction turns by 90 degrees in the night
-    )
+    sky_gradient: float = 0.0  #: from edge to edge, part of the sky; its direction turns by 90 degrees in the night
 
     gain: float = 1.5  #: e-/ADU
     rdnoise: float = 6.0  #: e-

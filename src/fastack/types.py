@@ -366,6 +366,8 @@ class FrameRecord:
     def used(self) -> bool:
         """Whether the frame is in the stack."""
         return self.reason is None
+
+
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class CatalogueStars:
     """Stars of a catalogue at one epoch, ICRS.
