@@ -99,7 +99,9 @@ def test_search_finds_the_place_and_its_odds_are_the_twins(parity):
     ratio = np.linalg.norm(place[:, 0])
     twins = []
     for rows in ours[:after]:
-        mates = tuple(int(np.argmin(np.hypot(*(plane - (got[r, :2] / got[r, 2])).T))) for r in (int(v) for v in rows))
+        mates = tuple(
+            int(np.argmin(np.hypot(*(plane - (got[r, :2] / got[r, 2])).T))) for r in (int(v) for v in rows)
+        )
         twins.append(ref.place_odds(camera, place, sky, density, (tuple(map(int, rows)), mates, ratio), sigma, 0.6))
     assert np.abs(np.array(twins) - odds[best]).min() < 1e-6 * odds[best]
 
@@ -420,9 +422,7 @@ def test_positions_as_they_occur(ra, dec, where):
     assert (given.ra, given.dec) == pytest.approx(where, abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("ra", "dec"), [("19 75 00", "1 0 0"), ("none", "1"), (400.0, 1.0), (10.0, 91.0), ("", ""), (None, 1)]
-)
+@pytest.mark.parametrize(("ra", "dec"), [("19 75 00", "1 0 0"), ("none", "1"), (400.0, 1.0), (10.0, 91.0), ("", ""), (None, 1)])
 def test_nonsense_is_no_position(ra, dec):
     assert first_guess({"RA": ra, "DEC": dec}).ra is None
     with pytest.raises(ValueError, match="centre"):

@@ -832,7 +832,9 @@ def _similarity(uv: Array, target: Array, weight: Array, mirrored: bool) -> tupl
     spread = (w * np.abs(p - p0) ** 2).sum()
     z = (w * np.conj(p - p0) * (t - t0)).sum() / spread
     shift = t0 - z * p0
-    coefficients = np.array([[shift.real, shift.imag], [z.real, z.imag], [-sign * z.imag, sign * z.real]])
+    coefficients = np.array(
+        [[shift.real, shift.imag], [z.real, z.imag], [-sign * z.imag, sign * z.real]]
+    )
     one = 1 / weight.sum()
     turn = one / spread
     c0 = np.array([p0.real, sign * p0.imag])

@@ -16,27 +16,16 @@ from typing import Any
 import numpy as np
 from astropy.io import fits
 
-from fastack import (
-    __version__,
-    background,
-    calibrate,
-    combine,
-    detect,
-    frames,
-    grid,
-    header,
-    measure,
-    normalise,
-    output,
-    report,
-    resample,
-    select,
-    transform,
-)
+from fastack import __version__, calibrate, frames, grid, header, normalise, output, report, select, transform
 from fastack import wcs as coordinates
+from fastack.background import estimate_background
+from fastack.combine import Combined, NoiseModel, combine_samples
+from fastack.detect import detect, find_artefacts
 from fastack.errors import FastackError, FrameError, MatchError, StackError
 from fastack.executor import Executor, make_executor
+from fastack.measure import measure
 from fastack.options import StackOptions
+from fastack.resample import input_window, resample_tile
 from fastack.types import (
     Array,
     Background,
@@ -344,10 +333,10 @@ def _measure_one(frame: frames.Frame, *, calibration: calibrate.Calibration, opt
             return "no pixel has a value"
         if section.n_saturated > 0.5 * image.size:
             return f"{100 * section.n_saturated / image.size:.0f} % of the pixels are saturated"
-        sky = background.estimate(image, options=options.background)
+        sky = estimate_background(image, options=options.background)
         level = _saturation_level(section)
-        found = detect.detect(image, background=sky, options=replace(options.detect, saturation=level))
-        stars, quality = measure.measure(
+        found = detect(image, background=sky, options=replace(options.detect, saturation=level))
+        stars, quality = measure(
             image,
             found,
             background=sky,
@@ -355,7 +344,7 @@ def _measure_one(frame: frames.Frame, *, calibration: calibrate.Calibration, opt
         )
         quality = replace(quality, saturated=section.n_saturated)
         stars = _flag_saturated(stars, section, quality.fwhm)
-        artefacts = detect.find_artefacts(
+        artefacts = find_artefacts(
             image, background=sky, fwhm=quality.fwhm if np.isfinite(quality.fwhm) else 2.0, options=options.detect
         )
         keep = ~stars.has(StarFlag.SHARP)
@@ -640,7 +629,7 @@ class Job:
     artefacts: list[np.ndarray]  #: (k, 2) x, y, sorted by y
     transforms: list[Transform]  #: output pixels to frame pixels
     calibration: calibrate.Calibration
-    noise: combine.NoiseModel
+    noise: NoiseModel
     pedestal: float
     shape: tuple[int, int]
     options: StackOptions
@@ -663,7 +652,7 @@ class Job:
         def column(values: Iterator[Any]) -> Array:
             return np.array([np.nan if v is None else v for v in values], float)
 
-        noise = combine.NoiseModel(
+        noise = NoiseModel(
             weight=column(r.weight for r in used),
             scale=column(r.scale for r in used),
             sky=column(r.sky for r in used),
@@ -695,7 +684,7 @@ def _by_row(pixels: np.ndarray | None) -> np.ndarray:
     return pixels[np.lexsort((pixels[:, 0], pixels[:, 1]))]
 
 
-def combine_tile(tile: grid.Tile, job: Job) -> combine.Combined:
+def combine_tile(tile: grid.Tile, job: Job) -> Combined:
     """Pass 2 for one tile: read, calibrate, resample and normalise every frame, then combine.
 
     Parameters
@@ -718,14 +707,14 @@ def combine_tile(tile: grid.Tile, job: Job) -> combine.Combined:
     saturated = np.zeros(shape, np.uint16)
     flags = np.zeros(shape, np.uint8)
     for i, (frame, to_frame) in enumerate(zip(job.frames, job.transforms, strict=True)):
-        window = resample.input_window(to_frame, wide, frame.shape, job.options.resample)
+        window = input_window(to_frame, wide, frame.shape, job.options.resample)
         if window is None:
             cube[i] = np.nan
             factor[i] = 0
             continue
         section = job.calibration.read(frame, window, job.prepared[i])
         _mask_artefacts(section.pixels, job.artefacts[i], window)
-        resample.resample_tile(
+        resample_tile(
             section.pixels,
             (window[2], window[0]),
             frame.shape,
@@ -742,7 +731,7 @@ def combine_tile(tile: grid.Tile, job: Job) -> combine.Combined:
             options=job.options.resample,
         )
     inner = (slice(HALO, -HALO), slice(HALO, -HALO))
-    return combine.combine_tile(
+    return combine_samples(
         cube,
         factor,
         job.noise,
@@ -800,9 +789,9 @@ def _measure_stack(
     y0 = (ny - rows) // 2
     image = np.ascontiguousarray(sink.read("", y0, y0 + rows), np.float32)
     try:
-        sky = background.estimate(image, options=options.background)
-        found = detect.detect(image, background=sky, options=options.detect)
-        stars, quality = measure.measure(image, found, background=sky, options=options.measure)
+        sky = estimate_background(image, options=options.background)
+        found = detect(image, background=sky, options=options.detect)
+        stars, quality = measure(image, found, background=sky, options=options.measure)
     except FastackError:
         return None, None
     moved = np.array(stars.xy)

@@ -46,7 +46,9 @@ def moffat_alpha(fwhm: float, beta: float) -> float:
     return float(fwhm / (2 * np.sqrt(2 ** (1 / beta) - 1)))
 
 
-def moffat(dx: Array, dy: Array, *, fwhm: float, beta: float, ellipticity: float = 0.0, theta: float = 0.0) -> Array:
+def moffat(
+    dx: Array, dy: Array, *, fwhm: float, beta: float, ellipticity: float = 0.0, theta: float = 0.0
+) -> Array:
     """Unit-flux elliptical Moffat profile (Moffat 1969, A&A 3, 455).
 
     Parameters
@@ -261,7 +263,9 @@ class NightOptions:
     transparency_spread: float = 0.03  #: ln transparency is -abs of a normal deviate of this width
     sky: PerFrame = 400.0  #: e-/pixel
     sky_spread: float = 0.05  #: standard deviation of ln sky
-    sky_gradient: float = 0.0  #: from edge to edge, part of the sky; its direction turns by 90 degrees in the night
+    sky_gradient: float = (
+        0.0  #: from edge to edge, part of the sky; its direction turns by 90 degrees in the night
+    )
 
     gain: float = 1.5  #: e-/ADU
     rdnoise: float = 6.0  #: e-

@@ -131,9 +131,7 @@ def triangles(xyz, shortest, longest, min_ratio):
     """{(rows opposite a >= b >= c): (b/a, c/a, ln a, sense)}."""
     found = {}
     for rows in combinations(range(len(xyz)), 3):
-        sides = [
-            np.linalg.norm(xyz[j] - xyz[k]) for j, k in ((rows[1], rows[2]), (rows[0], rows[2]), (rows[0], rows[1]))
-        ]
+        sides = [np.linalg.norm(xyz[j] - xyz[k]) for j, k in ((rows[1], rows[2]), (rows[0], rows[2]), (rows[0], rows[1]))]
         order = np.argsort(sides)[::-1]
         c, b, a = sorted(sides)
         if c < shortest or a > longest or c < min_ratio * a or b + c < 1.02 * a:
