@@ -75,3 +75,33 @@ def fit_shape(
     saturation: float,
     rows: NDArray[np.int64],
 ) -> _Shape | None: ...
+# --- background
+def background_estimate(
+    image: NDArray[np.float32], mask: NDArray[np.uint8] | None, cell: int, clip: float, rounds: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
+def background_render(
+    mesh: NDArray[np.float32], shape: tuple[int, int], y0: int, y1: int, x0: int, x1: int
+) -> NDArray[np.float32]: ...
+def background_subtract(image: NDArray[np.float32], mesh: NDArray[np.float32]) -> NDArray[np.float32]: ...
+
+# --- detect
+def detect(
+    image: NDArray[np.float32],
+    level: NDArray[np.float32],
+    noise: NDArray[np.float32],
+    fwhm: float,
+    threshold: float,
+    saturation: float,
+    strip: int,
+) -> NDArray[np.float64]: ...  # (n, 8): x, y, flux, flux_err, peak, sky, sharpness, flags
+def detect_fwhm(
+    image: NDArray[np.float32], level: NDArray[np.float32], noise: NDArray[np.float32], saturation: float
+) -> float: ...
+def detect_hits(
+    image: NDArray[np.float32],
+    level: NDArray[np.float32],
+    noise: NDArray[np.float32],
+    fwhm: float,
+    saturation: float,
+    shot: float,
+) -> NDArray[np.int32]: ...  # (k, 2): x, y
