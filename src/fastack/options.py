@@ -69,7 +69,7 @@ class MatchOptions:
     max_stars: int = 60  #: brightest stars that form triangles first; widened step by step where that fails
     tolerance: float = 2.0  #: distance of a pair after the fit, pixel
     scale_range: tuple[float, float] = (0.8, 1.25)  #: of the magnification between the lists
-    min_log_odds: float = 14.0  #: natural logarithm of the odds from which a match is believed
+    min_log_odds: float = 10.0  #: natural logarithm of the odds from which a match is believed
     seed: int = 1
 
 
