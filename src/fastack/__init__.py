@@ -46,11 +46,11 @@ _PUBLIC = {
     "decode": "calibrate",
     "load_calibration": "calibrate",
     "make_master": "calibrate",
-    "estimate_background": "background",
+    "estimate_background": "background.estimate",
     "detect": "detect",
     "measure": "measure",
     "match": "match",
-    "fit_transform": "transform",
+    "fit_transform": "transform.fit",
     "register": "transform",
     "resample": "resample",
     "combine": "combine",
@@ -65,7 +65,7 @@ _PUBLIC = {
 
 if TYPE_CHECKING:
     from fastack.astrometry import solve
-    from fastack.background import estimate_background
+    from fastack.background import estimate as estimate_background
     from fastack.calibrate import decode, load_calibration, make_master
     from fastack.combine import combine
     from fastack.detect import detect
@@ -76,7 +76,8 @@ if TYPE_CHECKING:
     from fastack.pipeline import StackResult, stack
     from fastack.resample import resample
     from fastack.simulate import simulate_night
-    from fastack.transform import fit_transform, register
+    from fastack.transform import fit as fit_transform
+    from fastack.transform import register
     from fastack.types import Stars, Transform
 
 __all__ = [
@@ -108,7 +109,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'fastack' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"fastack.{_PUBLIC[name]}"), name)
+    module, _, attribute = _PUBLIC[name].partition(".")
+    value = getattr(importlib.import_module(f"fastack.{module}"), attribute or name)
     globals()[name] = value
     return value
 

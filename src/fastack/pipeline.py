@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 from astropy.io import fits
 
-from fastack import __version__, calibrate, frames, grid, header, normalise, output, report, select, transform
+from fastack import __version__, background, calibrate, frames, grid, header, normalise, output, report, select, transform
 from fastack import wcs as coordinates
-from fastack.background import estimate_background
 from fastack.combine import Combined, NoiseModel, combine_samples
 from fastack.detect import detect, find_artefacts
 from fastack.errors import FastackError, FrameError, MatchError, StackError
@@ -333,7 +332,7 @@ def _measure_one(frame: frames.Frame, *, calibration: calibrate.Calibration, opt
             return "no pixel has a value"
         if section.n_saturated > 0.5 * image.size:
             return f"{100 * section.n_saturated / image.size:.0f} % of the pixels are saturated"
-        sky = estimate_background(image, options=options.background)
+        sky = background.estimate(image, options=options.background)
         level = _saturation_level(section)
         found = detect(image, background=sky, options=replace(options.detect, saturation=level))
         stars, quality = measure(
@@ -789,7 +788,7 @@ def _measure_stack(
     y0 = (ny - rows) // 2
     image = np.ascontiguousarray(sink.read("", y0, y0 + rows), np.float32)
     try:
-        sky = estimate_background(image, options=options.background)
+        sky = background.estimate(image, options=options.background)
         found = detect(image, background=sky, options=options.detect)
         stars, quality = measure(image, found, background=sky, options=options.measure)
     except FastackError:
