@@ -12,13 +12,14 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def make_set(directory: Path, options: NightOptions) -> Night:
     paths = night.write(directory)
     heads = directory / "heads"
     heads.mkdir()
-    exact = Night(NightOptions(**{**_values(options), "wcs": "exact"}))
+    exact = Night(replace(options, wcs="exact"))
     for i, path in enumerate(paths):
         head = exact.header(i)
         head["FLXSCALE"] = 1 / night.truth.frames[i].transparency
@@ -77,12 +78,6 @@ def make_set(directory: Path, options: NightOptions) -> Night:
     grid["NAXIS"], grid["NAXIS1"], grid["NAXIS2"] = 2, options.shape[1], options.shape[0]
     grid.totextfile(heads / "grid.head", overwrite=True)
     return night
-
-
-def _values(options: NightOptions) -> dict[str, Any]:
-    from dataclasses import fields
-
-    return {item.name: getattr(options, item.name) for item in fields(options)}
 
 
 @dataclass(frozen=True)
@@ -196,7 +191,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, help="kept between runs; default: a temporary directory")
     parser.add_argument("--json", type=Path, help="default: stack-SET.json in the working directory")
     options = parser.parse_args(arguments)
-    names = options.peers.split(",")
+    names = [name for name in options.peers.split(",") if name]
     unknown = set(names) - set(PEERS)
     if unknown:
         parser.error(f"unknown peers {', '.join(sorted(unknown))}; known: {', '.join(PEERS)}")
@@ -206,7 +201,7 @@ def main(arguments: list[str] | None = None) -> int:
         label = options.set + ("-turned" if options.turned else "")
         night = make_set(work / f"set-{label}", night_options(options.set, turned=options.turned))
         rows = run_peers(work / f"set-{label}", night, names, options.runs, work)
-        command = "python benchmarks/bench_stack.py " + " ".join(_words(options))
+        command = "python benchmarks/bench_stack.py " + shlex.join(_words(options))
         result = {"set": label, "command": command, "machine": machine(), "rows": rows}
         result["frames"] = [night.options.n_frames, *night.options.shape]
         path = options.json or Path.cwd() / f"stack-{label}.json"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from quality import check_product
 from scipy import ndimage
+from table import insert
 
 from fastack.simulate import NightOptions, simulate_night
 
@@ -101,3 +102,9 @@ def test_a_sparser_stack_is_noisier(night):
 def test_another_field_is_not_recognised(clean):
     with pytest.raises(ValueError, match="not those of the night"):
         check_product(clean, simulate_night(replace(OPTIONS, seed=6)))
+
+
+def test_tables_stand_between_their_markers():
+    text = "a\n<!-- stack-S -->\nold\n<!-- /stack-S -->\nb\n"
+    assert insert(text, "stack-S", "new") == "a\n<!-- stack-S -->\nnew\n<!-- /stack-S -->\nb\n"
+    assert insert(text, "stack-M", "new") == text
