@@ -8,23 +8,24 @@ electronics add (bias, saturation) in ADU.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime, timedelta
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastack.executor import Executor
 from fastack.types import Array, FloatImage
 
 if TYPE_CHECKING:
     from astropy.io.fits import Header
     from astropy.table import QTable
 
+R = TypeVar("R")
 PerFrame = float | Sequence[float]
 Star32 = NDArray[np.float32]
 
@@ -292,9 +293,7 @@ class NightOptions:
     transparency_spread: float = 0.03  #: ln transparency is -abs of a normal deviate of this width
     sky: PerFrame = 400.0  #: e-/pixel
     sky_spread: float = 0.05  #: standard deviation of ln sky
-    sky_gradient: float = (
-        0.0  #: from edge to edge, part of the sky; its direction turns by 90 degrees in the night
-    )
+    sky_gradient: float = 0.0  #: from edge to edge, part of the sky; turns by 90 degrees in the night
 
     gain: float = 1.5  #: e-/ADU
     rdnoise: float = 6.0  #: e-
@@ -350,7 +349,7 @@ class NightOptions:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class FrameTruth:
-    """What is known of one frame.
+    """What is known of one frame; reference pixels are those of an undistorted, unturned frame.
 
     `coefficients` map reference to frame pixels in the terms 1, u, v, u^2, uv, v^2, u^3, u^2 v, u v^2, v^3
     with ``u = (x - origin_x) / norm`` and v alike: one row for x, one for y.
@@ -666,15 +665,9 @@ class Night:
         np.add.at(dark, (hot["y"], hot["x"]), hot["electrons"] / np.float32(options.gain))
         return {"bias": np.full(options.shape, options.bias, np.float32), "dark": dark, "flat": self.flat}
 
-    def _map(self, function: Any) -> Iterator[Any]:
-        if self.threads == 1:
-            yield from map(function, range(len(self)))
-            return
-        with ThreadPoolExecutor(self.threads) as pool:
-            # A few at a time, so that a slow consumer does not fill the memory.
-            step = 2 * self.threads
-            for start in range(0, len(self), step):
-                yield from pool.map(function, range(start, min(start + step, len(self))))
+    def _map(self, function: Callable[[int], R]) -> Iterator[R]:
+        with Executor(self.threads) as pool:
+            yield from pool.map(function, range(len(self)))
 
     def _plane(self, xy: Array) -> Array:
         """Tangent plane coordinates (east, north) of reference pixels, degree: north up, east left."""
@@ -803,7 +796,8 @@ def read_night(directory: str | Path, *, threads: int = 1) -> Night:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
+    """Tuples and Python numbers in place of arrays and lists."""
+    if isinstance(value, (np.ndarray, np.generic)):
         value = value.tolist()
     return tuple(_plain(item) for item in value) if isinstance(value, (list, tuple)) else value
 
