@@ -12,11 +12,13 @@ from astropy.time import Time
 from astropy.wcs import WCS
 from reference.simulate import moffat as slow_moffat
 from reference.simulate import render_stars as slow_render_stars
-from scipy import integrate, stats
+from scipy import integrate, ndimage, stats
+from scipy.spatial.distance import pdist
 
 from fastack.simulate import (
     NightOptions,
     _poisson,
+    effective_fwhm,
     moffat,
     read_night,
     render_stars,
@@ -83,6 +85,16 @@ def test_the_profile_has_its_width_its_shape_and_unit_flux():
         end = np.array([np.cos(angle)]) * length / 2, np.array([np.sin(angle)]) * length / 2
         value = moffat(*end, fwhm=2.0, beta=4.0, ellipticity=0.4, theta=0.6)
         assert value == pytest.approx(slow_moffat(0, 0, 2.0, 4.0) / 2)
+
+
+@pytest.mark.parametrize("beta", [2.5, 4.0])
+def test_effective_width_is_that_of_the_profile_smoothed_by_a_pixel(beta):
+    y, x = np.mgrid[-150:151, -150:151] / 25.0
+    smooth = ndimage.uniform_filter(slow_moffat(x, y, 2.0, beta), 25)  # 25 samples in a pixel
+    row = smooth[150, 150:]
+    width = 2 * np.interp(-row[0] / 2, -row, x[150, 150:])
+    assert effective_fwhm(2.0, beta) == pytest.approx(width, rel=2e-3)
+    assert effective_fwhm(20.0, beta) == pytest.approx(20.0, rel=2e-3)
 
 
 # Noise ---------------------------------------------------------------------------------------------------
@@ -263,8 +275,6 @@ def test_fluxes_follow_the_power_law_and_stars_fill_every_frame():
 
 
 def test_separation_keeps_stars_apart():
-    from scipy.spatial.distance import pdist
-
     assert pdist(simulate_night(replace(SMALL, separation=15.0)).truth.xy).min() > 15
 
 
@@ -313,8 +323,6 @@ def test_listed_artefact_pixels_are_the_only_ones_that_differ():
 
 def test_cosmic_rays_have_their_number_and_are_half_tracks():
     options = replace(SMALL, n_frames=20, shape=(512, 512), n_stars=0, cosmic_rays=50)
-    from scipy import ndimage
-
     pieces = tracks = 0
     for frame in simulate_night(options).frames:
         mask = np.zeros(options.shape, bool)

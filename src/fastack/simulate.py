@@ -8,23 +8,24 @@ electronics add (bias, saturation) in ADU.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime, timedelta
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastack.executor import Executor
 from fastack.types import Array, FloatImage
 
 if TYPE_CHECKING:
     from astropy.io.fits import Header
     from astropy.table import QTable
 
+R = TypeVar("R")
 PerFrame = float | Sequence[float]
 Star32 = NDArray[np.float32]
 
@@ -174,6 +175,35 @@ def render_stars(
     return image
 
 
+def effective_fwhm(fwhm: float, beta: float = 3.0) -> float:
+    """FWHM of a circular Moffat profile after the square pixels have integrated it.
+
+    Parameters
+    ----------
+    fwhm, beta : float
+        Of the optical profile; `fwhm` in pixel.
+
+    Returns
+    -------
+    float, pixel
+        Geometric mean of the widths along the rows and along the diagonals, which differ by 1e-3 at most for
+        stars wider than 1.5 pixel.
+    """
+    from scipy.optimize import brentq
+
+    nodes, weights = np.polynomial.legendre.leggauss(15)
+    a, b, w = nodes[:, None] / 2, nodes / 2, weights[:, None] * weights / 4
+
+    def excess(radius: float, angle: float) -> float:
+        """Profile at `radius` over half of the central one, minus 1."""
+        dx, dy = radius * np.cos(angle) + a, radius * np.sin(angle) + b
+        outer, centre = (w * moffat(x, y, fwhm=fwhm, beta=beta) for x, y in ((dx, dy), (a, b)))
+        return float(2 * outer.sum() / centre.sum() - 1)
+
+    widths = [2 * brentq(excess, 0, 2 * fwhm + 2, args=(angle,)) for angle in (0.0, np.pi / 4)]
+    return float(np.sqrt(widths[0] * widths[1]))
+
+
 def _add_stars(
     image: FloatImage, xy: Array, flux: Array, profile: _Profile, radius: float, *, integrated: bool = True
 ) -> None:
@@ -263,9 +293,7 @@ class NightOptions:
     transparency_spread: float = 0.03  #: ln transparency is -abs of a normal deviate of this width
     sky: PerFrame = 400.0  #: e-/pixel
     sky_spread: float = 0.05  #: standard deviation of ln sky
-    sky_gradient: float = (
-        0.0  #: from edge to edge, part of the sky; its direction turns by 90 degrees in the night
-    )
+    sky_gradient: float = 0.0  #: from edge to edge, part of the sky; turns by 90 degrees in the night
 
     gain: float = 1.5  #: e-/ADU
     rdnoise: float = 6.0  #: e-
@@ -321,7 +349,7 @@ class NightOptions:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class FrameTruth:
-    """What is known of one frame.
+    """What is known of one frame; reference pixels are those of an undistorted, unturned frame.
 
     `coefficients` map reference to frame pixels in the terms 1, u, v, u^2, uv, v^2, u^3, u^2 v, u v^2, v^3
     with ``u = (x - origin_x) / norm`` and v alike: one row for x, one for y.
@@ -475,11 +503,11 @@ class Night:
         index = truth.index
         electrons = self._light(truth)
         _poisson(electrons, _generator(options, _NOISE, index), options.rdnoise)
-        artefacts = self._artefacts(index)
+        artefacts = self.artefacts(index)
         pixels = artefacts.pixels
         np.add.at(electrons, (pixels["y"], pixels["x"]), pixels["electrons"])
         return SimulatedFrame(
-            image=_digitise(electrons, options), header=self._header(truth), truth=truth, artefacts=artefacts
+            image=_digitise(electrons, options), header=self.header(index), truth=truth, artefacts=artefacts
         )
 
     @property
@@ -505,11 +533,77 @@ class Night:
         options = self.options
         electrons = self._light(self.truth.frames[index])
         if artefacts:
-            pixels = self._artefacts(index).pixels
+            pixels = self.artefacts(index).pixels
             np.add.at(electrons, (pixels["y"], pixels["x"]), pixels["electrons"])
         electrons /= np.float32(options.gain)
         electrons += np.float32(options.bias)
         return electrons
+
+    def header(self, index: int) -> Header:
+        """Cards of one frame, as the camera and the telescope would write them.
+
+        Parameters
+        ----------
+        index : int
+            Of the frame.
+
+        Returns
+        -------
+        astropy.io.fits.Header
+            Without the cards that describe the array.
+        """
+        from astropy.io.fits import Header
+
+        options, truth = self.options, self.truth.frames[index]
+        ra, dec = self._pointing(truth)
+        header = Header()
+        for key, value, comment in [
+            ("OBJECT", options.object, "target"),
+            ("IMAGETYP", "Light Frame", "type of image"),
+            ("TELESCOP", "simulated", "telescope"),
+            ("INSTRUME", "fastack.simulate", "instrument"),
+            ("FILTER", options.filter, "filter"),
+            ("DATE-OBS", truth.date.replace(tzinfo=None).isoformat(timespec="milliseconds"), "start, UTC"),
+            ("TIMESYS", "UTC", "time system"),
+            ("MJD-OBS", _mjd(truth.date), "start, UTC"),
+            ("EXPTIME", options.exposure, "[s] exposure time"),
+            ("GAIN", options.gain, "[e-/ADU] gain"),
+            ("RDNOISE", options.rdnoise, "[e-] read noise"),
+            ("AIRMASS", round(self._airmass(truth.date), 4), "at start"),
+            ("RA", round(ra, 6), "[deg] of the telescope, J2000"),
+            ("DEC", round(dec, 6), "[deg] of the telescope, J2000"),
+            ("PIXSCALE", options.pixel_scale, "[arcsec] pixel scale"),
+            ("SEED", options.seed, "of the simulated night"),
+        ]:
+            header[key] = (value, comment)
+        if np.isfinite(options.full_well):
+            header["SATURATE"] = (options.full_well, "[ADU] saturation level")
+        if options.wcs != "none":
+            header.update(self._wcs(truth, exact=options.wcs == "exact"))
+        return header
+
+    def artefacts(self, index: int) -> Artefacts:
+        """Pixels that hold more than sky and stars.
+
+        Parameters
+        ----------
+        index : int
+            Of the frame.
+
+        Returns
+        -------
+        Artefacts
+            The same as that of the rendered frame.
+        """
+        options = self.options
+        rng = _generator(options, _ARTEFACTS, index)
+        rays = _cosmic_rays(options, rng)
+        trails = _trails(options, self.truth.frames[index], rng)
+        hot = self.truth.hot_pixels.copy()
+        hot["electrons"] = rng.poisson(hot["electrons"])
+        if len(trails):
+            trails["electrons"] = rng.poisson(trails["electrons"] * self.flat[trails["y"], trails["x"]])
+        return Artefacts(cosmic_rays=rays, hot_pixels=hot, trails=trails)
 
     @cached_property
     def flat(self) -> FloatImage:
@@ -571,15 +665,9 @@ class Night:
         np.add.at(dark, (hot["y"], hot["x"]), hot["electrons"] / np.float32(options.gain))
         return {"bias": np.full(options.shape, options.bias, np.float32), "dark": dark, "flat": self.flat}
 
-    def _map(self, function: Any) -> Iterator[Any]:
-        if self.threads == 1:
-            yield from map(function, range(len(self)))
-            return
-        with ThreadPoolExecutor(self.threads) as pool:
-            # A few at a time, so that a slow consumer does not fill the memory.
-            step = 2 * self.threads
-            for start in range(0, len(self), step):
-                yield from pool.map(function, range(start, min(start + step, len(self))))
+    def _map(self, function: Callable[[int], R]) -> Iterator[R]:
+        with Executor(self.threads) as pool:
+            yield from pool.map(function, range(len(self)))
 
     def _plane(self, xy: Array) -> Array:
         """Tangent plane coordinates (east, north) of reference pixels, degree: north up, east left."""
@@ -609,48 +697,6 @@ class Night:
         if options.dark:
             image += np.float32(options.dark * options.exposure)
         return image
-
-    def _artefacts(self, index: int) -> Artefacts:
-        options = self.options
-        rng = _generator(options, _ARTEFACTS, index)
-        rays = _cosmic_rays(options, rng)
-        trails = _trails(options, self.truth.frames[index], rng)
-        hot = self.truth.hot_pixels.copy()
-        hot["electrons"] = rng.poisson(hot["electrons"])
-        if len(trails):
-            trails["electrons"] = rng.poisson(trails["electrons"] * self.flat[trails["y"], trails["x"]])
-        return Artefacts(cosmic_rays=rays, hot_pixels=hot, trails=trails)
-
-    def _header(self, truth: FrameTruth) -> Header:
-        from astropy.io.fits import Header
-
-        options = self.options
-        ra, dec = self._pointing(truth)
-        header = Header()
-        for key, value, comment in [
-            ("OBJECT", options.object, "target"),
-            ("IMAGETYP", "Light Frame", "type of image"),
-            ("TELESCOP", "simulated", "telescope"),
-            ("INSTRUME", "fastack.simulate", "instrument"),
-            ("FILTER", options.filter, "filter"),
-            ("DATE-OBS", truth.date.replace(tzinfo=None).isoformat(timespec="milliseconds"), "start, UTC"),
-            ("TIMESYS", "UTC", "time system"),
-            ("MJD-OBS", _mjd(truth.date), "start, UTC"),
-            ("EXPTIME", options.exposure, "[s] exposure time"),
-            ("GAIN", options.gain, "[e-/ADU] gain"),
-            ("RDNOISE", options.rdnoise, "[e-] read noise"),
-            ("AIRMASS", round(self._airmass(truth.date), 4), "at start"),
-            ("RA", round(ra, 6), "[deg] of the telescope, J2000"),
-            ("DEC", round(dec, 6), "[deg] of the telescope, J2000"),
-            ("PIXSCALE", options.pixel_scale, "[arcsec] pixel scale"),
-            ("SEED", options.seed, "of the simulated night"),
-        ]:
-            header[key] = (value, comment)
-        if np.isfinite(options.full_well):
-            header["SATURATE"] = (options.full_well, "[ADU] saturation level")
-        if options.wcs != "none":
-            header.update(self._wcs(truth, exact=options.wcs == "exact"))
-        return header
 
     def _pointing(self, truth: FrameTruth) -> tuple[float, float]:
         """RA and Dec that the telescope reports, degree."""
@@ -750,7 +796,8 @@ def read_night(directory: str | Path, *, threads: int = 1) -> Night:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
+    """Tuples and Python numbers in place of arrays and lists."""
+    if isinstance(value, (np.ndarray, np.generic)):
         value = value.tolist()
     return tuple(_plain(item) for item in value) if isinstance(value, (list, tuple)) else value
 
