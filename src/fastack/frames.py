@@ -18,6 +18,7 @@ import math
 import os
 import re
 import tempfile
+import weakref
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -142,7 +143,8 @@ class Plane:
         Parameters
         ----------
         memory : int
-            Bytes up to which the stored pixels stay in memory; larger ones go to a scratch file without a name.
+            Bytes up to which the stored pixels stay in memory; larger ones go to a scratch file without a
+            name.
         scratch : str or Path, optional
             Directory of the scratch file; default the system's.
 
@@ -220,14 +222,16 @@ class Scratch:
 
     def __init__(self, plane: Plane, raw: Bytes, directory: str | Path | None = None) -> None:
         self.plane = plane
-        self._file = tempfile.TemporaryFile(prefix="fastack-", dir=directory, buffering=0)
+        self._fd, name = tempfile.mkstemp(prefix="fastack-", dir=directory)
+        weakref.finalize(self, os.close, self._fd)
+        os.unlink(name)
         view = raw.data.cast("B")
         while view:
-            view = view[self._file.write(view) :]
+            view = view[os.write(self._fd, view) :]
 
     def rows(self, window: Window) -> Iterator[tuple[int, Bytes]]:
         """Read a window; see `Plane.rows`."""
-        yield from _pread_rows(self._file.fileno(), self.plane, 0, window)
+        yield from _pread_rows(self._fd, self.plane, 0, window)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _same, (self.plane,)
@@ -462,7 +466,7 @@ def find_frames(
     Raises
     ------
     FrameError
-        If a source or all of them together lead to no file.
+        If a source leads to no file.
     """
     base = Path(directory)
     if isinstance(sources, (str, Path)):
@@ -470,11 +474,11 @@ def find_frames(
     found: list[Path] = []
     asked = [default] if not sources else list(sources)
     for source in asked:
-        found += _expand(base, str(source), ())
+        files = _expand(base, str(source), ())
+        if not files:
+            raise FrameError(f"no frames: looked for {source} in {base.resolve()}")
+        found += files
     unique = {os.path.realpath(_split_extension(path)[0]) + _bracket(path): path for path in reversed(found)}
-    if not unique:
-        where = base.resolve()
-        raise FrameError(f"no frames: looked for {', '.join(map(str, asked))} in {where}")
     return sorted(unique.values(), key=lambda path: _natural(str(path)))
 
 
@@ -591,7 +595,7 @@ class _Unit(NamedTuple):
         return size * self.integer("GCOUNT", 1) * (self.integer("PCOUNT") + pixels)
 
 
-_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[EeDd][+-]?\d+)?"
+_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[ED][+-]?\d+)?"
 _KEYWORD = re.compile(r"[A-Z0-9_-]{1,8}")
 # What may stand after "= ": a closed string, a logical, a number, a complex one or nothing; then a comment.
 _VALUE = re.compile(
@@ -716,9 +720,11 @@ def _mend(image: str) -> tuple[str, str, str]:
         text = image.rstrip()
         return "COMMENT", f"COMMENT {text[:72]:<72}", f"card {text[:30]!r} is no FITS card: kept as a comment"
     value, slash, comment = rest.partition("/")
+    if _VALUE.fullmatch(value.upper()) and "'" not in value:  # a small e in an exponent, a small t or f
+        rest = value.upper() + slash + comment
     if _VALUE.fullmatch(rest):
         mended = f"{keyword:<8}= {rest.strip()}"
-        return keyword, f"{mended[:80]:<80}", f"{keyword}: card was not in the standard's columns"
+        return keyword, f"{mended[:80]:<80}", f"{keyword}: card was not in the standard's form"
     value = value.strip().strip("'").rstrip().replace("'", "''")[:66]
     value = value if value.count("''") * 2 == value.count("'") else value.replace("'", "")
     mended = f"{keyword:<8}= '{value:<8}'"
@@ -843,7 +849,8 @@ class _Cards:
 
     def get(self, keyword: str) -> Any:
         """Value of a card, or an empty text."""
-        return self.header[keyword] if keyword in self.keywords else ""
+        value = self.header[keyword] if keyword in self.keywords else ""
+        return "" if isinstance(value, fits.card.Undefined) else value
 
     def text(self, *keywords: str) -> tuple[str, str] | None:
         """First keyword with a text that says something, and the text."""
@@ -856,10 +863,8 @@ class _Cards:
     def number(self, *keywords: str, quiet: bool = False) -> tuple[str, float] | None:
         """First keyword with a finite number, and the number."""
         for keyword in keywords:
-            if keyword not in self.keywords:
-                continue
-            value = self.header[keyword]
-            if isinstance(value, bool) or value is None:
+            value = self.get(keyword)
+            if isinstance(value, bool) or value == "":
                 continue
             if isinstance(value, str):
                 parsed = parse_number(value)
