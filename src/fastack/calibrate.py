@@ -28,7 +28,7 @@ Kind = Literal["bias", "dark", "flat"]
 Mask = NDArray[np.bool_]
 
 _SMOOTH = (0, 1, 2, 4, 8, 16, 32)  # rows on either side over which the overscan level may be averaged
-_CONFIDENCE = 2.5  # sigmas on either side in the choice among them
+_CONFIDENCE = 2.0  # sigmas on either side in the choice among them
 _OUTLIER = 5.0  # sigmas beyond which a pixel of the overscan is left out
 _BAND = 64  # rows of all frames that are combined into a master at a time
 _SAME_EXPOSURE = 0.02  # relative difference up to which two exposures are the same
@@ -597,6 +597,8 @@ def make_master(
     used = [frame for frame, *_ in usable]
     if len(used) == 1:
         notes.append("a single frame: cosmic rays stay in it")
+    if kind == "flat" and basis.bias is None and basis.dark is None and used[0].overscan is None:
+        notes.append("neither bias nor overscan was subtracted: a pedestal in the flats makes it too even")
     notes += _unknown_filter(kind, used[0].filter)
     return Master(
         kind=kind,
@@ -834,7 +836,7 @@ def _overscan_level(frame: Frame, image: Rows) -> Array:
     y0, y1 = frame.trim[:2]
     beside = frame.overscan[0] <= y0 and y1 <= frame.overscan[1]
     window = (y0, y1, *frame.overscan[2:]) if beside else frame.overscan
-    strip = _read_plane(frame.plane, image, window).astype(np.float64)
+    strip = _read_plane(frame.plane, image, window)
     mean, sigma = _row_means(strip)
     if not np.isfinite(mean).any():
         raise FrameError(f"{frame.path}: its overscan holds no pixel; remove BIASSEC from the header")
@@ -844,16 +846,19 @@ def _overscan_level(frame: Frame, image: Rows) -> Array:
     return _smooth_rows(mean, sigma)
 
 
-def _row_means(strip: Array) -> tuple[Array, float]:
+def _row_means(strip: FloatImage) -> tuple[Array, float]:
     """Mean of each row without outliers, and its standard error in a typical row."""
-    middle = _nanmedian(strip, axis=1)
-    deviation = np.abs(strip - middle[:, None])
+    ordered = np.sort(strip, axis=1)  # NaN stands last
+    n = np.count_nonzero(np.isfinite(strip), axis=1)
+    row = np.arange(len(strip))
+    middle = 0.5 * (ordered[row, (n - 1) // 2] + ordered[row, n // 2 - (n == 0)])
+    quartiles = ordered[row, n // 4], ordered[row, (3 * n - 1) // 4]
     # Integers may not scatter at all; half a step is then the least that counts.
-    sigma = max(1.4826 * float(_nanmedian(deviation.ravel(), axis=0)), 0.5)
-    kept = deviation <= _OUTLIER * sigma
+    sigma = max(float(_nanmedian(quartiles[1] - quartiles[0], axis=0)) / 1.349, 0.5)
+    kept = np.abs(strip - middle[:, None]) <= _OUTLIER * sigma
     count = kept.sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        mean = np.where(kept, strip, 0).sum(axis=1) / count
+        mean = np.where(kept, strip, 0).sum(axis=1, dtype=np.float64) / count
     return mean, sigma / math.sqrt(max(1.0, float(np.median(count))))
 
 
