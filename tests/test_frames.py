@@ -217,12 +217,15 @@ def test_an_extension_that_is_not_there(mef):
 def test_companions_beside_the_frame(tmp_path):
     path = write(tmp_path / "d1.fits")
     write(tmp_path / "d1.weight.fits", np.ones((12, 20), np.float32))
+    dotted = write(tmp_path / "d2.0126.fits")
+    write(tmp_path / "d2.0126_weight.fit", np.ones((12, 20), np.float32))
     write(tmp_path / "d1_mask.fits", np.zeros((4, 4), np.uint8))
     frame = open_frame(path)
     assert frame.weight is not None
     assert frame.mask is None
     assert any("4 x 4 does not fit" in note for note in frame.assumptions)
-    assert find_frames(directory=tmp_path) == [path]
+    assert open_frame(dotted).weight.path.name == "d2.0126_weight.fit"
+    assert find_frames(directory=tmp_path) == [path, dotted]
 
 
 # ---- headers

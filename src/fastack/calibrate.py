@@ -30,8 +30,9 @@ Mask = NDArray[np.bool_]
 _SMOOTH = (0, 1, 2, 4, 8, 16, 32)  # rows on either side over which the overscan level may be averaged
 _CONFIDENCE = 2.0  # sigmas on either side in the choice among them
 _OUTLIER = 5.0  # sigmas beyond which a pixel of the overscan is left out
-_BAND = 64  # rows of all frames that are combined into a master at a time
+_BAND = 32  # rows of all frames that are combined into a master at a time
 _SAME_EXPOSURE = 0.02  # relative difference up to which two exposures are the same
+_KEPT = 256_000_000  # bytes of decompressed calibration frames that stay in memory
 _SAMPLED = 3  # frames in which the saturation level is looked for
 
 
@@ -567,7 +568,7 @@ def make_master(
     Notes
     -----
     The noise of frame i is ``k_i`` times 1 (bias, dark) or the square root of the median (flat: photon
-    noise), with k_i from the median absolute deviation over 64 rows. The variance of the mean of n samples is
+    noise), with k_i from the median absolute deviation over 32 rows. The variance of the mean of n samples is
     ``sum(sigma_i^2) / n^2``, or what the samples themselves say where they scatter significantly more.
     """
     options = options or CalibrateOptions()
@@ -581,7 +582,7 @@ def make_master(
     usable: list[tuple[Frame, Prepared, float]] = []
     for frame in good:
         try:
-            prepared = basis.prepare(frame)
+            prepared = basis.prepare(frame, memory=_KEPT // len(good))
             scale = _flat_scale(basis, frame, prepared) if kind == "flat" else 1.0
         except FrameError as error:
             refused.append((frame.name, str(error)))
