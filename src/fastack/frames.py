@@ -18,6 +18,7 @@ import math
 import os
 import re
 import tempfile
+import weakref
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -36,7 +37,7 @@ Window = tuple[int, int, int, int]
 
 SUFFIXES = (".fits", ".fit", ".fts", ".fz", ".fits.gz", ".fit.gz", ".fts.gz")
 #: What fastack and its predecessors write; never taken for a frame unless it is named one by one.
-PRODUCTS = ("mosaic.fits*", "amosaic_*.fits*", "ad[0-9]*.fits*", "master_*.fits*")
+PRODUCTS = ("mosaic.fits*", "amosaic_*.fits*", "ad*.fits*", "master_*.fits*")
 _COMPANIONS = {"mask": ("mask", "bpm"), "weight": ("weight",), "variance": ("var",)}
 
 _BLOCK = 2880
@@ -142,7 +143,8 @@ class Plane:
         Parameters
         ----------
         memory : int
-            Bytes up to which the stored pixels stay in memory; larger ones go to a scratch file without a name.
+            Bytes up to which the stored pixels stay in memory; larger ones go to a scratch file without a
+            name.
         scratch : str or Path, optional
             Directory of the scratch file; default the system's.
 
@@ -220,14 +222,16 @@ class Scratch:
 
     def __init__(self, plane: Plane, raw: Bytes, directory: str | Path | None = None) -> None:
         self.plane = plane
-        self._file = tempfile.TemporaryFile(prefix="fastack-", dir=directory, buffering=0)
+        self._fd, name = tempfile.mkstemp(prefix="fastack-", dir=directory)
+        weakref.finalize(self, os.close, self._fd)
+        os.unlink(name)
         view = raw.data.cast("B")
         while view:
-            view = view[self._file.write(view) :]
+            view = view[os.write(self._fd, view) :]
 
     def rows(self, window: Window) -> Iterator[tuple[int, Bytes]]:
         """Read a window; see `Plane.rows`."""
-        yield from _pread_rows(self._file.fileno(), self.plane, 0, window)
+        yield from _pread_rows(self._fd, self.plane, 0, window)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _same, (self.plane,)
@@ -292,7 +296,7 @@ class Frame:
 
     path: Path
     name: str  #: file name, with the extension's name or number in brackets where one was asked for
-    header: fits.Header = field(repr=False)  #: primary and image header merged, every card readable
+    cards: str = field(repr=False)  #: text of `header`, 80 characters a card
     plane: Plane = field(repr=False)  #: the stored pixels
     mask: Plane | None = field(repr=False)  #: non-zero where a pixel is bad
     weight: Plane | None = field(repr=False)  #: zero where a pixel is bad
@@ -314,6 +318,11 @@ class Frame:
     bayer: str | None  #: colour pattern of the stored image, as RGGB
     ncombine: int  #: exposures behind the image
     assumptions: tuple[str, ...]  #: every guess that was made, in words
+
+    @property
+    def header(self) -> fits.Header:
+        """Primary and image header merged, every card readable; copy it before changing anything."""
+        return _parsed(self.cards)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -430,11 +439,11 @@ def open_frame(path: str | Path, *, options: CalibrateOptions | None = None) -> 
         raise _unreadable(path, error) from None
     notes: list[str] = []
     image = _choose(path, images, wanted, notes)
-    header, repairs = _merge(primary, image)
+    cards, repairs = _merge(primary, image)
     notes += repairs
     planes = [_plane(path, unit, packed, status) for unit in images if unit.is_image]
     by_hdu = {plane.hdu: plane for plane in planes}
-    return _frame(path, wanted, header, by_hdu[image.number], by_hdu, options or CalibrateOptions(), notes)
+    return _frame(path, wanted, cards, by_hdu[image.number], by_hdu, options or CalibrateOptions(), notes)
 
 
 def find_frames(
@@ -462,7 +471,7 @@ def find_frames(
     Raises
     ------
     FrameError
-        If a source or all of them together lead to no file.
+        If a source leads to no file.
     """
     base = Path(directory)
     if isinstance(sources, (str, Path)):
@@ -470,11 +479,11 @@ def find_frames(
     found: list[Path] = []
     asked = [default] if not sources else list(sources)
     for source in asked:
-        found += _expand(base, str(source), ())
+        files = _expand(base, str(source), ())
+        if not files:
+            raise FrameError(f"no frames: looked for {source} in {base.resolve()}")
+        found += files
     unique = {os.path.realpath(_split_extension(path)[0]) + _bracket(path): path for path in reversed(found)}
-    if not unique:
-        where = base.resolve()
-        raise FrameError(f"no frames: looked for {', '.join(map(str, asked))} in {where}")
     return sorted(unique.values(), key=lambda path: _natural(str(path)))
 
 
@@ -512,8 +521,8 @@ def _read_list(path: Path, lists: tuple[Path, ...]) -> list[Path]:
 
 def _without_products(paths: list[Path]) -> list[Path]:
     """Drop products of earlier runs and companions of frames."""
-    names = {path.name for path in paths}
-    return [path for path in paths if not is_product(path) and not _is_companion(path.name, names)]
+    stems = {_stem(path.name) for path in paths}
+    return [path for path in paths if not is_product(path) and not _is_companion(path.name, stems)]
 
 
 def is_product(path: str | Path) -> bool:
@@ -521,10 +530,15 @@ def is_product(path: str | Path) -> bool:
     return any(fnmatch.fnmatch(Path(path).name, pattern) for pattern in PRODUCTS)
 
 
-def _is_companion(name: str, names: set[str]) -> bool:
+def _stem(name: str) -> str:
+    """Name of a file without the suffixes of FITS and of compression."""
+    return re.sub(r"(\.(fits|fit|fts))?(\.(gz|fz))?$", "", name, flags=re.I)
+
+
+def _is_companion(name: str, stems: set[str]) -> bool:
     """Whether a file is the mask, weight or variance of another."""
-    match = re.fullmatch(r"(.+)[._](?:mask|bpm|weight|var)((?:\.\w+)+)", name)
-    return match is not None and match[1] + match[2] in names
+    match = re.fullmatch(r"(.+)[._](?:mask|bpm|weight|var)", _stem(name))
+    return match is not None and match[1] in stems
 
 
 def _natural(text: str) -> list[Any]:
@@ -591,7 +605,7 @@ class _Unit(NamedTuple):
         return size * self.integer("GCOUNT", 1) * (self.integer("PCOUNT") + pixels)
 
 
-_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[EeDd][+-]?\d+)?"
+_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[ED][+-]?\d+)?"
 _KEYWORD = re.compile(r"[A-Z0-9_-]{1,8}")
 # What may stand after "= ": a closed string, a logical, a number, a complex one or nothing; then a comment.
 _VALUE = re.compile(
@@ -716,9 +730,11 @@ def _mend(image: str) -> tuple[str, str, str]:
         text = image.rstrip()
         return "COMMENT", f"COMMENT {text[:72]:<72}", f"card {text[:30]!r} is no FITS card: kept as a comment"
     value, slash, comment = rest.partition("/")
+    if _VALUE.fullmatch(value.upper()) and "'" not in value:  # a small e in an exponent, a small t or f
+        rest = value.upper() + slash + comment
     if _VALUE.fullmatch(rest):
         mended = f"{keyword:<8}= {rest.strip()}"
-        return keyword, f"{mended[:80]:<80}", f"{keyword}: card was not in the standard's columns"
+        return keyword, f"{mended[:80]:<80}", f"{keyword}: card was not in the standard's form"
     value = value.strip().strip("'").rstrip().replace("'", "''")[:66]
     value = value if value.count("''") * 2 == value.count("'") else value.replace("'", "")
     mended = f"{keyword:<8}= '{value:<8}'"
@@ -734,8 +750,8 @@ _TABLE_ONLY = re.compile(
 )
 
 
-def _merge(primary: _Unit, image: _Unit) -> tuple[fits.Header, list[str]]:
-    """One readable header of both units, the image's cards before the primary's."""
+def _merge(primary: _Unit, image: _Unit) -> tuple[str, list[str]]:
+    """Text of one readable header of both units, the image's cards before the primary's."""
     shape = image.axes
     bitpix = image.integer("ZBITPIX" if image.compressed else "BITPIX")
     structure = {"SIMPLE": "T", "BITPIX": bitpix, "NAXIS": 2, "NAXIS1": shape[0], "NAXIS2": shape[1]}
@@ -752,7 +768,13 @@ def _merge(primary: _Unit, image: _Unit) -> tuple[fits.Header, list[str]]:
             if unit is image or keyword in _COMMENTARY or keyword not in own:
                 text.append(card)
         repairs += unit.repairs
-    return fits.Header.fromstring("".join(text)), repairs
+    return "".join(text), repairs
+
+
+@functools.lru_cache(maxsize=32)
+def _parsed(cards: str) -> fits.Header:
+    """Header of a text: the text of a thousand frames is small, their headers would not be."""
+    return fits.Header.fromstring(cards)
 
 
 _MASKS = ("MASK", "BPM", "DQ", "BADPIX", "BADPIXMASK")
@@ -843,7 +865,8 @@ class _Cards:
 
     def get(self, keyword: str) -> Any:
         """Value of a card, or an empty text."""
-        return self.header[keyword] if keyword in self.keywords else ""
+        value = self.header[keyword] if keyword in self.keywords else ""
+        return "" if isinstance(value, fits.card.Undefined) else value
 
     def text(self, *keywords: str) -> tuple[str, str] | None:
         """First keyword with a text that says something, and the text."""
@@ -856,10 +879,8 @@ class _Cards:
     def number(self, *keywords: str, quiet: bool = False) -> tuple[str, float] | None:
         """First keyword with a finite number, and the number."""
         for keyword in keywords:
-            if keyword not in self.keywords:
-                continue
-            value = self.header[keyword]
-            if isinstance(value, bool) or value is None:
+            value = self.get(keyword)
+            if isinstance(value, bool) or value == "":
                 continue
             if isinstance(value, str):
                 parsed = parse_number(value)
@@ -904,14 +925,14 @@ def parse_number(text: str) -> float | None:
 def _frame(
     path: Path,
     wanted: str | None,
-    header: fits.Header,
+    text: str,
     plane: Plane,
     planes: dict[int, Plane],
     options: CalibrateOptions,
     notes: list[str],
 ) -> Frame:
     """Make the frame that the headers describe."""
-    cards = _Cards(header, notes)
+    cards = _Cards(_parsed(text), notes)
     trim, overscan = _sections(cards, plane.shape)
     gain, rdnoise = _electrons(cards)
     saturation, guessed = _saturation(cards, plane)
@@ -927,7 +948,7 @@ def _frame(
     return Frame(
         path=path,
         name=path.name if wanted is None else f"{path.name}[{wanted}]",
-        header=header,
+        cards=text,
         plane=plane,
         mask=companions.get("mask"),
         weight=companions.get("weight"),
@@ -1169,12 +1190,11 @@ def _companions(path: Path, plane: Plane, named: dict[str, Plane], notes: list[s
                 found[kind] = named[name]
                 notes.append(f"{kind} from extension {name}")
     beside = _listing(str(path.parent), _mtime(path.parent))
-    stem, dot, suffix = path.name.partition(".")
     for kind, words in _COMPANIONS.items():
-        for name in (f"{stem}{mark}{word}{dot}{suffix}" for word in words for mark in "._"):
-            if kind not in found and name in beside:
-                found[kind] = open_frame(path.with_name(name)).plane
-                notes.append(f"{kind} from {name}")
+        for stem in (f"{_stem(path.name)}{mark}{word}" for word in words for mark in "._"):
+            if kind not in found and stem in beside:
+                found[kind] = open_frame(path.with_name(beside[stem])).plane
+                notes.append(f"{kind} from {beside[stem]}")
     for kind, other in list(found.items()):
         if other.shape != plane.shape:
             notes.append(f"{kind} of {other.shape[1]} x {other.shape[0]} does not fit the image: not used")
@@ -1190,13 +1210,13 @@ def _mtime(directory: Path) -> int:
 
 
 @functools.lru_cache(maxsize=64)
-def _listing(directory: str, mtime_ns: int) -> frozenset[str]:
-    """Names in a directory that look like companions; read again when the directory changes."""
+def _listing(directory: str, mtime_ns: int) -> dict[str, str]:
+    """Stems and names of files that look like companions; read again when the directory changes."""
     try:
-        names = os.listdir(directory)
+        names = sorted(os.listdir(directory))
     except OSError:
-        return frozenset()
-    return frozenset(name for name in names if re.search(r"[._](?:mask|bpm|weight|var)\.", name))
+        return {}
+    return {_stem(name): name for name in names if re.search(r"[._](?:mask|bpm|weight|var)$", _stem(name))}
 
 
 # ---- errors
