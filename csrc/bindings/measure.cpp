@@ -9,7 +9,7 @@
 namespace fastack {
 namespace {
 
-using ShapeTuple = std::tuple<double, double, double, double>;
+using ShapeTuple = std::tuple<double, double, double, double, bool>;
 
 /// Lists of one length and numbers that make sense, or an error that says which does not.
 StarField star_field(const FloatArray& image, const DoubleArray& xy, const DoubleArray& peak,
@@ -25,8 +25,8 @@ StarField star_field(const FloatArray& image, const DoubleArray& xy, const Doubl
     field.peak = peak.data();
     field.sky = sky.data();
     field.noise = noise.data();
-    const auto [a, b, c, eta] = shape;
-    field.shape = {a, b, c, eta};
+    const auto [a, b, c, eta, integrated] = shape;
+    field.shape = {a, b, c, eta, integrated};
     require(a > 0 && field.shape.determinant() > 0, "shape: (a, b, c) must be positive definite");
     require(eta > 0 && eta < 1, "shape: eta must lie between 0 and 1");
     require(radius >= 1 && radius <= 200, "radius must lie between 1 and 200 pixels");
@@ -49,13 +49,13 @@ Span<const std::int64_t> as_rows(const Array<std::int64_t>& rows, std::ptrdiff_t
 
 void bind_measure(py::module_& m) {
     using namespace fastack;
-    PYBIND11_NUMPY_DTYPE(StarFit, x, y, peak, sky, xy_err, peak_err, top, fwhm, fwhm_err, a, b, c, eta, chi2,
-                         pixels, missing, saturated, neighbours, converged, padding);
+    PYBIND11_NUMPY_DTYPE(StarFit, x, y, peak, sky, xy_err, peak_err, top, width, width_err, a, b, c, eta,
+                         chi2, pixels, missing, saturated, neighbours, converged, padding);
 
     m.def(
         "star_rings",
         [](const FloatArray& image, const DoubleArray& xy, const DoubleArray& sky) {
-            const StarField field = star_field(image, xy, sky, sky, sky, {1.0, 0.0, 1.0, 0.3}, 1, 0,
+            const StarField field = star_field(image, xy, sky, sky, sky, {1.0, 0.0, 1.0, 0.3, false}, 1, 0,
                                                std::numeric_limits<double>::quiet_NaN());
             auto fwhm = new_span<double>(field.n), peak = new_span<double>(field.n);
             double *widths = fwhm.mutable_data(), *peaks = peak.mutable_data();
@@ -123,15 +123,17 @@ void bind_measure(py::module_& m) {
         "fit_shape",
         [](const FloatArray& image, const DoubleArray& xy, const DoubleArray& peak, const DoubleArray& sky,
            const DoubleArray& noise, const ShapeTuple& shape, double radius, double inverse_gain,
-           double saturation, const Array<std::int64_t>& rows) -> std::optional<ShapeTuple> {
+           double saturation, const Array<std::int64_t>& rows) -> std::pair<ShapeTuple, double> {
             const StarField field =
                 star_field(image, xy, peak, sky, noise, shape, radius, inverse_gain, saturation);
             const Span<const std::int64_t> list = as_rows(rows, field.n);
             MoffatShape found;
-            py::gil_scoped_release release;
-            if (!fit_shape(field, list, found))
-                return std::nullopt;
-            return ShapeTuple{found.a, found.b, found.c, found.eta};
+            double squares;
+            {
+                py::gil_scoped_release release;
+                squares = fit_shape(field, list, found);
+            }
+            return {ShapeTuple{found.a, found.b, found.c, found.eta, found.integrated}, squares};
         },
         "image"_a.noconvert(), "xy"_a.noconvert(), "peak"_a.noconvert(), "sky"_a.noconvert(),
         "noise"_a.noconvert(), "shape"_a, "radius"_a, "inverse_gain"_a, "saturation"_a, "rows"_a.noconvert(),

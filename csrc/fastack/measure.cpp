@@ -25,19 +25,24 @@ constexpr double eta_prior_sigma = 0.15;
 // A step is the last when it would lower chi^2 by less than this: a few thousandths of a sigma.
 constexpr double tolerance = 1e-5;
 constexpr float padding_variance = 1e30f;
+// A point-spread function is no Moffat profile to the last per cent. In fits of the shape this keeps the
+// cores of bright stars from deciding alone, at the cost of the wings that hold the flux (cf. Stetson 1987,
+// PASP 99, 191, "profile error").
+constexpr double shape_mismatch = 0.01;
 
 /// x, y, peak, sky, a, b, c, eta.
 struct Parameters {
     double v[measure_shape];
+    bool integrated;
 
-    MoffatShape shape() const { return {v[4], v[5], v[6], v[7]}; }
+    MoffatShape shape() const { return {v[4], v[5], v[6], v[7], integrated}; }
 };
 
 Parameters parameters(double x, double y, double peak, double sky, const MoffatShape& s) {
-    return {{x, y, peak, sky, s.a, s.b, s.c, s.eta}};
+    return {{x, y, peak, sky, s.a, s.b, s.c, s.eta}, s.integrated};
 }
 
-MeasureMoffat profile(const Parameters& p, double inverse_gain) {
+MeasureMoffat profile(const Parameters& p, double inverse_gain, double mismatch = 0) {
     const double power = std::exp2(p.v[7]);
     MeasureMoffat m;
     m.x = static_cast<float>(p.v[0]);
@@ -51,7 +56,9 @@ MeasureMoffat profile(const Parameters& p, double inverse_gain) {
     m.beta = static_cast<float>(1 / p.v[7]);
     m.k = static_cast<float>(power - 1);
     m.dk = static_cast<float>(power * std::log(2.0));
+    m.node = p.integrated ? static_cast<float>(0.5 / std::sqrt(3.0)) : 0.0f;
     m.photons = static_cast<float>(inverse_gain);
+    m.mismatch = static_cast<float>(mismatch);
     return m;
 }
 
@@ -106,6 +113,17 @@ template <int N> bool invert(const double (&matrix)[N][N], double (&inverse)[N][
         for (int j = 0; j < N; ++j)
             inverse[i][j] *= scale[i] * scale[j];
     return true;
+}
+
+/// Take a parameter that stands at its bound out of the equations.
+template <int N> void hold(double (&matrix)[N][N], int fixed) {
+    for (int i = 0; i < N; ++i)
+        matrix[i][fixed] = matrix[fixed][i] = i == fixed;
+}
+
+template <int N> void hold(Normal<N>& normal, int fixed) {
+    hold(normal.matrix, fixed);
+    normal.gradient[fixed] = 0;
 }
 
 /// inverse * gradient; returns what the step takes off chi^2.
@@ -296,7 +314,7 @@ StarFit failed(const StarField& field, ptrdiff_t row, const Window& window, ptrd
     StarFit fit{};
     fit.x = field.xy[2 * row];
     fit.y = field.xy[2 * row + 1];
-    fit.peak = fit.sky = fit.xy_err = fit.peak_err = fit.top = fit.fwhm = fit.fwhm_err = nan;
+    fit.peak = fit.sky = fit.xy_err = fit.peak_err = fit.top = fit.width = fit.width_err = nan;
     fit.a = fit.b = fit.c = fit.eta = fit.chi2 = nan;
     fit.pixels = static_cast<std::int32_t>(window.pixels);
     fit.missing = static_cast<std::int32_t>(window.missing);
@@ -333,7 +351,8 @@ StarFit fit_one(const StarField& field, ptrdiff_t row, const Window& window, Sta
         normal.read(sums, measure_width);
         if (!invert(normal.matrix, inverse))
             return fit;
-        converged = step_of(inverse, normal.gradient, step) < tolerance;
+        const double excess = 1 + sums[measure_sums(measure_width) - 1] / static_cast<double>(pixels.n);
+        converged = step_of(inverse, normal.gradient, step) < tolerance * excess;
         const double part = shorten(step[0], step[1], field);
         p.v[0] += part * step[0];
         p.v[1] += part * step[1];
@@ -368,6 +387,7 @@ StarFit fit_one(const StarField& field, ptrdiff_t row, const Window& window, Sta
         wide.read(sums, measure_width);
         if (!invert(wide.matrix, wide_inverse))
             break;
+        const double excess = 1 + sums[measure_sums(measure_width) - 1] / static_cast<double>(pixels.n);
         const double gain = step_of(wide_inverse, wide.gradient, wide_step);
         const double part = shorten(wide_step[0], wide_step[1], field);
         const double growth = std::clamp(wide_step[4], -0.3, 0.3);
@@ -380,15 +400,15 @@ StarFit fit_one(const StarField& field, ptrdiff_t row, const Window& window, Sta
             p.v[i] *= std::exp(-2 * growth);
         if (std::abs(stretch) > 2.5)
             break;
-        if (gain < 0.01 && growth == wide_step[4]) {
-            fit.fwhm = field.shape.fwhm() * std::exp(stretch);
-            fit.fwhm_err = fit.fwhm * std::sqrt(wide_inverse[4][4]);
+        if (gain < 0.01 * excess && growth == wide_step[4]) {
+            fit.width = std::exp(stretch);
+            fit.width_err = fit.width * std::sqrt(wide_inverse[4][4]);
             break;
         }
     }
     // A stretch that runs off to nothing is a single pixel.
     if (stretch < -1)
-        fit.fwhm = field.shape.fwhm() * std::exp(stretch);
+        fit.width = std::exp(stretch);
     return fit;
 }
 
@@ -409,8 +429,8 @@ bool levenberg(Window& window, Parameters& p, double inverse_gain, double radius
     Normal<P> normal;
     std::copy_n(pixels.variance, pixels.n,
                 window.weight()); // overwritten at once: the first call weighs nothing
-    kernel.shape(pixels, profile(p, inverse_gain), window.weight(), window.derivatives(), window.residual(),
-                 window.model_weight());
+    kernel.shape(pixels, profile(p, inverse_gain, shape_mismatch), window.weight(), window.derivatives(),
+                 window.residual(), window.model_weight());
     double damping = 1e-3;
     bool fresh = true;
     for (int round = 0; round < 60; ++round) {
@@ -427,7 +447,14 @@ bool levenberg(Window& window, Parameters& p, double inverse_gain, double radius
             damped[i][i] *= 1 + damping;
         if (!invert(damped, covariance))
             return false;
-        const double gain = step_of(covariance, normal.gradient, step);
+        double gain = step_of(covariance, normal.gradient, step);
+        if ((p.v[7] <= eta_min && step[7] < 0) || (p.v[7] >= eta_max && step[7] > 0)) {
+            hold(normal, 7);
+            hold(damped, 7);
+            if (!invert(damped, covariance))
+                return false;
+            gain = step_of(covariance, normal.gradient, step);
+        }
         Parameters trial = p;
         for (int i = 0; i < P; ++i)
             trial.v[i] += step[i];
@@ -436,14 +463,14 @@ bool levenberg(Window& window, Parameters& p, double inverse_gain, double radius
         fresh = false;
         if (width > 0.2 && width < 4 * radius && std::hypot(step[0], step[1]) < radius) {
             const double squares =
-                kernel.shape(pixels, profile(trial, inverse_gain), window.weight(), window.derivatives(),
-                             window.residual(), window.model_weight());
+                kernel.shape(pixels, profile(trial, inverse_gain, shape_mismatch), window.weight(),
+                             window.derivatives(), window.residual(), window.model_weight());
             fresh = squares + penalty(trial) <= chi2;
         }
         if (fresh)
             p = trial;
         damping = fresh ? std::max(damping * 0.1, 1e-9) : std::max(damping * 8, 1e-4);
-        if (gain < tolerance * (1 + 1e-3 * chi2))
+        if (gain < tolerance * (1 + chi2 / static_cast<double>(pixels.n)))
             return invert(normal.matrix, covariance);
         if (damping > 1e8)
             return false;
@@ -624,8 +651,8 @@ void fit_moffat(const StarField& field, Span<const std::int64_t> chosen, StarFit
                 fit.b = shape.b;
                 fit.c = shape.c;
                 fit.eta = shape.eta;
-                fit.fwhm = shape.fwhm();
-                fit.fwhm_err = fit.fwhm * std::sqrt(variance) / (4 * shape.determinant());
+                fit.width = shape.fwhm() / field.shape.fwhm();
+                fit.width_err = std::sqrt(variance) / (4 * shape.determinant());
                 fit.chi2 = chi2;
                 fit.converged = 1;
             }
@@ -634,7 +661,7 @@ void fit_moffat(const StarField& field, Span<const std::int64_t> chosen, StarFit
     }
 }
 
-bool fit_shape(const StarField& field, Span<const std::int64_t> chosen, MoffatShape& shape) {
+double fit_shape(const StarField& field, Span<const std::int64_t> chosen, MoffatShape& shape) {
     constexpr int P = measure_shape;
     // Shapes differ over a frame by some per cent; more than that a bright star must not count.
     constexpr double intrinsic = 0.02;
@@ -665,6 +692,7 @@ bool fit_shape(const StarField& field, Span<const std::int64_t> chosen, MoffatSh
     double sums[measure_sums(P)], step[4];
     for (int round = 0; round < 40; ++round) {
         Normal<4> total{};
+        double squares = 0, samples = 0;
         for (Star& star : stars) {
             star.used = window.read(star.row) && window.pixels > 2 * P;
             if (!star.used)
@@ -676,8 +704,8 @@ bool fit_shape(const StarField& field, Span<const std::int64_t> chosen, MoffatSh
             Parameters p =
                 parameters(star.p.v[0] - window.x0, star.p.v[1] - window.y0, star.p.v[2], star.p.v[3], shape);
             const MeasurePixels pixels = window.list();
-            kernel.shape(pixels, profile(p, field.inverse_gain), pixels.variance, window.derivatives(),
-                         window.residual(), window.model_weight());
+            kernel.shape(pixels, profile(p, field.inverse_gain, shape_mismatch), pixels.variance,
+                         window.derivatives(), window.residual(), window.model_weight());
             kernel.shape_sums(pixels.n, window.derivatives(), window.residual(), window.model_weight(), sums);
             Normal<P> normal;
             normal.read(sums, P);
@@ -715,6 +743,8 @@ bool fit_shape(const StarField& field, Span<const std::int64_t> chosen, MoffatSh
             if (invert(shared.matrix, inverse))
                 deviation = step_of(inverse, shared.gradient, step) * flattened;
             const double weight = flattened / (1 + deviation / outlying);
+            squares += sums[measure_sums(P) - 1];
+            samples += static_cast<double>(pixels.n);
             for (int r = 0; r < 4; ++r) {
                 total.gradient[r] += weight * shared.gradient[r];
                 for (int s = 0; s < 4; ++s)
@@ -725,18 +755,24 @@ bool fit_shape(const StarField& field, Span<const std::int64_t> chosen, MoffatSh
         total.matrix[3][3] += 1 / (eta_prior_sigma * eta_prior_sigma);
         total.gradient[3] += (eta_prior - shape.eta) / (eta_prior_sigma * eta_prior_sigma);
         if (!invert(total.matrix, inverse))
-            return false;
-        const double gain = step_of(inverse, total.gradient, step);
+            return nan;
+        double gain = step_of(inverse, total.gradient, step);
+        if ((shape.eta <= eta_min && step[3] < 0) || (shape.eta >= eta_max && step[3] > 0)) {
+            hold(total, 3);
+            if (!invert(total.matrix, inverse))
+                return nan;
+            gain = step_of(inverse, total.gradient, step);
+        }
         MoffatShape next = {shape.a + step[0], shape.b + step[1], shape.c + step[2],
-                            std::clamp(shape.eta + step[3], eta_min, eta_max)};
+                            std::clamp(shape.eta + step[3], eta_min, eta_max), shape.integrated};
         double part = 1;
         while (
             !(next.a > 0 && next.determinant() > 0 && std::abs(std::log(next.fwhm() / shape.fwhm())) < 0.3)) {
             part /= 2;
             if (part < 1e-3)
-                return false;
+                return nan;
             next = {shape.a + part * step[0], shape.b + part * step[1], shape.c + part * step[2],
-                    std::clamp(shape.eta + part * step[3], eta_min, eta_max)};
+                    std::clamp(shape.eta + part * step[3], eta_min, eta_max), shape.integrated};
         }
         const double change[4] = {next.a - shape.a, next.b - shape.b, next.c - shape.c, next.eta - shape.eta};
         shape = next;
@@ -756,10 +792,10 @@ bool fit_shape(const StarField& field, Span<const std::int64_t> chosen, MoffatSh
             star.p.v[2] = std::max(star.p.v[2] + own_step[2], 0.3 * star.p.v[2]);
             star.p.v[3] += own_step[3];
         }
-        if (round > 1 && part == 1 && gain < 1e-3)
-            return true;
+        if (round > 1 && part == 1 && gain < 1e-3 * (1 + squares / samples))
+            return squares;
     }
-    return false;
+    return nan;
 }
 
 } // namespace fastack

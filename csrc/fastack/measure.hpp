@@ -18,9 +18,10 @@ struct MoffatShape {
     double b = 0;
     double c = 0;
     double eta = 0;
+    bool integrated = false;
 
     double determinant() const { return a * c - b * b; }
-    double fwhm() const;   // geometric mean of both axes, pixel
+    double fwhm() const;   // geometric mean of both axes, pixel, before any integration
     double volume() const; // integral over the plane for a peak of 1, pixel^2
 };
 
@@ -42,12 +43,12 @@ struct StarField {
 struct StarFit {
     double x, y, peak, sky;
     double xy_err, peak_err;
-    double top;            // highest pixel near the centre above `sky`, ADU; NaN where the centre is missing
-    double fwhm, fwhm_err; // fit_stars: of the field's shape, stretched; NaN where that did not converge
-    double a, b, c, eta;   // of the fit_moffat alone
-    double chi2;           // weighted squares of the residuals
-    std::int32_t pixels;   // that took part
-    std::int32_t missing;  // outside the image or NaN
+    double top; // highest pixel near the centre above `sky`, ADU; NaN where the centre is missing
+    double width, width_err; // fit_stars: factor on the field's width, NaN where that did not converge
+    double a, b, c, eta;     // fit_moffat: its shape, with `width_err` its relative error
+    double chi2;             // weighted squares of the residuals
+    std::int32_t pixels;     // that took part
+    std::int32_t missing;    // outside the image or NaN
     std::int32_t saturated;
     std::int32_t neighbours; // other stars of the list within the window
     std::int32_t converged;
@@ -71,7 +72,8 @@ void fit_stars(const StarField&, int passes, StarFit* fits);
 void fit_moffat(const StarField&, Span<const std::int64_t> rows, StarFit* fits);
 
 /// One shape for the stars `rows`, each with its own position, peak and sky: Gauss-Newton on all stars at
-/// once, those that disagree with the others weighted down. False where it does not converge.
-bool fit_shape(const StarField&, Span<const std::int64_t> rows, MoffatShape& shape);
+/// once, those that disagree with the others weighted down. Returns the sum of squares, or NaN where
+/// the fit does not converge.
+double fit_shape(const StarField&, Span<const std::int64_t> rows, MoffatShape& shape);
 
 } // namespace fastack

@@ -24,7 +24,9 @@ struct MeasurePixels {
 struct MeasureMoffat {
     float x, y, peak, sky, a, b, c, eta;
     float beta, k, dk; // 1/eta, 2^eta - 1 and its derivative
+    float node;        // half distance of the four points whose mean is a pixel's value; 0: its middle alone
     float photons;     // variance per unit of the profile above the sky: 1/gain, or 0
+    float mismatch;    // relative error of the profile itself
 };
 
 constexpr int measure_shape = 8; // x, y, peak, sky, a, b, c, eta

@@ -64,54 +64,87 @@ inline MeasureFloats measure_exp2(MeasureFloats y) {
     return (MeasureFloats)((MeasureInts)series + n);
 }
 
-/// What profile and derivatives have in common.
+/// Profile of peak 1 at one offset from the star.
 struct MeasurePoint {
-    MeasureFloats dx, dy, q, inverse, log, profile;
+    MeasureFloats dx, dy, q, steep, log, profile; // steep: (1 + k q)^(-beta - 1)
 };
 
-inline MeasurePoint measure_point(const MeasurePixels& pixels, const MeasureMoffat& m, ptrdiff_t i) {
-    MeasurePoint at;
-    at.dx = measure_load(pixels.x + i) - m.x;
-    at.dy = measure_load(pixels.y + i) - m.y;
-    at.q = at.dx * (m.a * at.dx + 2 * m.b * at.dy) + m.c * at.dy * at.dy;
+inline MeasurePoint measure_point(MeasureFloats dx, MeasureFloats dy, const MeasureMoffat& m) {
+    MeasurePoint at = {dx, dy, {}, {}, {}, {}};
+    at.q = dx * (m.a * dx + 2 * m.b * dy) + m.c * dy * dy;
     const MeasureFloats u = 1.0f + m.k * at.q;
-    at.inverse = 1.0f / u;
     at.log = measure_log2(u);
     at.profile = measure_exp2(-m.beta * at.log);
+    at.steep = at.profile / u;
     return at;
 }
 
-inline MeasureFloats measure_weight(const MeasurePixels& pixels, const MeasureMoffat& m,
+/// Point `node` of the NODES that make a pixel: its middle, or the two-point Gauss-Legendre rule along each
+/// axis.
+template <int NODES>
+inline MeasurePoint measure_node(const MeasurePixels& pixels, const MeasureMoffat& m, ptrdiff_t i, int node) {
+    const float sx = NODES == 1 ? 0.0f : node & 1 ? m.node : -m.node;
+    const float sy = NODES == 1 ? 0.0f : node & 2 ? m.node : -m.node;
+    return measure_point(measure_load(pixels.x + i) - (m.x - sx), measure_load(pixels.y + i) - (m.y - sy), m);
+}
+
+/// What the weights take from the model: linear and quadratic variance per unit of the profile.
+struct MeasureVariance {
+    float photons, mismatch;
+};
+
+inline MeasureVariance measure_variance(const MeasureMoffat& m) {
+    return {m.peak > 0 ? m.peak * m.photons : 0, m.peak * m.peak * m.mismatch * m.mismatch};
+}
+
+inline MeasureFloats measure_weight(const MeasurePixels& pixels, const MeasureVariance& v,
                                     MeasureFloats profile, ptrdiff_t i) {
-    const float photons = m.peak > 0 ? m.peak * m.photons : 0;
-    return 1.0f / (measure_load(pixels.variance + i) + photons * profile);
+    return 1.0f / (measure_load(pixels.variance + i) + profile * (v.photons + v.mismatch * profile));
+}
+
+template <int NODES>
+double measure_shape_nodes(const MeasurePixels& pixels, const MeasureMoffat& m, const float* weight,
+                           float* derivatives, float* residual, float* model_weight) {
+    const ptrdiff_t n = pixels.n;
+    const MeasureVariance variance = measure_variance(m);
+    const float slope = m.beta * m.k * m.peak / NODES;
+    const float eta_log = 0.69314718f * m.beta * m.beta * m.peak / NODES;
+    const float eta_width = m.beta * m.dk * m.peak / NODES;
+    MeasureFloats squares = {};
+    for (ptrdiff_t i = 0; i < n; i += measure_lanes) {
+        MeasureFloats profile = {}, d[measure_shape] = {};
+        for (int node = 0; node < NODES; ++node) {
+            const MeasurePoint at = measure_node<NODES>(pixels, m, i, node);
+            const MeasureFloats gx = at.steep * at.dx, gy = at.steep * at.dy;
+            profile += at.profile;
+            d[0] += gx;
+            d[1] += gy;
+            d[4] += gx * at.dx;
+            d[5] += gx * at.dy;
+            d[6] += gy * at.dy;
+            d[7] += eta_log * at.profile * at.log - eta_width * at.steep * at.q;
+        }
+        profile *= 1.0f / NODES;
+        const MeasureFloats r = measure_load(pixels.value + i) - m.sky - m.peak * profile;
+        measure_store(derivatives + i, 2 * slope * (m.a * d[0] + m.b * d[1]));
+        measure_store(derivatives + n + i, 2 * slope * (m.b * d[0] + m.c * d[1]));
+        measure_store(derivatives + 2 * n + i, profile);
+        measure_store(derivatives + 3 * n + i, measure_fill(1.0f));
+        measure_store(derivatives + 4 * n + i, -slope * d[4]);
+        measure_store(derivatives + 5 * n + i, -2 * slope * d[5]);
+        measure_store(derivatives + 6 * n + i, -slope * d[6]);
+        measure_store(derivatives + 7 * n + i, d[7]);
+        measure_store(residual + i, r);
+        measure_store(model_weight + i, measure_weight(pixels, variance, profile, i));
+        squares += measure_load(weight + i) * r * r;
+    }
+    return measure_total(squares);
 }
 
 double measure_shape_row(const MeasurePixels& pixels, const MeasureMoffat& m, const float* weight,
                          float* derivatives, float* residual, float* model_weight) {
-    const ptrdiff_t n = pixels.n;
-    const float slope = m.beta * m.k * m.peak;
-    const float eta_log = 0.69314718f * m.beta * m.beta * m.peak;
-    const float eta_width = m.beta * m.dk * m.peak;
-    MeasureFloats squares = {};
-    for (ptrdiff_t i = 0; i < n; i += measure_lanes) {
-        const MeasurePoint at = measure_point(pixels, m, i);
-        const MeasureFloats r = measure_load(pixels.value + i) - m.sky - m.peak * at.profile;
-        const MeasureFloats t = at.profile * at.inverse;
-        const MeasureFloats g = slope * t;
-        measure_store(derivatives + i, 2 * g * (m.a * at.dx + m.b * at.dy));
-        measure_store(derivatives + n + i, 2 * g * (m.b * at.dx + m.c * at.dy));
-        measure_store(derivatives + 2 * n + i, at.profile);
-        measure_store(derivatives + 3 * n + i, measure_fill(1.0f));
-        measure_store(derivatives + 4 * n + i, -g * at.dx * at.dx);
-        measure_store(derivatives + 5 * n + i, -2 * g * at.dx * at.dy);
-        measure_store(derivatives + 6 * n + i, -g * at.dy * at.dy);
-        measure_store(derivatives + 7 * n + i, eta_log * at.profile * at.log - eta_width * t * at.q);
-        measure_store(residual + i, r);
-        measure_store(model_weight + i, measure_weight(pixels, m, at.profile, i));
-        squares += measure_load(weight + i) * r * r;
-    }
-    return measure_total(squares);
+    const auto row = m.node > 0 ? measure_shape_nodes<4> : measure_shape_nodes<1>;
+    return row(pixels, m, weight, derivatives, residual, model_weight);
 }
 
 /// Rows FIRST to LAST of the normal equations: few enough sums to stay in registers.
@@ -151,17 +184,26 @@ void measure_shape_sums(ptrdiff_t n, const float* derivatives, const float* resi
     measure_sums_part<4, 8>(n, derivatives, residual, weight, sums);
 }
 
-void measure_width_sums(const MeasurePixels& pixels, const MeasureMoffat& m, double* sums) {
+template <int NODES>
+void measure_width_nodes(const MeasurePixels& pixels, const MeasureMoffat& m, double* sums) {
     constexpr int P = measure_width;
-    const float slope = 2 * m.beta * m.k * m.peak;
+    const MeasureVariance variance = measure_variance(m);
+    const float slope = 2 * m.beta * m.k * m.peak / NODES;
     MeasureFloats matrix[P][P] = {}, gradient[P] = {}, squares = {};
     for (ptrdiff_t i = 0; i < pixels.n; i += measure_lanes) {
-        const MeasurePoint at = measure_point(pixels, m, i);
-        const MeasureFloats r = measure_load(pixels.value + i) - m.sky - m.peak * at.profile;
-        const MeasureFloats w = measure_weight(pixels, m, at.profile, i);
-        const MeasureFloats g = slope * (at.profile * at.inverse);
-        const MeasureFloats d[P] = {g * (m.a * at.dx + m.b * at.dy), g * (m.b * at.dx + m.c * at.dy),
-                                    at.profile, measure_fill(1.0f), g * at.q};
+        MeasureFloats profile = {}, gx = {}, gy = {}, wider = {};
+        for (int node = 0; node < NODES; ++node) {
+            const MeasurePoint at = measure_node<NODES>(pixels, m, i, node);
+            profile += at.profile;
+            gx += at.steep * at.dx;
+            gy += at.steep * at.dy;
+            wider += at.steep * at.q;
+        }
+        profile *= 1.0f / NODES;
+        const MeasureFloats r = measure_load(pixels.value + i) - m.sky - m.peak * profile;
+        const MeasureFloats w = measure_weight(pixels, variance, profile, i);
+        const MeasureFloats d[P] = {slope * (m.a * gx + m.b * gy), slope * (m.b * gx + m.c * gy), profile,
+                                    measure_fill(1.0f), slope * wider};
         for (int p = 0; p < P; ++p) {
             const MeasureFloats wd = w * d[p];
             for (int q = p; q < P; ++q)
@@ -179,9 +221,22 @@ void measure_width_sums(const MeasurePixels& pixels, const MeasureMoffat& m, dou
     sums[k] = measure_total(squares);
 }
 
+void measure_width_sums(const MeasurePixels& pixels, const MeasureMoffat& m, double* sums) {
+    (m.node > 0 ? measure_width_nodes<4> : measure_width_nodes<1>)(pixels, m, sums);
+}
+
+template <int NODES>
+void measure_subtract_nodes(const MeasurePixels& pixels, const MeasureMoffat& m, float* value) {
+    for (ptrdiff_t i = 0; i < pixels.n; i += measure_lanes) {
+        MeasureFloats profile = {};
+        for (int node = 0; node < NODES; ++node)
+            profile += measure_node<NODES>(pixels, m, i, node).profile;
+        measure_store(value + i, measure_load(value + i) - m.peak / NODES * profile);
+    }
+}
+
 void measure_subtract(const MeasurePixels& pixels, const MeasureMoffat& m, float* value) {
-    for (ptrdiff_t i = 0; i < pixels.n; i += measure_lanes)
-        measure_store(value + i, measure_load(value + i) - m.peak * measure_point(pixels, m, i).profile);
+    (m.node > 0 ? measure_subtract_nodes<4> : measure_subtract_nodes<1>)(pixels, m, value);
 }
 
 constexpr MeasureRows measure_rows = {measure_shape_row, measure_shape_sums, measure_width_sums,

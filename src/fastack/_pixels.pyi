@@ -8,10 +8,10 @@ def isa_levels() -> list[str]: ...
 def _choose_isa(name: str | None) -> None: ...
 
 # --- measure
-_Shape = tuple[float, float, float, float]  # a, b, c (pixel^-2), eta
+_Shape = tuple[float, float, float, float, bool]  # a, b, c (pixel^-2), eta, integrated over the pixel
 
 # image (ny, nx) float32; xy (n, 2), peak, sky, noise (n,) float64; rows (m,) int64.
-# fits: structured, fields x, y, peak, sky, xy_err, peak_err, top, fwhm, fwhm_err, a, b, c, eta, chi2 (float64), pixels,
+# fits: structured, fields x, y, peak, sky, xy_err, peak_err, top, width, width_err, a, b, c, eta, chi2 (float64), pixels,
 # missing, saturated, neighbours, converged, padding (int32)
 def star_rings(
     image: NDArray[np.float32], xy: NDArray[np.float64], sky: NDArray[np.float64]
@@ -54,4 +54,4 @@ def fit_shape(
     inverse_gain: float,
     saturation: float,
     rows: NDArray[np.int64],
-) -> _Shape | None: ...
+) -> tuple[_Shape, float]: ...  # and the sum of squares, NaN where it did not converge

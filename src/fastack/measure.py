@@ -19,6 +19,10 @@ from fastack.types import PSF, Array, Background, FloatImage, FrameQuality, Star
 _WINDOW = 2.0  # radius of the measuring window, FWHM
 _MIN_WINDOW = 4.0  # pixel
 _MAX_WINDOW = 40.0  # pixel
+_SHAPE_WINDOW = 3.0  # of the common fit, whose wings tell exponent from sky, FWHM
+_MIN_SHAPE_WINDOW = 8.0  # pixel
+_MAX_SHAPE_WINDOW = 20.0  # pixel, or as wide as the other windows
+_GUESSES = (1.0, 2.0, 4.0, 8.0)  # factors of the first width, tried in turn until stars are found to fit
 _ANNULUS = (10.0, 16.0)  # sky around a star where no mesh is given, pixel, up to FWHM 4
 _PASSES = 4  # rounds over stars with neighbours, each with the neighbours' light better known
 _HOT_PIXEL = 1.3  # ring width below which a detection cannot be told from a single pixel
@@ -26,6 +30,9 @@ _ETA = 0.33  # 1/beta of the first guess
 _ENOUGH = 10  # isolated stars from which on stars with neighbours do not take part in the frame's PSF
 _MISSING = 0.2  # part of the window that may be missing for a star of the frame's PSF
 _SPREAD = 0.03  # widths of stars vary that much (relative) over a frame without being suspect
+_NARROWEST = 0.7  # FWHM of a star that takes part in the frame's PSF, pixel
+_UNDERSAMPLED = 3.5  # FWHM below which the pixel's integration is told from mere sampling
+_SETTLED = 0.15  # change of the logarithm of the width after which the first fits are good enough
 _SHARP = 0.7  # width over the PSF's, below: no star
 _EXTENDED = 1.3  # above: no single star
 
@@ -37,10 +44,12 @@ class _Shape(NamedTuple):
     b: float
     c: float
     eta: float
+    integrated: bool = False  # over the pixel's area, by the mean of four points
 
     @classmethod
-    def round(cls, fwhm: float) -> _Shape:
-        return cls(4 / fwhm**2, 0.0, 4 / fwhm**2, _ETA)
+    def round(cls, fwhm: float, *, integrated: bool = False) -> _Shape:
+        """Build the shape of a star without elongation."""
+        return cls(4 / fwhm**2, 0.0, 4 / fwhm**2, _ETA, integrated)
 
     @property
     def volume(self) -> float:
@@ -49,9 +58,37 @@ class _Shape(NamedTuple):
         return float(np.pi * self.eta / ((2**self.eta - 1) * (1 - self.eta) * root))
 
     @property
+    def width(self) -> float:
+        """FWHM before the integration over the pixel, pixel."""
+        return float(2 / np.sqrt(np.sqrt(self.a * self.c - self.b**2)))
+
+    @property
     def psf(self) -> PSF:
-        fwhm, ellipticity, theta = _axes(*(np.array([v]) for v in self[:3]))
-        return PSF(fwhm=fwhm[0], beta=1 / self.eta, ellipticity=ellipticity[0], theta=theta[0])
+        """The effective point-spread function."""
+        minor, major, theta = _axes(self.a, self.b, self.c)
+        if self.integrated:
+            minor, major = self._over_pixel(theta + np.pi / 2, minor), self._over_pixel(theta, major)
+        fwhm, ellipticity = float(np.sqrt(minor * major)), float(1 - minor / major)
+        return PSF(fwhm=fwhm, beta=1 / self.eta, ellipticity=ellipticity, theta=float(theta))
+
+    @property
+    def pixel(self) -> float:
+        """What the pixel adds to the FWHM in quadrature, pixel."""
+        return float(np.sqrt(max(self.psf.fwhm**2 - self.width**2, 0.0)))
+
+    def _over_pixel(self, angle: Any, width: Any) -> Any:
+        """Full width at half maximum of the profile's mean over a pixel, along a direction."""
+        nodes, weights = np.polynomial.legendre.leggauss(4)
+        weight = np.outer(weights, weights)[:, :, None] / 4
+        half = np.hypot(width, np.linspace(0.0, 1.3, 64)) / 2
+
+        def profile(distance: Any) -> Array:
+            x = distance * np.cos(angle) + nodes[:, None, None] / 2
+            y = distance * np.sin(angle) + nodes[None, :, None] / 2
+            form = self.a * x * x + 2 * self.b * x * y + self.c * y * y
+            return np.asarray((weight * (1 + (2**self.eta - 1) * form) ** (-1 / self.eta)).sum((0, 1)))
+
+        return 2 * np.interp(-profile(np.zeros(1))[0] / 2, -profile(half), half)
 
 
 def measure(
@@ -132,8 +169,12 @@ class _Frame:
         self.xy: Array
         self.peak: Array
 
-    def arguments(self, xy: Array, peak: Array, shape: _Shape) -> tuple[Any, ...]:
-        radius = min(max(_WINDOW * shape.psf.fwhm, _MIN_WINDOW), _MAX_WINDOW)
+    def arguments(self, xy: Array, peak: Array, shape: _Shape, *, wide: bool = False) -> tuple[Any, ...]:
+        fwhm = shape.width
+        radius = min(max(_WINDOW * fwhm, _MIN_WINDOW), _MAX_WINDOW)
+        if wide:
+            wider = min(max(_SHAPE_WINDOW * fwhm, _MIN_SHAPE_WINDOW), _MAX_SHAPE_WINDOW)
+            radius = max(radius, wider)
         stars = (xy, peak, self.sky, self.noise)
         return (self.pixels, *stars, tuple(shape), radius, self.inverse_gain, self.saturation)
 
@@ -149,37 +190,56 @@ class _Frame:
         self, xy: Array, peak: Array, unfit: NDArray[np.bool_], fwhm: float
     ) -> tuple[_Shape | None, NDArray[np.void], NDArray[np.int64]]:
         """The frame's PSF, the single fits behind it and their rows."""
-        for _ in range(3):
+        for factor in _GUESSES:
+            shape, fits, rows = self.first_fits(xy, peak, unfit, factor * fwhm)
+            if len(rows):
+                break
+        else:
+            return None, fits[:0], rows
+        best, least = None, np.inf
+        for integrated in (True, False) if shape.width < _UNDERSAMPLED else (False,):
+            start = shape._replace(integrated=integrated)
+            fits = _pixels.fit_moffat(*self.arguments(self.xy, self.peak, start), rows)
+            agree = _agreeing(fits)
+            if not agree.any():
+                continue
+            mean = start._replace(**{name: float(np.median(fits[name][agree])) for name in "abc"})
+            common, squares = _pixels.fit_shape(
+                *self.arguments(self.xy, self.peak, mean, wide=True), rows[agree]
+            )
+            if best is None or squares < least:
+                best = _Shape(*common) if np.isfinite(squares) else mean
+                least = squares if np.isfinite(squares) else np.inf
+                single, chosen = fits[agree], rows[agree]
+        return (None, fits[:0], rows[:0]) if best is None else (best, single, chosen)
+
+    def first_fits(
+        self, xy: Array, peak: Array, unfit: NDArray[np.bool_], fwhm: float
+    ) -> tuple[_Shape, NDArray[np.void], NDArray[np.int64]]:
+        """Every star with a round shape whose width settles on that of the brightest."""
+        for _ in range(4):
             shape = _Shape.round(fwhm)
             fits = self.fit(xy, peak, shape, passes=1)
             rows = self.candidates(fits, unfit, fwhm)
             if not len(rows):
-                return None, fits[:0], rows
-            previous, fwhm = fwhm, float(np.median(fits["fwhm"][rows]))
-            if abs(np.log(fwhm / previous)) < 0.15:
                 break
-        single = _pixels.fit_moffat(*self.arguments(self.xy, self.peak, shape), rows)
-        agree = _agreeing(single)
-        if not agree.any():
-            return None, single[:0], rows[:0]
-        single, rows = single[agree], rows[agree]
-        shape = _Shape(*(float(np.median(single[name])) for name in "abc"), _ETA)
-        common = _pixels.fit_shape(*self.arguments(self.xy, self.peak, shape), rows)
-        if common is not None:
-            shape = _Shape(*common)
-        return shape, single, rows
+            change = float(np.median(fits["width"][rows]))
+            if abs(np.log(change)) < _SETTLED:
+                break
+            fwhm *= change
+        return shape, fits, rows
 
     def candidates(self, fits: NDArray[np.void], unfit: NDArray[np.bool_], fwhm: float) -> NDArray[np.int64]:
         """Rows of bright, whole, isolated stars of a common width, at most `max_fits`."""
         snr = np.where(fits["converged"] > 0, fits["peak"] / fits["peak_err"], 0.0)
         whole = (fits["saturated"] == 0) & (fits["missing"] <= _MISSING * (fits["pixels"] + fits["missing"]))
-        usable = whole & ~unfit & np.isfinite(fits["fwhm"]) & (snr >= self.options.min_snr)
-        usable &= fits["fwhm"] > _SHARP
+        usable = whole & ~unfit & np.isfinite(fits["width"]) & (snr >= self.options.min_snr)
+        usable &= fits["width"] * fwhm > _NARROWEST
         alone = usable & (fits["neighbours"] == 0)
         rows = np.flatnonzero(alone if np.count_nonzero(alone) >= _ENOUGH else usable)
         if not len(rows):
             return rows.astype(np.int64)
-        width = np.log(fits["fwhm"][rows])
+        width = np.log(fits["width"][rows])
         rows = rows[np.abs(width - np.median(_densest(width, 0.25))) < 0.4]
         brightest = np.lexsort((fits["x"][rows], -fits["peak"][rows]))
         return rows[brightest][: self.options.max_fits].astype(np.int64)
@@ -211,7 +271,9 @@ def _positive(values: Array) -> Array:
 def _at(background: Background, mesh: FloatImage, xy: Array) -> Array:
     """The mesh at the stars, bilinear, constant outside its outermost points."""
     values = np.asarray(mesh, dtype=np.float64)
-    values = np.where(np.isfinite(values), values, np.nanmedian(values) if np.isfinite(values).any() else np.nan)
+    values = np.where(
+        np.isfinite(values), values, np.nanmedian(values) if np.isfinite(values).any() else np.nan
+    )
     corner, part = [], []
     for axis, (n, cell) in enumerate(zip(values.shape, background.cell, strict=True)):
         position = np.clip((np.nan_to_num(xy[:, 1 - axis]) + 0.5) / cell - 0.5, 0, n - 1)
@@ -245,23 +307,21 @@ def _first_width(rings: Array, height: Array) -> float:
 
 
 def _agreeing(single: NDArray[np.void]) -> NDArray[np.bool_]:
-    """Fits whose width is that of most of the others within the errors."""
+    """Tell which fits have the width of most of the others, within their errors."""
     agree = single["converged"] > 0
     if agree.any():
-        width = np.log(single["fwhm"])
+        width = np.log(single["width"])
         middle = np.median(_densest(width[agree], 0.2))
         with np.errstate(invalid="ignore"):
-            agree &= np.abs(width - middle) < 4 * np.hypot(single["fwhm_err"] / single["fwhm"], _SPREAD)
+            agree &= np.abs(width - middle) < 4 * np.hypot(single["width_err"], _SPREAD)
     return np.asarray(agree)
 
 
-def _axes(a: Array, b: Array, c: Array) -> tuple[Array, Array, Array]:
-    """FWHM, ellipticity and angle of the major axis of the form a dx^2 + 2 b dx dy + c dy^2 = 1."""
+def _axes(a: Any, b: Any, c: Any) -> tuple[Any, Any, Any]:
+    """Full widths along the minor and the major axis, and the major axis' angle."""
     mean, split = (a + c) / 2, np.hypot((a - c) / 2, b)
-    fwhm = 2 / np.sqrt(np.sqrt(a * c - b * b))
-    ellipticity = 1 - np.sqrt((mean - split) / (mean + split))
-    theta = (np.arctan2(2 * b, a - c) / 2 + np.pi / 2 + np.pi / 2) % np.pi - np.pi / 2
-    return fwhm, ellipticity, theta
+    theta = (np.arctan2(2 * b, a - c) / 2 + np.pi) % np.pi - np.pi / 2
+    return 2 / np.sqrt(mean + split), 2 / np.sqrt(mean - split), theta
 
 
 def _unmeasured(table: Stars) -> Stars:
@@ -284,15 +344,18 @@ def _columns(
     if options.gain is None:
         freedom = np.maximum(fits["pixels"] - 4, 1)
         excess = np.sqrt(np.fmax(fits["chi2"] / freedom, 1.0))
-    psf = shape.psf
     saturated = (fits["saturated"] > 0) | table.has(StarFlag.SATURATED)
-    width, width_err = fits["fwhm"].copy(), fits["fwhm_err"] * excess
-    error = np.where(np.isfinite(width_err), width_err, 0.0)
-    sharp = good & ~saturated & (width + 3 * error < _SHARP * psf.fwhm)
-    extended = good & ~saturated & (width - 5 * error > _EXTENDED * psf.fwhm)
-    sharpness = np.where(np.isfinite(table.sharpness), table.sharpness, psf.fwhm / width)
+    stretch = fits["width"]
+    error = np.nan_to_num(fits["width_err"] * excess)
+    sharp = good & ~saturated & (stretch + 3 * error < _SHARP)
+    extended = good & ~saturated & (stretch - 5 * error > _EXTENDED)
+    sharpness = np.where(np.isfinite(table.sharpness), table.sharpness, 1 / stretch)
+    pixel = shape.pixel
+    fwhm = np.hypot(shape.width * stretch, pixel)
     ellipticity, theta = np.full(len(fits), np.nan), np.full(len(fits), np.nan)
-    width[rows], ellipticity[rows], theta[rows] = _axes(single["a"], single["b"], single["c"])
+    minor, major, theta[rows] = _axes(single["a"], single["b"], single["c"])
+    minor, major = np.hypot(minor, pixel), np.hypot(major, pixel)
+    fwhm[rows], ellipticity[rows] = np.sqrt(minor * major), 1 - minor / major
     flags = table.flags & ~np.uint16(StarFlag.NO_FIT)
     for flag, which in (
         (StarFlag.SATURATED, saturated),
@@ -310,7 +373,7 @@ def _columns(
         xy_err=fits["xy_err"] * excess,
         peak=fits["top"],
         sky=fits["sky"],
-        fwhm=np.where(good, width, np.nan),
+        fwhm=np.where(good, fwhm, np.nan),
         ellipticity=np.where(good, ellipticity, np.nan),
         theta=np.where(good, theta, np.nan),
         sharpness=sharpness,
@@ -332,8 +395,9 @@ def _quality(
     fwhm_err, n_fitted = np.nan, 0
     if single is not None:
         n_fitted = len(single)
-        scatter = 1.4826 * np.median(np.abs(single["fwhm"] - np.median(single["fwhm"])))
-        fwhm_err = float(np.fmax(scatter, np.median(single["fwhm_err"])) / np.sqrt(n_fitted))
+        width = np.log(single["width"])
+        scatter = 1.4826 * np.median(np.abs(width - np.median(width)))
+        fwhm_err = psf.fwhm * float(max(scatter, np.median(single["width_err"])) / np.sqrt(n_fitted))
     saturated = 0 if options.saturation is None else int(np.count_nonzero(pixels >= options.saturation))
     return FrameQuality(
         fwhm=psf.fwhm,
