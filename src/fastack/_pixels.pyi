@@ -28,10 +28,10 @@ def calibrate(
 ) -> NDArray[np.int32]: ...  # (k, 2) x and y of saturated pixels in out
 
 # --- measure
-_Shape = tuple[float, float, float, float]  # a, b, c (pixel^-2), eta
+_Shape = tuple[float, float, float, float, bool]  # a, b, c (pixel^-2), eta, integrated over the pixel
 
 # image (ny, nx) float32; xy (n, 2), peak, sky, noise (n,) float64; rows (m,) int64.
-# fits: structured, fields x, y, peak, sky, xy_err, peak_err, top, fwhm, fwhm_err, a, b, c, eta, chi2 (float64), pixels,
+# fits: structured, fields x, y, peak, sky, xy_err, peak_err, top, width, width_err, a, b, c, eta, chi2 (float64), pixels,
 # missing, saturated, neighbours, converged, padding (int32)
 def star_rings(
     image: NDArray[np.float32], xy: NDArray[np.float64], sky: NDArray[np.float64]
@@ -105,3 +105,4 @@ def detect_hits(
     saturation: float,
     shot: float,
 ) -> NDArray[np.int32]: ...  # (k, 2): x, y
+) -> tuple[_Shape, float]: ...  # and the sum of squares, NaN where it did not converge
