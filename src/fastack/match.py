@@ -19,12 +19,10 @@ Rows = NDArray[np.intp]
 
 WIDEN = (1 / 3, 1.0, 2.5, 6.7)  # steps of the number of stars that form triangles, in units of max_stars
 ROOM = 40_000  # triangles of one list; above it only the smaller ones are formed
-BUDGET = 4_000_000  # stars looked up in one step, to test what pairs of triangles propose
+BUDGET = 2_000_000  # stars looked up in one step, to test what pairs of triangles propose
 OVERWHELMING = 40.0  # log odds at which the search for a better candidate ends
 MARGIN = 5.0  # log odds by which the best candidate must lead the next
-FIXED = (
-    0.5  # of the tolerance: entries so close to the same detector position are taken for hot pixels at first
-)
+FIXED = 0.5  # tolerances: entries so close to the same detector position are taken for hot pixels at first
 REACH = 4.0  # tolerances: how far a guess may be off
 
 
@@ -73,7 +71,7 @@ def match(
     every_a, every_b = _positions(a), _positions(b)
     best = -np.inf
     reason = "no transform brings enough stars together"
-    for rows_a, rows_b, all_rows in _attempts(a, b, every_a, every_b, options):
+    for rows_a, rows_b, all_rows, widen in _attempts(a, b, every_a, every_b, options):
         xa, xb = every_a[rows_a], every_b[rows_b]
         found = None
         if guess is not None:
@@ -81,7 +79,7 @@ def match(
         if found is None and min(len(xa), len(xb)) == 3 == max(len(xa), len(xb)):
             found = _three(xa, xb, options)
         if found is None:
-            found, odds = _search(xa, xb, options)
+            found, odds = _search(xa, xb, widen, options)
             best = max(best, odds)
         if found is None:
             continue
@@ -114,11 +112,14 @@ def _positions(stars: Stars | Any) -> Array:
 
 def _attempts(
     a: Stars | Any, b: Stars | Any, xa: Array, xb: Array, options: MatchOptions
-) -> Iterator[tuple[Rows, Rows, bool]]:
+) -> Iterator[tuple[Rows, Rows, bool, tuple[float, ...]]]:
     """Rows to match: without sharp and fixed detections, without sharp ones, without fixed ones, all.
 
-    The flag says whether the rows include detections at the same position in both lists.
+    The flag says whether the rows include detections at the same position in both lists. Where sharpness has
+    told the hot pixels from the stars, a quick search without the fixed ones will do before a sky that stood
+    still is believed.
     """
+    quick = all(isinstance(stars, Stars) and bool(np.isfinite(stars.sharpness).any()) for stars in (a, b))
     finite = [np.isfinite(xy).all(axis=1) for xy in (xa, xb)]
     choices = [finite]
     soft = [
@@ -132,9 +133,14 @@ def _attempts(
         if min(len(rows_a), len(rows_b)) < 3:
             continue
         fixed = _fixed(xa[rows_a], xb[rows_b], FIXED * options.tolerance)
-        if len(fixed):
-            yield np.delete(rows_a, fixed[:, 0]), np.delete(rows_b, fixed[:, 1]), False
-        yield rows_a, rows_b, bool(len(fixed))
+        if not len(fixed):
+            yield rows_a, rows_b, False, WIDEN
+            continue
+        rest = np.delete(rows_a, fixed[:, 0]), np.delete(rows_b, fixed[:, 1])
+        yield *rest, False, WIDEN[: 2 if quick else None]
+        yield rows_a, rows_b, True, WIDEN
+        if quick:
+            yield *rest, False, WIDEN[2:]
 
 
 def _fixed(xa: Array, xb: Array, radius: float) -> Rows:
@@ -148,8 +154,7 @@ def _fixed(xa: Array, xb: Array, radius: float) -> Rows:
 def _rests_on_fixed(found: _Match, xa: Array, xb: Array, options: MatchOptions) -> bool:
     """Whether a match is the identity and leaves out most of what the lists show.
 
-    A sky that stood still carries the faint and bright stars with it; hot pixels alone leave the stars
-    unpaired.
+    A sky that stood still carries all stars with it; hot pixels alone leave the stars unpaired.
     """
     i, j = found.index.T
     moved = np.abs(np.mean(xb[j] - xa[i], axis=0)).max()
@@ -169,11 +174,13 @@ def _follow(guess: Transform, xa: Array, xb: Array, options: MatchOptions) -> _M
     return _Match(index, odds) if odds >= options.min_log_odds and len(index) >= 4 else None
 
 
-def _search(xa: Array, xb: Array, options: MatchOptions) -> tuple[_Match | None, float]:
-    """The full search by triangles, over more and more stars; the match and the best odds seen."""
+def _search(
+    xa: Array, xb: Array, steps: tuple[float, ...], options: MatchOptions
+) -> tuple[_Match | None, float]:
+    """Match by triangles over more and more stars; the match, and the best odds seen."""
     best = -np.inf
     done = 0
-    for widen in WIDEN:
+    for widen in steps:
         m = max(3, min(round(widen * options.max_stars), max(len(xa), len(xb))))
         if m == done or min(len(xa), len(xb)) < 4:
             continue
@@ -230,7 +237,7 @@ def _largest(m: int, area: float) -> float:
 
 def _apply(similarity: Array, xy: Array) -> Array:
     c, s, tx, ty, parity = similarity
-    return xy @ np.array([[c, s], [-s * parity, c * parity]]) + (tx, ty)
+    return np.asarray(xy @ np.array([[c, s], [-s * parity, c * parity]]) + (tx, ty))
 
 
 def _differ(one: Array, other: Array, xy: Array, limit: float) -> bool:
@@ -245,21 +252,19 @@ def _three(xa: Array, xb: Array, options: MatchOptions) -> _Match | None:
     for order in permutations(range(3)):
         w = zb[list(order)] - zb.mean()
         for z in (za - za.mean(), (za - za.mean()).conj()):
-            spread = np.vdot(z, z).real
-            factor = np.vdot(z, w) / spread if spread else 0.0
+            size = np.vdot(z, z).real
+            factor = np.vdot(z, w) / size if size else 0.0
             in_scale = options.scale_range[0] <= abs(factor) <= options.scale_range[1]
-            residual = np.linalg.norm(w - factor * z) ** 2
-            trials.append((residual if in_scale else np.inf, order))
+            misfit = float(np.linalg.norm(w - factor * z) ** 2)
+            trials.append((misfit if in_scale else np.inf, order))
     trials.sort()
     (residual, order), (rival, _) = trials[:2]
     if not residual <= 0.5 * options.tolerance**2 <= rival:
         return None
-    sides = np.abs(za - np.roll(za, 1))
-    density = 3 / np.prod(np.maximum(np.ptp(xb, axis=0), 0.1 * sides.max()))
-    volume = (
-        np.pi * density * max(residual, 0.005) * 3 * np.sum(np.abs(za - za.mean()) ** 2) / sides.max() ** 2
-    )
-    odds = -np.log(12 * volume)
+    longest = np.abs(za - np.roll(za, 1)).max()
+    density = 3 / np.prod(np.maximum(np.ptp(xb, axis=0), 0.1 * longest))
+    spread = 3 * np.sum(np.abs(za - za.mean()) ** 2) / longest**2
+    odds = -float(np.log(12 * np.pi * density * max(residual, 0.005) * spread))
     if odds < options.min_log_odds / 2:
         return None
-    return _Match(np.array([(i, order[i]) for i in range(3)], np.intp), float(odds), weak=True)
+    return _Match(np.array([(i, order[i]) for i in range(3)], np.intp), odds, weak=True)

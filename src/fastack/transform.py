@@ -1,4 +1,4 @@
-"""From pairs of stars to a transform, by robust weighted least squares and no more terms than they justify."""
+"""From pairs of stars to a transform: robust, weighted, with no more terms than the residuals justify."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import fdtrc
+from scipy.special import chdtrc, fdtrc
 
 from fastack import _stars
 from fastack.errors import FrameError, MatchError
@@ -30,7 +30,10 @@ ENOUGH = {
     "cubic": 15,
 }  # stars for the automatic choice
 SPREAD = {"affine": 0.03, "quadratic": 0.01, "cubic": 0.005}  # least to greatest singular value of the design
-SIGNIFICANCE = 0.003  # of an F test by which a model with more terms is taken
+# of the F test by which a model is taken: stricter where a wrong choice costs more at the edges of the field
+SIGNIFICANCE = {"similarity": 3e-3, "affine": 1e-2, "quadratic": 3e-4, "cubic": 1e-4}
+WORTH = 1.5  # errors by which a higher model must move the edges of the stars' area
+UNLIKELY = 1e-5  # probability of chi^2 from which the given errors are called too small
 SAMPLES = 100  # pairs of stars behind the first guess
 FINEST = 1e-4  # pixel: differences below it justify nothing
 ROUNDS = 20  # of clipping, and of pairing again
@@ -72,7 +75,8 @@ def fit(
     1984, J. Am. Stat. Assoc. 79, 871); then each model is fitted by weighted least squares to the stars
     within ``options.clip`` robust sigmas of itself until their set no longer changes. ``"auto"`` goes up the
     ladder shift, similarity, affine, quadratic, cubic and takes a higher model where an F test on the same
-    stars calls its gain real at 0.3 %.
+    stars calls its gain real and the edges of the stars' area move by more than 1.5 times the error that the
+    model brings in there.
     """
     return _fit(reference_xy, frame_xy, reference_err, frame_err, options)[0]
 
@@ -88,7 +92,7 @@ def _fit(
     a, b = _points(reference_xy), _points(frame_xy)
     if len(a) != len(b):
         raise ValueError(f"{len(a)} reference positions but {len(b)} frame positions")
-    finite = np.isfinite(a).all(axis=1) & np.isfinite(b).all(axis=1)
+    finite: Mask = np.asarray(np.isfinite(np.hstack([a, b])).all(axis=1))
     wanted = options.model
     need = {"auto": 3, "shift": 1, "similarity": 2, "affine": 3, "quadratic": 6, "cubic": 10}[wanted]
     if finite.sum() < need:
@@ -102,10 +106,14 @@ def _fit(
 
 
 def _points(xy: ArrayLike) -> Array:
-    points = np.ma.filled(np.ma.asarray(xy, float), np.nan)
+    points: Array = np.ma.filled(np.ma.asarray(xy, float), np.nan)
     if points.ndim != 2 or points.shape[1] != 2:
         raise ValueError(f"positions have shape (n, 2), not {points.shape}")
     return np.asarray(points)
+
+
+def _monomials(u: Array, v: Array) -> Array:
+    return np.stack([np.ones_like(u), u, v, u * u, u * v, v * v, u**3, u * u * v, u * v * v, v**3], axis=1)
 
 
 def _errors(values: ArrayLike, n: int) -> Array:
@@ -124,6 +132,7 @@ class _Solution:
     model: str
     c: Array  #: (m, 2)
     keep: Mask
+    near: Mask  #: stars that a higher model starts from: twice the clipping limit
     variance: Array  #: (n,) of a position per axis, the floor included
     parity: float
 
@@ -163,24 +172,24 @@ class _Pairs:
         return cls(basis, b, variance, known, clip, origin, scale, parity, start)
 
     def reach(self, wanted: str) -> _Solution:
-        """The model asked for, by way of the lower ones."""
+        """Fit the model asked for, by way of the lower ones."""
         below: _Solution | None = None
         for model in LADDER[: LADDER.index(wanted) + 1]:
             if model == wanted or (model != "shift" and self.start.sum() >= ENOUGH[model]):
-                below = self.settle(model, self.start if below is None else below.keep)
+                below = self.settle(model, self.start if below is None else below.near)
         assert below is not None
         return below
 
     def climb(self) -> _Solution:
-        """The lowest model to which no higher one is clearly better."""
+        """Find the lowest model to which no higher one is clearly better."""
         best = self.settle("shift", np.ones(len(self.b), bool))
         keep = self.start
         for model in LADDER[1:]:
             if keep.sum() < ENOUGH[model] or not self.spread(model, keep):
                 break
             higher = self.settle(model, keep)
-            keep = higher.keep
-            if keep.sum() >= ENOUGH[model] and self.better(best.model, higher):
+            keep = higher.near
+            if higher.keep.sum() >= ENOUGH[model] and self.better(best.model, higher):
                 best = higher
         return best
 
@@ -196,39 +205,60 @@ class _Pairs:
         keep, variance = higher.keep, higher.variance
         finest = 2 * np.sum(FINEST**2 / variance[keep])
         chi_high = self.chi2(higher.c, keep, variance) + finest
-        chi_low = self.chi2(self.solve(lower, keep, variance), keep, variance) + finest
+        low = self.solve(lower, keep, variance)
+        chi_low = self.chi2(low, keep, variance) + finest
         more, free = FREE[higher.model] - FREE[lower], 2 * keep.sum() - FREE[higher.model]
-        return bool(fdtrc(more, free, max(chi_low - chi_high, 0) / more / (chi_high / free)) < SIGNIFICANCE)
+        ratio = max(chi_low - chi_high, 0) / more / (chi_high / free)
+        if fdtrc(more, free, ratio) > SIGNIFICANCE[higher.model]:
+            return False
+        # what a few bright stars ask for must not be carried to the edges where it is worth nothing
+        reach_u, reach_v = np.abs(self.basis[:, 1:3]).max(axis=0)
+        edge = _monomials(reach_u * np.array([-1, -1, 1, 1]), reach_v * np.array([-1, 1, -1, 1]))
+        gain = edge[:, : len(higher.c)] @ higher.c - edge[:, : TERMS[lower]] @ low
+        edge = edge[:, : len(higher.c)]
+        error = np.einsum("ij,jk,ik->i", edge, self.covariance(higher), edge)
+        return bool(np.sum(gain**2) > 2 * WORTH**2 * error.sum())
 
     def settle(self, model: str, keep: Mask) -> _Solution:
-        """Fit and clip until the set of stars stays; then again with a floor on the errors, where they need one."""
+        """Fit and clip until the set of stars stays; again with a floor on the errors, if they need one."""
         variance = self.variance
-        c, keep = self.clipped(model, keep, variance)
+        c, keep, near = self.clipped(model, keep, variance)
         floor = self.floor(model, c, keep) if self.known else 0.0
         if floor > 0:
             variance = variance + floor
-            c, keep = self.clipped(model, keep, variance)
-        return _Solution(model, c, keep, variance, self.parity)
+            c, keep, near = self.clipped(model, keep, variance)
+        return _Solution(model, c, keep, near, variance, self.parity)
 
-    def clipped(self, model: str, keep: Mask, variance: Array) -> tuple[Array, Mask]:
+    def clipped(self, model: str, keep: Mask, variance: Array) -> tuple[Array, Mask, Mask]:
         n = len(self.b)
         for _ in range(ROUNDS):
             c = self.solve(model, keep, variance)
             distance = np.linalg.norm(self.residuals(c), axis=1) / np.sqrt(variance)
+            if len(c) > 3:
+                distance /= self.expected(len(c), keep, variance)
             # the median distance of a two-dimensional normal law is 1.177 sigma
             sigma = np.median(distance[keep]) / 1.1774 * np.sqrt(n / max(n - FREE[model] / 2, 1))
-            inside = distance <= self.clip * max(sigma, FINEST / np.sqrt(variance.min()))
+            least = 1.0 if self.known else FINEST
+            limit = self.clip * max(sigma, least)
+            inside = distance <= limit
             if (inside == keep).all() or inside.sum() * 2 < max(FREE[model], 3):
                 break
             keep = inside
-        return self.solve(model, keep, variance), keep
+        return self.solve(model, keep, variance), keep, distance <= 2 * limit
+
+    def expected(self, m: int, keep: Mask, variance: Array) -> Array:
+        """Error of a residual over the star's own: below 1 for the stars behind the fit, above for others."""
+        scaled = self.basis[:, :m] / np.sqrt(variance)[:, None]
+        inverse = np.linalg.pinv(scaled[keep])
+        leverage = np.sum((scaled @ inverse) ** 2, axis=1)
+        return np.asarray(np.sqrt(np.where(keep, np.maximum(1 - leverage, 0.05), 1 + leverage)))
 
     def floor(self, model: str, c: Array, keep: Mask) -> float:
-        """Variance to add to all stars so that chi^2 is what it should be (Paule & Mandel 1982), if it is too large."""
+        """Variance to add to all stars so that chi^2 is no larger than it should be (Paule & Mandel 1982)."""
         squared = np.sum(self.residuals(c)[keep] ** 2, axis=1)
         variance = self.variance[keep]
         free = 2 * len(squared) - FREE[model]
-        if free <= 0 or np.sum(squared / variance) < free + 3 * np.sqrt(2 * free):
+        if free <= 0 or chdtrc(free, np.sum(squared / variance)) > UNLIKELY:
             return 0.0
         low, high = 0.0, float(squared.sum() / free)
         for _ in range(40):
@@ -280,7 +310,7 @@ class _Pairs:
         return np.asarray(scale * np.linalg.pinv(basis.T * weight @ basis))
 
     def transform(self, found: _Solution) -> Transform:
-        """The solution as it leaves this module."""
+        """Give a solution the form in which it leaves this module."""
         n = int(found.keep.sum())
         squares = float(np.sum(self.residuals(found.c)[found.keep] ** 2))
         free = 2 * n - FREE[found.model]
@@ -306,11 +336,8 @@ def _first_guess(u: Array, v: Array, b: Array, clip: float) -> tuple[float, floa
     n = len(u)
     everything = np.ones(n, bool)
     if n < 3:
-        return (
-            1.0,
-            1.0 if n < 2 else float(np.hypot(*np.ptp(b, axis=0)) / np.hypot(np.ptp(u), np.ptp(v))),
-            everything,
-        )
+        size = np.hypot(*np.ptp(b, axis=0)) / np.hypot(np.ptp(u), np.ptp(v)) if n == 2 else 1.0
+        return 1.0, float(size), everything
     rng = np.random.default_rng(1)
     i = rng.integers(0, n, SAMPLES)
     j = (i + rng.integers(1, n, SAMPLES)) % n
@@ -395,8 +422,8 @@ def register(
         odds = _stars.refine(near, np.ascontiguousarray(b), unit, match_options.tolerance)[2]
         if odds < match_options.min_log_odds:
             raise MatchError(
-                f"{len(index)} matched stars do not stand up to the fit ({transform.model}, rms {transform.rms:.2f} px, "
-                f"log odds {odds:.1f}, needed {match_options.min_log_odds:.1f})"
+                f"{len(index)} matched stars do not stand up to the fit ({transform.model}, "
+                f"rms {transform.rms:.2f} px, log odds {odds:.1f}, needed {match_options.min_log_odds:.1f})"
             )
     return transform, Pairs(index=index[used], log_odds=float(odds), weak=seed.weak)
 
@@ -435,7 +462,7 @@ def _hot(a: Array, b: Array, transform: Transform) -> Mask:
 
 
 def compose(first: Transform, second: Transform) -> Transform:
-    """The map that applies `first` and then `second`.
+    """Chain two maps: apply `first` and then `second`.
 
     Parameters
     ----------
@@ -485,7 +512,7 @@ def compose(first: Transform, second: Transform) -> Transform:
 def from_wcs(
     reference_wcs: Any, frame_wcs: Any, shape: tuple[int, int], *, tolerance: float = 0.01
 ) -> Transform:
-    """The transform between two frames with sky coordinates.
+    """Fit the transform between two frames with sky coordinates.
 
     Parameters
     ----------

@@ -36,7 +36,7 @@ class Case:
 
 
 def case(kind: str, rng: np.random.Generator) -> Case:
-    """A random case of one of CLASSES: position errors of 0.05 to 0.3 px and 0.3 mag in each list."""
+    """Draw a random case of one of CLASSES: position errors of 0.05 to 0.3 px and 0.3 mag in each list."""
     side = np.exp(rng.uniform(np.log(1000), np.log(4096)))
     n = int(np.exp(rng.uniform(np.log(30), np.log(300))))
     angle = rng.uniform(0, 2 * np.pi)
@@ -150,7 +150,7 @@ def verdict(case: Case, pairs: np.ndarray | None) -> str:
 
 
 def nearest_pairs(a: np.ndarray, b: np.ndarray, radius: float) -> np.ndarray:
-    """Twin of `_stars.nearest_pairs`: each of `a` takes its nearest of `b`, the closest of the takers keeps it."""
+    """Twin of `_stars.nearest_pairs`: each of `a` takes its nearest of `b`, the closest taker keeps it."""
     distance, j = cKDTree(b).query(a, distance_upper_bound=radius)
     taken: dict[int, tuple[float, int]] = {}
     for i in np.flatnonzero(np.isfinite(distance)):
