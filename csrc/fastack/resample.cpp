@@ -260,14 +260,15 @@ class Buffer {
         find_missing();
     }
 
-    /// Whether a pixel may be missing in the rows [y0, y1) and columns [x0, x1) of the buffer.
-    bool missing(std::ptrdiff_t y0, std::ptrdiff_t y1, std::ptrdiff_t x0, std::ptrdiff_t x1) const {
+    /// Whether a pixel is missing in a part of the buffer, or near it.
+    bool missing(Box part) const {
         if (!any_missing)
             return false;
-        y0 = std::clamp<std::ptrdiff_t>(y0, 0, height - 1), y1 = std::clamp<std::ptrdiff_t>(y1, y0 + 1, height);
-        x0 = std::clamp<std::ptrdiff_t>(x0, 0, width - 1) / 16, x1 = (std::clamp<std::ptrdiff_t>(x1, 1, width) + 15) / 16;
-        for (std::ptrdiff_t y = y0; y < y1; ++y)
-            for (std::ptrdiff_t x = x0; x < x1; ++x)
+        const Box in = common(part, {0, height, 0, width});
+        if (in.empty())
+            return true;
+        for (std::ptrdiff_t y = in.y0; y < in.y1; ++y)
+            for (std::ptrdiff_t x = in.x0 / 16; x < (in.x1 + 15) / 16; ++x)
                 if (missing_[y * cells_ + x])
                     return true;
         return false;
@@ -320,36 +321,48 @@ bool is_straight(const Map& m, const ResamplePlan& plan, int b, double u, double
            15.5 * std::fabs(q1) + 64 * std::fabs(q2) + 512 * std::fabs(q3) < 1;
 }
 
+/// Rows and columns of the buffer that a block of one row may touch.
+Box touched(const Buffer& buffer, const ResamplePlan& plan, int b, int taps) {
+    const auto half = [b](const float(&c)[4][16]) {
+        const float h = 8 * std::fabs(c[1][b]) + 64 * std::fabs(c[2][b]) + 512 * std::fabs(c[3][b]);
+        return static_cast<std::ptrdiff_t>(std::min(h, 1e9f)) + 2;
+    };
+    const std::ptrdiff_t p = plan.ip[b] - buffer.p0, q = plan.iq[b] - buffer.q0;
+    const std::ptrdiff_t dp = half(plan.p) + taps / 2, dq = half(plan.q) + taps / 2;
+    return {q - dq, q + dq + 1, p - dp, p + dp + 1};
+}
+
 /// Blocks [b0, b1) of the rows [y0, y1) of one group in one strip.
 void resample_group(const Work& work, const Buffer& buffer, std::ptrdiff_t y0, std::ptrdiff_t y1, std::ptrdiff_t strip,
                     int b0, int b1) {
     const ResampleRows& row = rows().resample;
     const Map& map = work.turn.map;
+    const int taps = work.kernel.taps, n = static_cast<int>(y1 - y0);
     const std::ptrdiff_t center = round_down(y0, group_rows) + group_rows / 2;
     const double first = static_cast<double>(strip + 8) - map.origin_x;
-    const auto plan_row = [&](std::ptrdiff_t y, bool weights, ResamplePlan& plan) {
+    const auto plan_row = [&](std::ptrdiff_t y, ResamplePlan& plan) {
         ResampleLine line = line_at(map, static_cast<double>(y) - map.origin_y, work.folded);
-        if (work.kernel.taps == 1)
+        if (taps == 1)
             line.p[0] += 0.5, line.q[0] += 0.5;
-        row.plan(line, first, work.kernel, weights, plan);
+        row.plan(line, first, plan);
     };
     alignas(64) ResamplePlan middle;
     alignas(64) std::array<ResamplePlan, group_rows> plans;
-    plan_row(center, false, middle);
-    std::array<bool, 16> straight{};
-    // Weights with a kink are not expanded: nearest and bilinear take blocks of exact unit step only.
-    for (int b = b0; b < b1; ++b)
-        straight[b] = !work.how.square && is_straight(map, middle, b, first + 16.0 * b, static_cast<double>(center) - map.origin_y) &&
-                      (work.kernel.taps > 2 || (middle.p[1][b] == 1 && middle.drift[0][b] == 0 && middle.q[1][b] == 0));
-    const bool any = std::ranges::any_of(straight, [](bool s) { return s; });
-    const int n = static_cast<int>(y1 - y0);
+    plan_row(center, middle);
     for (int r = 0; r < n; ++r)
-        plan_row(y0 + r, any, plans[r]);
+        plan_row(y0 + r, plans[r]);
+    // Weights with a kink are not expanded: nearest and bilinear take blocks of exact unit step only.
+    std::array<bool, 16> straight{};
+    for (int b = b0; b < b1; ++b)
+        straight[b] = !work.how.square && (taps > 2 || (middle.p[1][b] == 1 && middle.drift[0][b] == 0)) &&
+                      is_straight(map, middle, b, first + 16.0 * b, static_cast<double>(center) - map.origin_y);
+    if (std::ranges::any_of(straight, [](bool s) { return s; }))
+        for (int r = 0; r < n; ++r)
+            row.plan_weights[taps / 2](work.kernel, plans[r]);
 
     alignas(64) float out[group_rows * block_columns];
     alignas(64) unsigned char factors[group_rows * block_columns], interpolated[group_rows * block_columns];
     std::array<unsigned char, group_rows> masked{};
-    const int taps = work.kernel.taps, before = (taps - 1) / 2;
     ResampleTask task{.kernel = &work.kernel,
                       .center = &middle,
                       .plans = plans.data(),
@@ -370,33 +383,42 @@ void resample_group(const Work& work, const Buffer& buffer, std::ptrdiff_t y0, s
                       .square = work.how.square,
                       .out = out,
                       .factors = factors,
+                      .out_stride = block_columns,
+                      .factor_stride = block_columns,
                       .interpolated = interpolated};
     for (int b = b0; b < b1; ++b) {
         task.block = b;
-        // Rows and columns that the block may touch, in buffer pixels.
-        const auto reach = [b](const float(&c)[4][16]) {
-            return 1 + 8 * std::fabs(c[1][b]) + 64 * std::fabs(c[2][b]) + 512 * std::fabs(c[3][b]);
-        };
-        bool inside = straight[b];
-        for (int r = 0; r < n; ++r) {
-            const ResamplePlan& plan = plans[r];
-            const std::ptrdiff_t p = plan.ip[b] - buffer.p0 - before, q = plan.iq[b] - buffer.q0 - before;
-            const auto dp = static_cast<std::ptrdiff_t>(std::min(reach(plan.p), 1e9f));
-            const auto dq = static_cast<std::ptrdiff_t>(std::min(reach(plan.q), 1e9f));
-            masked[r] = work.how.square || buffer.missing(q - dq, q + dq + taps + 1, p - dp, p + dp + taps + 1);
-            inside = inside && p - 8 >= 0 && p + 24 <= buffer.width && q - 2 >= 0 && q + taps + 2 <= buffer.height;
-        }
-        (inside ? row.straight : row.free)[taps / 2](task);
+        const Box top = touched(buffer, plans[0], b, taps), bottom = touched(buffer, plans[n - 1], b, taps);
+        const Box all{std::min(top.y0, bottom.y0), std::max(top.y1, bottom.y1), std::min(top.x0, bottom.x0),
+                      std::max(top.x1, bottom.x1)};
+        const bool some = work.how.square || buffer.missing(all);
+        for (int r = 0; r < n; ++r)
+            masked[r] = some && (work.how.square || buffer.missing(touched(buffer, plans[r], b, taps)));
+
         const std::ptrdiff_t x = strip + b * block_columns;
         const std::ptrdiff_t x0 = std::max(x, work.tile.x0), count = std::min(x + block_columns, work.tile.x1) - x0;
+        const std::ptrdiff_t row0 = y0 - work.tile.y0, at = x0 - work.tile.x0;
+        const bool direct = count == block_columns;
+        task.out = direct ? work.to.out.row(row0) + at : out;
+        task.out_stride = direct ? work.to.out.stride : block_columns;
+        task.factors = direct && work.to.factor ? work.to.factor.row(row0) + at : factors;
+        task.factor_stride = direct && work.to.factor ? work.to.factor.stride : block_columns;
+
+        // A straight block that leaves the buffer leaves the frame: the general way finds nothing there.
+        const bool inside = all.x0 >= 0 && plans[0].ip[b] - buffer.p0 + 32 <= buffer.width &&
+                            plans[n - 1].ip[b] - buffer.p0 + 32 <= buffer.width && all.y0 >= 0 && all.y1 <= buffer.height;
+        (straight[b] && inside ? row.straight : row.free)[taps / 2](task);
+
         for (int r = 0; r < n; ++r) {
-            const std::ptrdiff_t y = y0 + r - work.tile.y0, from = r * block_columns + x0 - x, at = x0 - work.tile.x0;
-            std::copy_n(out + from, count, work.to.out.row(y) + at);
-            if (work.to.factor)
-                std::copy_n(factors + from, count, work.to.factor.row(y) + at);
+            const std::ptrdiff_t from = r * block_columns + x0 - x;
+            if (!direct) {
+                std::copy_n(out + from, count, work.to.out.row(row0 + r) + at);
+                if (work.to.factor)
+                    std::copy_n(factors + from, count, work.to.factor.row(row0 + r) + at);
+            }
             if (work.to.flags && masked[r])
                 for (std::ptrdiff_t i = 0; i < count; ++i)
-                    work.to.flags(y, at + i) |= interpolated[from + i] ? flag_interpolated : 0;
+                    work.to.flags(row0 + r, at + i) |= interpolated[from + i] ? flag_interpolated : 0;
         }
     }
 }
@@ -419,7 +441,7 @@ void resample_blocks(const Work& work, const Map& map) {
             Box box = work.turn(need);
             // One more row and column on either side, and room for whole vectors on the right; nothing that is
             // further from the frame than a ring of missing pixels.
-            box = {box.y0 - taps, box.y1 + taps, box.x0 - taps - 2, box.x1 + taps + 2 + 32};
+            box = {box.y0 - taps - 2, box.y1 + taps + 2, box.x0 - taps - 4, box.x1 + taps + 4 + 32};
             box = common(box, {frame.y0 - ring, frame.y1 + ring, frame.x0 - ring, frame.x1 + ring + 32});
             buffer.fill(work.section, work.turn, box, frame);
             const int b0 = static_cast<int>((part.x0 - x) / block_columns);

@@ -56,14 +56,17 @@ struct ResampleTask {
     float scale, offset, max_lost;
     float factor;                        // 255 / |J_frame|^2
     bool square;                         // sum k^2 s / (sum k)^2 in place of sum k s / sum k
-    float* out;                          // (rows, 16)
-    unsigned char* factors;              // (rows, 16)
+    float* out;                          // (rows, 16), rows `out_stride` apart
+    unsigned char* factors;              // (rows, 16), rows `factor_stride` apart
+    std::ptrdiff_t out_stride, factor_stride;
     unsigned char* interpolated;         // (rows, 16), written in masked rows only
 };
 
 struct ResampleRows {
-    /// Plan of the strip whose first lane 8 stands at x - origin = `first`. `weights`: those along p, too.
-    void (*plan)(const ResampleLine&, double first, const ResampleKernel&, bool weights, ResamplePlan&);
+    /// Positions and Jacobians of the strip whose first lane 8 stands at x - origin = `first`.
+    void (*plan)(const ResampleLine&, double first, ResamplePlan&);
+    /// By taps / 2. The weights along p of a plan.
+    void (*plan_weights[5])(const ResampleKernel&, ResamplePlan&);
     /// By taps / 2. Blocks in which p advances with x and q with y by nearly 1, and q changes by less than 1 along the block.
     void (*straight[5])(const ResampleTask&);
     /// By taps / 2. Any other map.

@@ -81,7 +81,7 @@ struct Sums {
 };
 
 template <bool Masked> RESAMPLE_INLINE void finish(const ResampleTask& task, int row, int part, F jacobian, F total, Sums s) {
-    const std::ptrdiff_t at = row * block_columns + part * lanes;
+    const std::ptrdiff_t at = part * lanes;
     F value = s.value;
     if constexpr (Masked) {
         const I touched = s.lost > 0.0f, gone = (s.lost > task.max_lost * total) | (s.weight < 1.0f - task.max_lost);
@@ -91,18 +91,18 @@ template <bool Masked> RESAMPLE_INLINE void finish(const ResampleTask& task, int
         s.squares = touched ? s.squares / (s.weight * s.weight) : s.squares;
         s.squares = gone ? F{} : s.squares;
         const I flag = touched & ~gone & 1;
-        *reinterpret_cast<Bytes*>(task.interpolated + at) = __builtin_convertvector(flag, Bytes);
+        *reinterpret_cast<Bytes*>(task.interpolated + row * block_columns + at) = __builtin_convertvector(flag, Bytes);
     }
-    store(task.out + at, (task.scale * (task.square ? jacobian * jacobian : jacobian)) * value + task.offset);
+    store(task.out + row * task.out_stride + at, (task.scale * (task.square ? jacobian * jacobian : jacobian)) * value + task.offset);
     F factor = task.factor * (jacobian * jacobian) * s.squares + 0.5f;
     factor = factor > 1.0f ? factor : all(1.0f);
     factor = factor < 255.0f ? factor : all(255.0f);
-    store_bytes(task.factors + at, factor);
+    store_bytes(task.factors + row * task.factor_stride + at, factor);
 }
 
 // --- the plan of a row
 
-template <int N> inline void plan_weights(const ResampleKernel& kernel, ResamplePlan& plan) {
+template <int N> void plan_weights(const ResampleKernel& kernel, ResamplePlan& plan) {
     constexpr float reach = 6.0f; // nodes of the quadratic: lanes -6, 0, 6
     for (int i = 0; i < 16; i += lanes) {
         const F p0 = load(plan.p[0] + i), p1 = load(plan.p[1] + i) - 1.0f, p2 = load(plan.p[2] + i);
@@ -155,7 +155,7 @@ __attribute__((noinline)) void plan_jacobian(const ResampleLine& line, double fi
     }
 }
 
-void plan(const ResampleLine& line, double first, const ResampleKernel& kernel, bool weights, ResamplePlan& plan) {
+void plan(const ResampleLine& line, double first, ResamplePlan& plan) {
     plan_axis(line.p, first, plan.ip, plan.p);
     plan_axis(line.q, first, plan.iq, plan.q);
     plan_jacobian(line, first, plan.jacobian);
@@ -163,15 +163,6 @@ void plan(const ResampleLine& line, double first, const ResampleKernel& kernel, 
         const double x = first + 16.0 * i;
         plan.drift[0][i] = static_cast<float>(cubic(line.qy, x) - 1.0);
         plan.drift[1][i] = static_cast<float>((3 * line.qy[3] * x + 2 * line.qy[2]) * x + line.qy[1]);
-    }
-    if (!weights)
-        return;
-    switch (kernel.taps) {
-    case 1: return plan_weights<1>(kernel, plan);
-    case 2: return plan_weights<2>(kernel, plan);
-    case 4: return plan_weights<4>(kernel, plan);
-    case 6: return plan_weights<6>(kernel, plan);
-    default: return plan_weights<8>(kernel, plan);
     }
 }
 
@@ -183,10 +174,10 @@ template <int N> RESAMPLE_INLINE F slide(const float* source, const F* w) {
     // A 64-byte load that crosses a cache line costs two; two loads and shuffles cost less than N of them.
     const F a = load(source), b = load(source + 16);
     F sum = w[0] * a;
-#define RESAMPLE_TAP(k)                                                                                                \
-    if constexpr (k < N)                                                                                               \
-        sum += w[k] * __builtin_shufflevector(a, b, k, k + 1, k + 2, k + 3, k + 4, k + 5, k + 6, k + 7, k + 8, k + 9, \
-                                              k + 10, k + 11, k + 12, k + 13, k + 14, k + 15);
+#define RESAMPLE_TAP(k)                                                                                      \
+    if constexpr (k < N)                                                                                     \
+        sum += w[k] * reinterpret_cast<F>(_mm512_maskz_alignr_epi32(0xffff, reinterpret_cast<__m512i>(b),    \
+                                                                    reinterpret_cast<__m512i>(a), k));
     RESAMPLE_TAP(1) RESAMPLE_TAP(2) RESAMPLE_TAP(3) RESAMPLE_TAP(4) RESAMPLE_TAP(5) RESAMPLE_TAP(6) RESAMPLE_TAP(7)
 #undef RESAMPLE_TAP
 #else
@@ -490,15 +481,14 @@ void turn(const float* src, std::ptrdiff_t dp, std::ptrdiff_t dq, std::ptrdiff_t
 
 void scan(const float* __restrict__ row, std::ptrdiff_t cells, unsigned char* __restrict__ missing) {
     for (std::ptrdiff_t i = 0; i < cells; ++i) {
-        I bad = {};
+        unsigned char bad[16];
         for (int part = 0; part < 16; part += lanes) {
             const F v = load(row + 16 * i + part);
-            bad |= ~((v - v) == 0.0f);
+            *reinterpret_cast<Bytes*>(bad + part) = __builtin_convertvector((v - v) != 0.0f, Bytes);
         }
-        bool any = false;
-        for (int n = 0; n < lanes; ++n)
-            any |= bad[n] != 0;
-        missing[i] = any;
+        std::uint64_t any[2];
+        memcpy(any, bad, sizeof any);
+        missing[i] = (any[0] | any[1]) != 0;
     }
 }
 
@@ -508,6 +498,8 @@ void scan(const float* __restrict__ row, std::ptrdiff_t cells, unsigned char* __
 
 constexpr ResampleRows resample_rows = {
     resampling::plan,
+    {resampling::plan_weights<1>, resampling::plan_weights<2>, resampling::plan_weights<4>,
+     resampling::plan_weights<6>, resampling::plan_weights<8>},
     {resampling::straight<1>, resampling::straight<2>, resampling::straight<4>, resampling::straight<6>,
      resampling::straight<8>},
     {resampling::free_rows<1>, resampling::free_rows<2>, resampling::free_rows<4>, resampling::free_rows<6>,
