@@ -2,4 +2,636 @@
 
 #include "rows/rows.hpp"
 
-namespace fastack {} // namespace fastack
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+#include <numbers>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace fastack {
+namespace {
+
+constexpr float nan = std::numeric_limits<float>::quiet_NaN();
+
+// --- kernels
+
+double lanczos(double x, int a) {
+    if (x == 0)
+        return 1;
+    if (std::fabs(x) >= a)
+        return 0;
+    const double t = std::numbers::pi * x;
+    return a * std::sin(t) * std::sin(t / a) / (t * t);
+}
+
+/// Keys 1981, IEEE Trans. ASSP 29, 1153, with a = -1/2.
+double keys(double x) {
+    x = std::fabs(x);
+    if (x >= 2)
+        return 0;
+    return x < 1 ? (1.5 * x - 2.5) * x * x + 1 : ((-0.5 * x + 2.5) * x - 4) * x + 2;
+}
+
+/// Weights of all taps at phase f, normalised.
+template <class Profile> std::array<double, 8> weights(const Profile& profile, int taps, double f) {
+    std::array<double, 8> w{};
+    double sum = 0;
+    for (int k = 0; k < taps; ++k)
+        sum += w[k] = profile(f - (k - taps / 2 + 1));
+    for (double& each : w)
+        each /= sum;
+    return w;
+}
+
+/// Cubic through four values at the given nodes, lowest power first.
+std::array<float, 4> interpolate(std::array<double, 4> z, std::array<double, 4> value) {
+    for (int order = 1; order < 4; ++order) // divided differences
+        for (int i = 3; i >= order; --i)
+            value[i] = (value[i] - value[i - 1]) / (z[i] - z[i - order]);
+    std::array<double, 4> c{};
+    for (int i = 3; i >= 0; --i) { // c = c (x - z[i]) + value[i]
+        for (int k = 3; k > 0; --k)
+            c[k] = c[k - 1] - z[i] * c[k];
+        c[0] = value[i] - z[i] * c[0];
+    }
+    return {static_cast<float>(c[0]), static_cast<float>(c[1]), static_cast<float>(c[2]), static_cast<float>(c[3])};
+}
+
+/// The polynomials of ResampleKernel, interpolated at Chebyshev nodes; no weight errs by more than 2e-6.
+template <class Profile> ResampleKernel expand(const Profile& profile, int taps) {
+    ResampleKernel kernel{};
+    kernel.taps = taps;
+    const int half = taps / 2;
+    std::array<double, 4> z{}, even{}, odd{};
+    for (int k = 0; k < half; ++k) {
+        for (int n = 0; n < 4; ++n) {
+            z[n] = 0.125 * (1 - std::cos((n + 0.5) * std::numbers::pi / 4));
+            const double u = std::sqrt(z[n]), g = 0.25 - z[n];
+            const auto above = weights(profile, taps, 0.5 + u), below = weights(profile, taps, 0.5 - u);
+            const bool middle = k == half - 1;
+            const double a = above[taps - 1 - k] - (middle ? 0.5 + u : 0);
+            const double b = below[taps - 1 - k] - (middle ? 0.5 - u : 0);
+            even[n] = (a + b) / (2 * g);
+            odd[n] = (a - b) / (2 * g * u);
+        }
+        std::ranges::copy(interpolate(z, even), kernel.even[k]);
+        std::ranges::copy(interpolate(z, odd), kernel.odd[k]);
+    }
+    return kernel;
+}
+
+const ResampleKernel& expanded(Kernel kernel) {
+    static const ResampleKernel nearest{.taps = 1, .even = {}, .odd = {}};
+    static const ResampleKernel bilinear{.taps = 2, .even = {}, .odd = {}};
+    static const ResampleKernel bicubic = expand(keys, 4);
+    static const ResampleKernel lanczos2 = expand([](double x) { return lanczos(x, 2); }, 4);
+    static const ResampleKernel lanczos3 = expand([](double x) { return lanczos(x, 3); }, 6);
+    static const ResampleKernel lanczos4 = expand([](double x) { return lanczos(x, 4); }, 8);
+    switch (kernel) {
+    case Kernel::nearest: return nearest;
+    case Kernel::bilinear: return bilinear;
+    case Kernel::bicubic: return bicubic;
+    case Kernel::lanczos2: return lanczos2;
+    case Kernel::lanczos4: return lanczos4;
+    default: return lanczos3;
+    }
+}
+
+// --- maps
+
+double evaluate(const double (&c)[10], double u, double v) {
+    return c[0] + u * (c[1] + u * (c[3] + u * c[6] + v * c[7]) + v * (c[4] + v * c[8])) + v * (c[2] + v * (c[5] + v * c[9]));
+}
+
+double derivative_u(const double (&c)[10], double u, double v) {
+    return c[1] + u * (2 * c[3] + 3 * u * c[6] + 2 * v * c[7]) + v * (c[4] + v * c[8]);
+}
+
+double derivative_v(const double (&c)[10], double u, double v) {
+    return c[2] + v * (2 * c[5] + 3 * v * c[9] + 2 * u * c[8]) + u * (c[4] + u * c[7]);
+}
+
+double determinant(const Map& m, double u, double v) {
+    return derivative_u(m.x, u, v) * derivative_v(m.y, u, v) - derivative_v(m.x, u, v) * derivative_u(m.y, u, v);
+}
+
+struct Range {
+    double low, high;
+};
+
+/// Bounds of a cubic over a rectangle: its values on a mesh, and as much as it can differ from a plane in between.
+Range bounds(const double (&c)[10], double u0, double u1, double v0, double v1) {
+    double bend = 0; // largest second derivatives; those of a cubic are largest in a corner
+    const double du = u1 - u0, dv = v1 - v0;
+    for (double u : {u0, u1})
+        for (double v : {v0, v1}) {
+            const double uu = 2 * c[3] + 6 * c[6] * u + 2 * c[7] * v, vv = 2 * c[5] + 6 * c[9] * v + 2 * c[8] * u;
+            const double uv = c[4] + 2 * c[7] * u + 2 * c[8] * v;
+            bend = std::max(bend, std::fabs(uu) * du * du + 2 * std::fabs(uv) * du * dv + std::fabs(vv) * dv * dv);
+        }
+    const int n = bend == 0 ? 1 : static_cast<int>(std::clamp(std::ceil(std::sqrt(bend * 2)), 1.0, 64.0));
+    Range range{std::numeric_limits<double>::infinity(), -std::numeric_limits<double>::infinity()};
+    for (int j = 0; j <= n; ++j)
+        for (int i = 0; i <= n; ++i) {
+            const double value = evaluate(c, u0 + du * i / n, v0 + dv * j / n);
+            range = {std::min(range.low, value), std::max(range.high, value)};
+        }
+    const double between = bend / (8.0 * n * n);
+    return {range.low - between, range.high + between};
+}
+
+std::ptrdiff_t whole(double x) { return static_cast<std::ptrdiff_t>(std::floor(std::clamp(x, -1e9, 1e9))); }
+
+std::ptrdiff_t round_down(std::ptrdiff_t x, std::ptrdiff_t unit) { return x - (x % unit + unit) % unit; }
+
+std::ptrdiff_t round_up(std::ptrdiff_t x, std::ptrdiff_t unit) { return round_down(x + unit - 1, unit); }
+
+/// Frame pixels under the kernels of a tile, blocks being computed whole; not yet cut to the frame.
+Box footprint(const Map& map, Box tile, Kernel kernel) {
+    double around = 0;
+    if (kernel == Kernel::area)
+        around = 0.5;
+    else
+        tile.x0 = round_down(tile.x0, block_columns), tile.x1 = round_up(tile.x1, block_columns);
+    const double u0 = tile.x0 - around - map.origin_x, u1 = tile.x1 - 1 + around - map.origin_x;
+    const double v0 = tile.y0 - around - map.origin_y, v1 = tile.y1 - 1 + around - map.origin_y;
+    const Range x = bounds(map.x, u0, u1, v0, v1), y = bounds(map.y, u0, u1, v0, v1);
+    // Blocks use one window along p for all lanes, and reach further than the kernel by less than this.
+    constexpr double margin = 0.05;
+    if (kernel == Kernel::area || kernel == Kernel::nearest)
+        return {whole(y.low + 0.5 - margin), whole(y.high + 0.5 + margin) + 1, whole(x.low + 0.5 - margin),
+                whole(x.high + 0.5 + margin) + 1};
+    const int reach = expanded(kernel).taps / 2;
+    return {whole(y.low - margin) - reach + 1, whole(y.high + margin) + reach + 1, whole(x.low - margin) - reach + 1,
+            whole(x.high + margin) + reach + 1};
+}
+
+Box common(Box a, Box b) {
+    return {std::max(a.y0, b.y0), std::min(a.y1, b.y1), std::max(a.x0, b.x0), std::min(a.x1, b.x1)};
+}
+
+/// How the frame is reflected and transposed so that p grows with the output's x and q with its y.
+struct Turn {
+    bool transposed;
+    int sign_p, sign_q;
+    Map map; // to (p, q)
+
+    explicit Turn(const Map& m) : map(m) {
+        transposed = std::fabs(m.x[1]) + std::fabs(m.y[2]) < std::fabs(m.y[1]) + std::fabs(m.x[2]);
+        if (transposed)
+            std::swap(map.x, map.y);
+        sign_p = map.x[1] < 0 ? -1 : 1;
+        sign_q = map.y[2] < 0 ? -1 : 1;
+        for (int k = 0; k < 10; ++k) {
+            map.x[k] *= sign_p;
+            map.y[k] *= sign_q;
+        }
+    }
+
+    /// A box of the frame, as a box in (q, p).
+    Box operator()(Box b) const {
+        if (transposed)
+            std::swap(b.y0, b.x0), std::swap(b.y1, b.x1);
+        if (sign_p < 0)
+            b = {b.y0, b.y1, 1 - b.x1, 1 - b.x0};
+        if (sign_q < 0)
+            b = {1 - b.y1, 1 - b.y0, b.x0, b.x1};
+        return b;
+    }
+};
+
+ResampleLine line_at(const Map& m, double v, bool folded) {
+    ResampleLine line{};
+    const auto along = [v](const double(&c)[10], double(&value)[4], double(&du)[4], double(&dv)[4]) {
+        value[0] = c[0] + v * (c[2] + v * (c[5] + v * c[9]));
+        value[1] = c[1] + v * (c[4] + v * c[8]);
+        value[2] = c[3] + v * c[7];
+        value[3] = c[6];
+        du[0] = value[1], du[1] = 2 * value[2], du[2] = 3 * value[3];
+        dv[0] = c[2] + v * (2 * c[5] + v * 3 * c[9]), dv[1] = c[4] + v * 2 * c[8], dv[2] = c[7];
+    };
+    along(m.x, line.p, line.px, line.py);
+    along(m.y, line.q, line.qx, line.qy);
+    if (folded) // |J| is wanted
+        for (int k = 0; k < 4; ++k)
+            line.px[k] = -line.px[k], line.py[k] = -line.py[k];
+    return line;
+}
+
+/// A part of the turned frame with its sky subtracted, NaN around it.
+class Buffer {
+  public:
+    std::ptrdiff_t height = 0, width = 0;
+    std::ptrdiff_t q0 = 0, p0 = 0;
+    bool any_missing = false;
+
+    const float* data() const { return pixels_.data() + start_; }
+
+    void fill(const Section& section, const Turn& turn, Box box, Box frame) {
+        q0 = box.y0, p0 = box.x0;
+        height = box.y1 - q0, width = round_up(box.x1 - p0, 16);
+        cells_ = width / 16;
+        pixels_.resize(static_cast<std::size_t>(height * width + 32));
+        start_ = (64 - reinterpret_cast<std::uintptr_t>(pixels_.data()) % 64) % 64 / sizeof(float);
+        float* const to = pixels_.data() + start_;
+        const Box held = turn({section.y0, section.y0 + section.pixels.ny, section.x0, section.x0 + section.pixels.nx});
+        const Box in = common(common(held, frame), {q0, q0 + height, p0, p0 + width});
+        if (in.empty()) {
+            std::fill_n(to, height * width, nan);
+        } else {
+            const std::ptrdiff_t stride = section.pixels.stride;
+            const std::ptrdiff_t dp = turn.sign_p * (turn.transposed ? stride : 1);
+            const std::ptrdiff_t dq = turn.sign_q * (turn.transposed ? 1 : stride);
+            const std::ptrdiff_t a = turn.sign_p * in.x0, b = turn.sign_q * in.y0;
+            const float* const from = turn.transposed ? section.pixels.row(a - section.y0) + (b - section.x0)
+                                                      : section.pixels.row(b - section.y0) + (a - section.x0);
+            rows().resample.turn(from, dp, dq, in.x1 - in.x0, in.y1 - in.y0, section.sky,
+                                 to + (in.y0 - q0) * width + (in.x0 - p0), width);
+            std::fill_n(to, (in.y0 - q0) * width, nan);
+            std::fill_n(to + (in.y1 - q0) * width, (q0 + height - in.y1) * width, nan);
+            for (std::ptrdiff_t y = in.y0 - q0; y < in.y1 - q0; ++y) {
+                std::fill_n(to + y * width, in.x0 - p0, nan);
+                std::fill_n(to + y * width + (in.x1 - p0), p0 + width - in.x1, nan);
+            }
+        }
+        find_missing();
+    }
+
+    /// Whether a pixel is missing in a part of the buffer, or near it.
+    bool missing(Box part) const {
+        if (!any_missing)
+            return false;
+        const Box in = common(part, {0, height, 0, width});
+        if (in.empty())
+            return true;
+        for (std::ptrdiff_t y = in.y0; y < in.y1; ++y)
+            for (std::ptrdiff_t x = in.x0 / 16; x < (in.x1 + 15) / 16; ++x)
+                if (missing_[y * cells_ + x])
+                    return true;
+        return false;
+    }
+
+  private:
+    std::vector<float> pixels_;
+    std::vector<unsigned char> missing_; // (height, width / 16)
+    std::ptrdiff_t start_ = 0, cells_ = 0;
+
+    void find_missing() {
+        missing_.resize(static_cast<std::size_t>(height * cells_));
+        for (std::ptrdiff_t y = 0; y < height; ++y)
+            rows().resample.scan(data() + y * width, cells_, missing_.data() + y * cells_);
+        any_missing = std::ranges::any_of(missing_, [](unsigned char m) { return m != 0; });
+    }
+};
+
+// --- tiles
+
+/// Everything that holds for a whole tile.
+struct Work {
+    const Section& section;
+    const ResampleHow& how;
+    const Resampled& to;
+    const ResampleKernel& kernel;
+    Box tile;
+    Turn turn;
+    bool folded;
+    float factor;
+};
+
+void write_missing(const Work& work, Box part) {
+    for (std::ptrdiff_t y = part.y0 - work.tile.y0; y < part.y1 - work.tile.y0; ++y) {
+        std::fill_n(work.to.out.row(y) + (part.x0 - work.tile.x0), part.x1 - part.x0, nan);
+        if (work.to.factor)
+            std::fill_n(work.to.factor.row(y) + (part.x0 - work.tile.x0), part.x1 - part.x0, 1);
+    }
+}
+
+/// Whether the weights along p may be expanded along the block, and those along q down the group.
+bool is_straight(const Map& m, const ResamplePlan& plan, int b, double u, double v) {
+    const double p1 = plan.p[1][b] - 1, p2 = plan.p[2][b], p3 = plan.p[3][b];
+    const double q1 = plan.q[1][b], q2 = plan.q[2][b], q3 = plan.q[3][b];
+    const double drift = std::fabs(plan.drift[0][b]) + 8 * std::fabs(plan.drift[1][b]);
+    // Terms of q that the expansion leaves out, at lane 8 and row 4 of the block's middle.
+    const double bend = 16 * std::fabs(m.y[5] + 3 * m.y[9] * v + m.y[8] * u) + 64 * std::fabs(m.y[9]) +
+                        256 * std::fabs(m.y[7]) + 128 * std::fabs(m.y[8]);
+    return std::fabs(p1) < 2e-3 && std::fabs(p2) < 2e-5 && std::fabs(p3) < 2e-8 && drift < 1.2e-3 && bend < 2e-5 &&
+           15.5 * std::fabs(q1) + 64 * std::fabs(q2) + 512 * std::fabs(q3) < 1;
+}
+
+/// Rows and columns of the buffer that a block of one row may touch.
+Box touched(const Buffer& buffer, const ResamplePlan& plan, int b, int taps) {
+    const auto half = [b](const float(&c)[4][16]) {
+        const float h = 8 * std::fabs(c[1][b]) + 64 * std::fabs(c[2][b]) + 512 * std::fabs(c[3][b]);
+        return static_cast<std::ptrdiff_t>(std::min(h, 1e9f)) + 2;
+    };
+    const std::ptrdiff_t p = plan.ip[b] - buffer.p0, q = plan.iq[b] - buffer.q0;
+    const std::ptrdiff_t dp = half(plan.p) + taps / 2, dq = half(plan.q) + taps / 2;
+    return {q - dq, q + dq + 1, p - dp, p + dp + 1};
+}
+
+/// Blocks [b0, b1) of the rows [y0, y1) of one group in one strip.
+void resample_group(const Work& work, const Buffer& buffer, std::ptrdiff_t y0, std::ptrdiff_t y1, std::ptrdiff_t strip,
+                    int b0, int b1) {
+    const ResampleRows& row = rows().resample;
+    const Map& map = work.turn.map;
+    const int taps = work.kernel.taps, n = static_cast<int>(y1 - y0);
+    const std::ptrdiff_t center = round_down(y0, group_rows) + group_rows / 2;
+    const double first = static_cast<double>(strip + 8) - map.origin_x;
+    const auto plan_row = [&](std::ptrdiff_t y, ResamplePlan& plan) {
+        ResampleLine line = line_at(map, static_cast<double>(y) - map.origin_y, work.folded);
+        if (taps == 1)
+            line.p[0] += 0.5, line.q[0] += 0.5;
+        row.plan(line, first, plan);
+    };
+    alignas(64) ResamplePlan middle;
+    alignas(64) std::array<ResamplePlan, group_rows> plans;
+    plan_row(center, middle);
+    for (int r = 0; r < n; ++r)
+        plan_row(y0 + r, plans[r]);
+    // Weights with a kink are not expanded: nearest and bilinear take blocks of exact unit step only.
+    std::array<bool, 16> straight{};
+    for (int b = b0; b < b1; ++b)
+        straight[b] = !work.how.square && (taps > 2 || (middle.p[1][b] == 1 && middle.drift[0][b] == 0)) &&
+                      is_straight(map, middle, b, first + 16.0 * b, static_cast<double>(center) - map.origin_y);
+    if (std::ranges::any_of(straight, [](bool s) { return s; }))
+        for (int r = 0; r < n; ++r)
+            row.plan_weights[taps / 2](work.kernel, plans[r]);
+
+    alignas(64) float out[group_rows * block_columns];
+    alignas(64) unsigned char factors[group_rows * block_columns], interpolated[group_rows * block_columns];
+    std::array<unsigned char, group_rows> masked{};
+    ResampleTask task{.kernel = &work.kernel,
+                      .center = &middle,
+                      .plans = plans.data(),
+                      .masked = masked.data(),
+                      .block = 0,
+                      .rows = n,
+                      .first = static_cast<float>(y0 - center),
+                      .buffer = buffer.data(),
+                      .stride = buffer.width,
+                      .height = buffer.height,
+                      .width = buffer.width,
+                      .p0 = static_cast<std::int32_t>(buffer.p0),
+                      .q0 = static_cast<std::int32_t>(buffer.q0),
+                      .scale = work.section.scale,
+                      .offset = work.section.offset,
+                      .max_lost = work.how.max_lost,
+                      .factor = work.factor,
+                      .square = work.how.square,
+                      .out = out,
+                      .factors = factors,
+                      .out_stride = block_columns,
+                      .factor_stride = block_columns,
+                      .interpolated = interpolated};
+    for (int b = b0; b < b1; ++b) {
+        task.block = b;
+        const Box top = touched(buffer, plans[0], b, taps), bottom = touched(buffer, plans[n - 1], b, taps);
+        const Box all{std::min(top.y0, bottom.y0), std::max(top.y1, bottom.y1), std::min(top.x0, bottom.x0),
+                      std::max(top.x1, bottom.x1)};
+        const bool some = work.how.square || buffer.missing(all);
+        for (int r = 0; r < n; ++r)
+            masked[r] = some && (work.how.square || buffer.missing(touched(buffer, plans[r], b, taps)));
+
+        const std::ptrdiff_t x = strip + b * block_columns;
+        const std::ptrdiff_t x0 = std::max(x, work.tile.x0), count = std::min(x + block_columns, work.tile.x1) - x0;
+        const std::ptrdiff_t row0 = y0 - work.tile.y0, at = x0 - work.tile.x0;
+        const bool direct = count == block_columns;
+        task.out = direct ? work.to.out.row(row0) + at : out;
+        task.out_stride = direct ? work.to.out.stride : block_columns;
+        task.factors = direct && work.to.factor ? work.to.factor.row(row0) + at : factors;
+        task.factor_stride = direct && work.to.factor ? work.to.factor.stride : block_columns;
+
+        // A straight block that leaves the buffer leaves the frame: the general way finds nothing there.
+        const bool inside = all.x0 >= 0 && plans[0].ip[b] - buffer.p0 + 32 <= buffer.width &&
+                            plans[n - 1].ip[b] - buffer.p0 + 32 <= buffer.width && all.y0 >= 0 && all.y1 <= buffer.height;
+        (straight[b] && inside ? row.straight : row.free)[taps / 2](task);
+
+        for (int r = 0; r < n; ++r) {
+            const std::ptrdiff_t from = r * block_columns + x0 - x;
+            if (!direct) {
+                std::copy_n(out + from, count, work.to.out.row(row0 + r) + at);
+                if (work.to.factor)
+                    std::copy_n(factors + from, count, work.to.factor.row(row0 + r) + at);
+            }
+            if (work.to.flags && masked[r])
+                for (std::ptrdiff_t i = 0; i < count; ++i)
+                    work.to.flags(row0 + r, at + i) |= interpolated[from + i] ? flag_interpolated : 0;
+        }
+    }
+}
+
+void resample_blocks(const Work& work, const Map& map) {
+    // Parts whose piece of the frame stays in the second-level cache.
+    constexpr std::ptrdiff_t part_rows = 128, ring = 48;
+    const Box tile = work.tile;
+    const Box frame = work.turn({0, work.section.ny, 0, work.section.nx});
+    const int taps = work.kernel.taps;
+    Buffer buffer;
+    for (std::ptrdiff_t y = round_down(tile.y0, part_rows); y < tile.y1; y += part_rows)
+        for (std::ptrdiff_t x = round_down(tile.x0, strip_columns); x < tile.x1; x += strip_columns) {
+            const Box part = common(tile, {y, y + part_rows, x, x + strip_columns});
+            const Box need = footprint(map, part, work.how.kernel);
+            if (common(need, {0, work.section.ny, 0, work.section.nx}).empty()) {
+                write_missing(work, part);
+                continue;
+            }
+            Box box = work.turn(need);
+            // One more row and column on either side, and room for whole vectors on the right; nothing that is
+            // further from the frame than a ring of missing pixels.
+            box = {box.y0 - taps - 2, box.y1 + taps + 2, box.x0 - taps - 4, box.x1 + taps + 4 + 32};
+            box = common(box, {frame.y0 - ring, frame.y1 + ring, frame.x0 - ring, frame.x1 + ring + 32});
+            buffer.fill(work.section, work.turn, box, frame);
+            const int b0 = static_cast<int>((part.x0 - x) / block_columns);
+            const int b1 = static_cast<int>((part.x1 - x + block_columns - 1) / block_columns);
+            for (std::ptrdiff_t group = round_down(part.y0, group_rows); group < part.y1; group += group_rows)
+                resample_group(work, buffer, std::max(group, part.y0), std::min(group + group_rows, part.y1), x, b0, b1);
+        }
+}
+
+// --- area
+
+struct Point {
+    double x, y;
+};
+
+using Polygon = std::array<Point, 16>;
+
+/// The part of a convex polygon on one side of a line: sign * (coordinate - at) >= 0.
+int clip(const Polygon& in, int n, Polygon& out, double Point::*axis, double at, double sign) {
+    int m = 0;
+    for (int i = 0; i < n; ++i) {
+        const Point a = in[i], b = in[(i + 1) % n];
+        const double da = sign * (a.*axis - at), db = sign * (b.*axis - at);
+        if (da >= 0)
+            out[m++] = a;
+        if ((da >= 0) != (db >= 0)) {
+            const double t = da / (da - db);
+            out[m++] = {a.x + t * (b.x - a.x), a.y + t * (b.y - a.y)};
+        }
+    }
+    return m;
+}
+
+double area_of(const Polygon& p, int n) {
+    double sum = 0;
+    for (int i = 1; i + 1 < n; ++i)
+        sum += (p[i].x - p[0].x) * (p[i + 1].y - p[0].y) - (p[i + 1].x - p[0].x) * (p[i].y - p[0].y);
+    return std::fabs(sum) / 2;
+}
+
+/// One output pixel from the overlaps of its quadrilateral with the pixels of the frame.
+void area_pixel(const Work& work, const std::array<Point, 4>& corners, double jacobian, std::ptrdiff_t y, std::ptrdiff_t x) {
+    const Section& s = work.section;
+    double x0 = corners[0].x, x1 = x0, y0 = corners[0].y, y1 = y0;
+    for (const Point& c : corners) {
+        x0 = std::min(x0, c.x), x1 = std::max(x1, c.x);
+        y0 = std::min(y0, c.y), y1 = std::max(y1, c.y);
+    }
+    Polygon quad{}, half{}, column{}, part{}, cell{};
+    std::ranges::copy(corners, quad.begin());
+    const double total = area_of(quad, 4);
+    double good = 0, value = 0, squares = 0;
+    const std::ptrdiff_t right = std::min(whole(x1 + 0.5), s.nx - 1), bottom = std::min(whole(y1 + 0.5), s.ny - 1);
+    for (std::ptrdiff_t i = std::max<std::ptrdiff_t>(whole(x0 + 0.5), 0); i <= right; ++i) {
+        const int n = clip(half, clip(quad, 4, half, &Point::x, static_cast<double>(i) - 0.5, 1), column, &Point::x,
+                           static_cast<double>(i) + 0.5, -1);
+        for (std::ptrdiff_t j = std::max<std::ptrdiff_t>(whole(y0 + 0.5), 0); n > 2 && j <= bottom; ++j) {
+            const int m = clip(part, clip(column, n, part, &Point::y, static_cast<double>(j) - 0.5, 1), cell, &Point::y,
+                               static_cast<double>(j) + 0.5, -1);
+            const double k = m > 2 ? area_of(cell, m) : 0;
+            const float pixel = s.pixels(j - s.y0, i - s.x0);
+            if (k <= 0 || !std::isfinite(pixel))
+                continue;
+            good += k;
+            squares += k * k;
+            value += (work.how.square ? k * k : k) * (static_cast<double>(pixel) - s.sky);
+        }
+    }
+    const bool gone = !(good > 0) || total - good > work.how.max_lost * total;
+    const double norm = work.how.square ? good * good : good, scale = work.how.square ? jacobian * jacobian : jacobian;
+    work.to.out(y, x) = gone ? nan : static_cast<float>(s.scale * scale * (value / norm) + s.offset);
+    if (work.to.factor) {
+        const double factor = gone ? 1 : work.factor * jacobian * jacobian * squares / (good * good);
+        work.to.factor(y, x) = static_cast<unsigned char>(std::clamp(std::round(factor), 1.0, 255.0));
+    }
+    if (work.to.flags && !gone && total - good > 1e-6 * total)
+        work.to.flags(y, x) |= flag_interpolated;
+}
+
+void resample_area(const Work& work, const Map& map) {
+    const Box tile = work.tile;
+    const std::ptrdiff_t nx = tile.x1 - tile.x0;
+    const auto position = [&map](double x, double y) {
+        const double u = x - map.origin_x, v = y - map.origin_y;
+        return Point{std::clamp(evaluate(map.x, u, v), -1e9, 1e9), std::clamp(evaluate(map.y, u, v), -1e9, 1e9)};
+    };
+    std::vector<Point> above(static_cast<std::size_t>(nx + 1)), below(above.size());
+    const auto corners = [&](std::vector<Point>& row, std::ptrdiff_t y) {
+        for (std::ptrdiff_t i = 0; i <= nx; ++i)
+            row[i] = position(static_cast<double>(tile.x0 + i) - 0.5, static_cast<double>(y) - 0.5);
+    };
+    corners(below, tile.y0);
+    for (std::ptrdiff_t y = tile.y0; y < tile.y1; ++y) {
+        std::swap(above, below);
+        corners(below, y + 1);
+        for (std::ptrdiff_t i = 0; i < nx; ++i) {
+            const double u = static_cast<double>(tile.x0 + i) - map.origin_x, v = static_cast<double>(y) - map.origin_y;
+            area_pixel(work, {above[i], above[i + 1], below[i + 1], below[i]}, std::fabs(determinant(map, u, v)),
+                       y - tile.y0, i);
+        }
+    }
+}
+
+// --- saturation
+
+/// Flag and count the outputs of which a saturated pixel is one of the nearest input pixels: 2 x 2, or those that the
+/// output pixel touches where it is larger.
+void paint_saturated(const Work& work, const Map& map) {
+    const Box tile = work.tile;
+    const std::ptrdiff_t ny = tile.y1 - tile.y0, nx = tile.x1 - tile.x0;
+    std::vector<unsigned char> seen(static_cast<std::size_t>(ny * nx));
+    const double mu = 0.5 * static_cast<double>(tile.x0 + tile.x1) - map.origin_x;
+    const double mv = 0.5 * static_cast<double>(tile.y0 + tile.y1) - map.origin_y;
+    const Box window = footprint(map, tile, work.how.kernel);
+    for (std::ptrdiff_t k = 0; k + 1 < work.section.saturated.size; k += 2) {
+        const double x = work.section.saturated[k], y = work.section.saturated[k + 1];
+        if (x < static_cast<double>(window.x0) || x >= static_cast<double>(window.x1) ||
+            y < static_cast<double>(window.y0) || y >= static_cast<double>(window.y1))
+            continue;
+        double u = mu, v = mv, a = 0, b = 0, c = 0, d = 0, det = 0;
+        for (int round = 0; round < 30; ++round) { // Newton
+            a = derivative_u(map.x, u, v), b = derivative_v(map.x, u, v);
+            c = derivative_u(map.y, u, v), d = derivative_v(map.y, u, v);
+            det = a * d - b * c;
+            const double ex = x - evaluate(map.x, u, v), ey = y - evaluate(map.y, u, v);
+            const double du = (d * ex - b * ey) / det, dv = (a * ey - c * ex) / det;
+            u += du, v += dv;
+            if (!(std::fabs(du) + std::fabs(dv) > 1e-6))
+                break;
+        }
+        double reach_x = work.kernel.taps == 1 ? 0.5 : 1, reach_y = reach_x;
+        if (work.how.kernel == Kernel::area) {
+            reach_x = 0.5 + 0.5 * (std::fabs(a) + std::fabs(b));
+            reach_y = 0.5 + 0.5 * (std::fabs(c) + std::fabs(d));
+        }
+        const double wide = (std::fabs(d) * reach_x + std::fabs(b) * reach_y) / std::fabs(det) + 1;
+        const double high = (std::fabs(a) * reach_y + std::fabs(c) * reach_x) / std::fabs(det) + 1;
+        const double cx = u + map.origin_x, cy = v + map.origin_y;
+        if (!std::isfinite(cx + cy + wide + high))
+            continue;
+        const Box box = common(tile, {whole(cy - high), whole(cy + high) + 1, whole(cx - wide), whole(cx + wide) + 1});
+        for (std::ptrdiff_t j = box.y0; j < box.y1; ++j)
+            for (std::ptrdiff_t i = box.x0; i < box.x1; ++i) {
+                const double iu = static_cast<double>(i) - map.origin_x, jv = static_cast<double>(j) - map.origin_y;
+                if (std::fabs(evaluate(map.x, iu, jv) - x) < reach_x && std::fabs(evaluate(map.y, iu, jv) - y) < reach_y)
+                    seen[(j - tile.y0) * nx + (i - tile.x0)] = 1;
+            }
+    }
+    for (std::ptrdiff_t j = 0; j < ny; ++j)
+        for (std::ptrdiff_t i = 0; i < nx; ++i) {
+            if (!seen[j * nx + i])
+                continue;
+            if (work.to.saturated_count)
+                ++work.to.saturated_count(j, i);
+            if (work.to.flags)
+                work.to.flags(j, i) |= flag_saturated;
+        }
+}
+
+} // namespace
+
+Box input_window(const Map& map, Box tile, std::ptrdiff_t ny, std::ptrdiff_t nx, Kernel kernel) {
+    if (tile.empty())
+        return {0, 0, 0, 0};
+    return common(footprint(map, tile, kernel), {0, ny, 0, nx});
+}
+
+void resample_tile(const Section& section, const Map& map, Box tile, const ResampleHow& how, const Resampled& to) {
+    if (tile.empty())
+        return;
+    const Box need = input_window(map, tile, section.ny, section.nx, how.kernel);
+    const double det = determinant(map, 0, 0);
+    const Work work{section, how,       to,      expanded(how.kernel), tile, Turn(map), false,
+                    static_cast<float>(255 / (det * det))};
+    if (need.empty())
+        return write_missing(work, tile);
+    if (need.y0 < section.y0 || need.x0 < section.x0 || need.y1 > section.y0 + section.pixels.ny ||
+        need.x1 > section.x0 + section.pixels.nx)
+        throw std::invalid_argument("the section does not hold the tile's input window, rows " +
+                                    std::to_string(need.y0) + " to " + std::to_string(need.y1) + " and columns " +
+                                    std::to_string(need.x0) + " to " + std::to_string(need.x1));
+    if (how.kernel == Kernel::area) {
+        resample_area(work, map);
+    } else {
+        Work turned = work;
+        turned.folded = determinant(turned.turn.map, 0, 0) < 0;
+        resample_blocks(turned, map);
+    }
+    if (section.saturated && (to.flags || to.saturated_count))
+        paint_saturated(work, map);
+}
+
+} // namespace fastack

@@ -6,6 +6,9 @@
 
 #include <math.h>
 #include <string.h>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 #define FASTACK_STRING_(x) #x
 #define FASTACK_STRING(x) FASTACK_STRING_(x)

@@ -1,4 +1,509 @@
 // Included inside the namespace of one instruction set (see level.inl). No STL here: an inline function of the
 // standard library that is compiled for AVX-512 may be the copy that the linker keeps for all.
+//
+// Vectors are GCC's vector types: plain arithmetic that every instruction set lowers to its own registers. The order
+// in which a pixel's taps are summed is the same in masked and in unmasked code, so that a missing pixel changes the
+// bits of those outputs alone whose kernel holds it.
 
-constexpr ResampleRows resample_rows = {};
+namespace resampling {
+
+#if defined(__AVX512F__)
+constexpr int lanes = 16;
+#elif defined(__AVX__)
+constexpr int lanes = 8;
+#else
+constexpr int lanes = 4;
+#endif
+
+typedef float F __attribute__((vector_size(4 * lanes)));
+typedef std::int32_t I __attribute__((vector_size(4 * lanes)));
+typedef float LooseF __attribute__((vector_size(4 * lanes), aligned(4), may_alias));
+typedef unsigned char Bytes __attribute__((vector_size(lanes), aligned(1), may_alias));
+#define RESAMPLE_INLINE inline __attribute__((always_inline))
+
+RESAMPLE_INLINE F load(const float* p) { return *reinterpret_cast<const LooseF*>(p); }
+RESAMPLE_INLINE void store(float* p, F v) { *reinterpret_cast<LooseF*>(p) = v; }
+RESAMPLE_INLINE void store_bytes(unsigned char* p, F v) {
+    *reinterpret_cast<Bytes*>(p) = __builtin_convertvector(__builtin_convertvector(v, I), Bytes);
+}
+RESAMPLE_INLINE F all(float x) { return F{} + x; }
+RESAMPLE_INLINE F fabs(F x) { return reinterpret_cast<F>(reinterpret_cast<I>(x) & 0x7fffffff); }
+
+RESAMPLE_INLINE I floor(F x) {
+    const I whole = __builtin_convertvector(x, I);
+    return whole + (__builtin_convertvector(whole, F) > x);
+}
+
+/// Lane numbers of part `part` of a block, counted from lane 8.
+RESAMPLE_INLINE F ramp(int part) {
+    F t;
+    for (int i = 0; i < lanes; ++i)
+        t[i] = static_cast<float>(part * lanes + i - 8);
+    return t;
+}
+
+template <class V> RESAMPLE_INLINE V horner(const float (&c)[4], V z) {
+    return ((c[3] * z + c[2]) * z + c[1]) * z + c[0];
+}
+
+/// Kernel weights at the phases f.
+template <int N, class V> RESAMPLE_INLINE void weigh(V f, const ResampleKernel& kernel, V* w) {
+    if constexpr (N == 1) {
+        w[0] = V{} + 1.0f;
+        return;
+    }
+    constexpr int half = N / 2;
+    const V u = f - 0.5f, z = u * u, g = f - f * f, gu = g * u;
+    V sum = {};
+#pragma GCC unroll 4
+    for (int k = 0; k < half - 1; ++k) {
+        const V even = g * horner(kernel.even[k], z), odd = gu * horner(kernel.odd[k], z);
+        w[k] = even - odd;
+        w[N - 1 - k] = even + odd;
+        sum += even;
+    }
+    const V odd = gu * horner(kernel.odd[half - 1], z);
+    w[half - 1] = ((1.0f - f) - sum) - odd;
+    w[half] = (f - sum) + odd;
+}
+
+template <int N, class V> RESAMPLE_INLINE V sum_squares(const V* w) {
+    V sum = w[0] * w[0];
+#pragma GCC unroll 8
+    for (int k = 1; k < N; ++k)
+        sum += w[k] * w[k];
+    return sum;
+}
+
+/// Value, lost weight and squared weight of one vector of outputs, from the sums over the taps.
+struct Sums {
+    F value, weight, lost, squares;
+};
+
+template <bool Masked> RESAMPLE_INLINE void finish(const ResampleTask& task, int row, int part, F jacobian, F total, Sums s) {
+    const std::ptrdiff_t at = part * lanes;
+    F value = s.value;
+    if constexpr (Masked) {
+        const I touched = s.lost > 0.0f, gone = (s.lost > task.max_lost * total) | (s.weight < 1.0f - task.max_lost);
+        const F whole = task.square ? s.weight * s.weight : s.weight;
+        value = (touched | (task.square ? I{} - 1 : I{})) ? value / whole : value;
+        value = gone ? all(__builtin_nanf("")) : value;
+        s.squares = touched ? s.squares / (s.weight * s.weight) : s.squares;
+        s.squares = gone ? F{} : s.squares;
+        const I flag = touched & ~gone & 1;
+        *reinterpret_cast<Bytes*>(task.interpolated + row * block_columns + at) = __builtin_convertvector(flag, Bytes);
+    }
+    store(task.out + row * task.out_stride + at, (task.scale * (task.square ? jacobian * jacobian : jacobian)) * value + task.offset);
+    F factor = task.factor * (jacobian * jacobian) * s.squares + 0.5f;
+    factor = factor > 1.0f ? factor : all(1.0f);
+    factor = factor < 255.0f ? factor : all(255.0f);
+    store_bytes(task.factors + row * task.factor_stride + at, factor);
+}
+
+// --- the plan of a row
+
+template <int N> void plan_weights(const ResampleKernel& kernel, ResamplePlan& plan) {
+    constexpr float reach = 6.0f; // nodes of the quadratic: lanes -6, 0, 6
+    for (int i = 0; i < 16; i += lanes) {
+        const F p0 = load(plan.p[0] + i), p1 = load(plan.p[1] + i) - 1.0f, p2 = load(plan.p[2] + i);
+        F left[N], here[N], right[N];
+        weigh<N>(p0 + reach * (reach * p2 - p1), kernel, left);
+        weigh<N>(p0, kernel, here);
+        weigh<N>(p0 + reach * (reach * p2 + p1), kernel, right);
+        for (int k = 0; k < N; ++k) {
+            store(plan.weight[0][k] + i, here[k]);
+            store(plan.weight[1][k] + i, (right[k] - left[k]) * (0.5f / reach));
+            store(plan.weight[2][k] + i, ((right[k] - here[k]) + (left[k] - here[k])) * (0.5f / (reach * reach)));
+        }
+        const F a = sum_squares<N>(left), b = sum_squares<N>(here), c = sum_squares<N>(right);
+        store(plan.square[0] + i, b);
+        store(plan.square[1] + i, (c - a) * (0.5f / reach));
+        store(plan.square[2] + i, ((c - b) + (a - b)) * (0.5f / (reach * reach)));
+    }
+}
+
+inline double cubic(const double (&c)[4], double x) { return ((c[3] * x + c[2]) * x + c[1]) * x + c[0]; }
+
+__attribute__((noinline)) void plan_axis(const double (&c)[4], double first, std::int32_t* __restrict__ whole,
+                                         float (*__restrict__ about)[16]) {
+    for (int i = 0; i < 16; ++i) {
+        const double x = first + 16.0 * i;
+        double at = cubic(c, x);
+        at = at > -1e9 ? at : -1e9;
+        at = at < 1e9 ? at : 1e9;
+        const double base = __builtin_floor(at);
+        whole[i] = static_cast<std::int32_t>(base);
+        about[0][i] = static_cast<float>(at - base);
+        about[1][i] = static_cast<float>((3 * c[3] * x + 2 * c[2]) * x + c[1]);
+        about[2][i] = static_cast<float>(3 * c[3] * x + c[2]);
+        about[3][i] = static_cast<float>(c[3]);
+    }
+}
+
+__attribute__((noinline)) void plan_jacobian(const ResampleLine& line, double first, float (*__restrict__ about)[16]) {
+    constexpr double reach = 6.0;
+    for (int i = 0; i < 16; ++i) {
+        const double x = first + 16.0 * i;
+        double j[3];
+        for (int n = 0; n < 3; ++n) {
+            const double at = x + reach * (n - 1);
+            j[n] = cubic(line.px, at) * cubic(line.qy, at) - cubic(line.py, at) * cubic(line.qx, at);
+        }
+        about[0][i] = static_cast<float>(j[1]);
+        about[1][i] = static_cast<float>((j[2] - j[0]) * (0.5 / reach));
+        about[2][i] = static_cast<float>((j[2] + j[0] - 2 * j[1]) * (0.5 / (reach * reach)));
+    }
+}
+
+void plan(const ResampleLine& line, double first, ResamplePlan& plan) {
+    plan_axis(line.p, first, plan.ip, plan.p);
+    plan_axis(line.q, first, plan.iq, plan.q);
+    plan_jacobian(line, first, plan.jacobian);
+    for (int i = 0; i < 16; ++i) {
+        const double x = first + 16.0 * i;
+        plan.drift[0][i] = static_cast<float>(cubic(line.qy, x) - 1.0);
+        plan.drift[1][i] = static_cast<float>((3 * line.qy[3] * x + 2 * line.qy[2]) * x + line.qy[1]);
+    }
+}
+
+// --- blocks of nearly unit step: contiguous loads
+
+/// Sum over k of w[k] * source[k + lane].
+template <int N> RESAMPLE_INLINE F slide(const float* source, const F* w) {
+#if defined(__AVX512F__)
+    // A 64-byte load that crosses a cache line costs two; two loads and shuffles cost less than N of them.
+    const F a = load(source), b = load(source + 16);
+    F sum = w[0] * a;
+#define RESAMPLE_TAP(k)                                                                                      \
+    if constexpr (k < N)                                                                                     \
+        sum += w[k] * reinterpret_cast<F>(_mm512_maskz_alignr_epi32(0xffff, reinterpret_cast<__m512i>(b),    \
+                                                                    reinterpret_cast<__m512i>(a), k));
+    RESAMPLE_TAP(1) RESAMPLE_TAP(2) RESAMPLE_TAP(3) RESAMPLE_TAP(4) RESAMPLE_TAP(5) RESAMPLE_TAP(6) RESAMPLE_TAP(7)
+#undef RESAMPLE_TAP
+#else
+    F sum = w[0] * load(source);
+#pragma GCC unroll 8
+    for (int k = 1; k < N; ++k)
+        sum += w[k] * load(source + k);
+#endif
+    return sum;
+}
+
+/// Weights along q of all rows of a group: at row s of it, across[0][r] + s * across[1][r].
+template <int N> struct Across {
+    F weight[2][N + 1];
+    F square[2];
+    int taps; // N, or N + 1 where q passes a whole number within the block
+};
+
+template <int N, bool Masked>
+RESAMPLE_INLINE void straight_row(const ResampleTask& task, int row, int part, F t, const Across<N>& across, const float* source) {
+    const ResamplePlan& plan = task.plans[row];
+    const int b = task.block;
+    const float s = task.first + static_cast<float>(row);
+    F w[N];
+#pragma GCC unroll 8
+    for (int k = 0; k < N; ++k)
+        w[k] = plan.weight[0][k][b] + t * (plan.weight[1][k][b] + t * plan.weight[2][k][b]);
+    const F along = plan.square[0][b] + t * (plan.square[1][b] + t * plan.square[2][b]);
+    const F jacobian = plan.jacobian[0][b] + t * (plan.jacobian[1][b] + t * plan.jacobian[2][b]);
+    Sums sums = {};
+    F total = {};
+    if constexpr (Masked) {
+        F magnitude = {}, magnitude_across = {};
+        for (int k = 0; k < N; ++k)
+            magnitude += fabs(w[k]);
+        for (int r = 0; r < across.taps; ++r) {
+            const F v = across.weight[0][r] + s * across.weight[1][r];
+            F value = {}, weight = {}, lost = {}, squares = {};
+            for (int k = 0; k < N; ++k) {
+                const F pixel = load(source + k);
+                const I good = (pixel - pixel) == 0.0f;
+                value += w[k] * (good ? pixel : F{});
+                weight += good ? w[k] : F{};
+                lost += good ? F{} : fabs(w[k]);
+                squares += good ? w[k] * w[k] : F{};
+            }
+            sums.value += v * value;
+            sums.weight += v * weight;
+            sums.lost += fabs(v) * lost;
+            sums.squares += (v * v) * squares;
+            magnitude_across += fabs(v);
+            source += task.stride;
+        }
+        total = magnitude * magnitude_across;
+    } else {
+        for (int r = 0; r < across.taps; ++r) {
+            sums.value += (across.weight[0][r] + s * across.weight[1][r]) * slide<N>(source, w);
+            source += task.stride;
+        }
+        sums.squares = along * (across.square[0] + s * across.square[1]);
+    }
+    finish<Masked>(task, row, part, jacobian, total, sums);
+}
+
+template <int N> void straight(const ResampleTask& task) {
+    constexpr float reach = 3.0f; // nodes of the straight line between weights: rows -3 and 3
+    const ResamplePlan& center = *task.center;
+    const int b = task.block;
+    const float c0 = center.q[0][b], c1 = center.q[1][b], c2 = center.q[2][b], c3 = center.q[3][b];
+    for (int part = 0; part < block_columns / lanes; ++part) {
+        const F t = ramp(part);
+        const F q = c0 + t * (c1 + t * (c2 + t * c3));
+        const I whole = floor(q);
+        int lowest = whole[0], highest = whole[0];
+        for (int i = 1; i < lanes; ++i) {
+            lowest = whole[i] < lowest ? whole[i] : lowest;
+            highest = whole[i] > highest ? whole[i] : highest;
+        }
+        const I second = whole > lowest;
+        const F f = q - __builtin_convertvector(whole, F), drift = center.drift[0][b] + t * center.drift[1][b];
+        F low[N], high[N];
+        weigh<N>(f - reach * drift, *task.kernel, low);
+        weigh<N>(f + reach * drift, *task.kernel, high);
+        Across<N> across;
+        across.taps = highest > lowest ? N + 1 : N;
+        F before[2] = {};
+        for (int k = 0; k <= N; ++k) {
+            F now[2] = {};
+            if (k < N) {
+                now[0] = (high[k] + low[k]) * 0.5f;
+                now[1] = (high[k] - low[k]) * (0.5f / reach);
+            }
+            for (int n = 0; n < 2; ++n) {
+                across.weight[n][k] = second ? before[n] : now[n];
+                before[n] = now[n];
+            }
+        }
+        const F a = sum_squares<N>(low), c = sum_squares<N>(high);
+        across.square[0] = (a + c) * 0.5f;
+        across.square[1] = (c - a) * (0.5f / reach);
+
+        const std::ptrdiff_t top = center.iq[b] + lowest - task.q0 - (N - 1) / 2 + static_cast<int>(task.first);
+        for (int row = 0; row < task.rows; ++row) {
+            const std::ptrdiff_t left = task.plans[row].ip[b] - task.p0 - (N - 1) / 2 - 8 + part * lanes;
+            const float* source = task.buffer + (top + row) * task.stride + left;
+            if (task.masked[row])
+                straight_row<N, true>(task, row, part, t, across, source);
+            else
+                straight_row<N, false>(task, row, part, t, across, source);
+        }
+    }
+}
+
+// --- blocks of any map: pixel by pixel, one vector along p
+
+/// Taps of one buffer row under the kernel of one output; the spare ones have no weight.
+template <int N> struct Window {
+    static constexpr int width = N > 4 ? 8 : 4;
+    typedef float V __attribute__((vector_size(4 * width)));
+    typedef std::int32_t M __attribute__((vector_size(4 * width)));
+    typedef float Loose __attribute__((vector_size(4 * width), aligned(4), may_alias));
+};
+
+RESAMPLE_INLINE void interleave(Window<6>::V a, Window<6>::V b, Window<6>::V* out) {
+    out[0] = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+    out[1] = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+}
+
+RESAMPLE_INLINE void interleave(Window<4>::V a, Window<4>::V b, Window<4>::V* out) {
+    out[0] = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+    out[1] = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+}
+
+/// A square of width x width numbers, transposed by interleaving its halves log2(width) times.
+template <class V> RESAMPLE_INLINE void transpose(V* x) {
+    constexpr int width = sizeof(V) / 4;
+#pragma GCC unroll 4
+    for (int n = 1; n < width; n *= 2) {
+        V y[width];
+#pragma GCC unroll 8
+        for (int i = 0; i < width / 2; ++i)
+            interleave(x[i], x[i + width / 2], y + 2 * i);
+#pragma GCC unroll 8
+        for (int i = 0; i < width; ++i)
+            x[i] = y[i];
+    }
+}
+
+struct FreeWeights {
+    float p[most_taps][16], q[most_taps][16];
+    std::int32_t start[16]; // of the window in the buffer
+};
+
+template <int N> RESAMPLE_INLINE void free_weights(const ResampleTask& task, int row, FreeWeights& to) {
+    const ResamplePlan& plan = task.plans[row];
+    const int b = task.block;
+    const int p_first = plan.ip[b] - task.p0 - (N - 1) / 2, q_first = plan.iq[b] - task.q0 - (N - 1) / 2;
+    const int p_last = static_cast<int>(task.width) - 8, q_last = static_cast<int>(task.height) - N;
+    for (int part = 0; part < block_columns / lanes; ++part) {
+        const F t = ramp(part);
+        const F p = plan.p[0][b] + t * (plan.p[1][b] + t * (plan.p[2][b] + t * plan.p[3][b]));
+        const F q = plan.q[0][b] + t * (plan.q[1][b] + t * (plan.q[2][b] + t * plan.q[3][b]));
+        const I ip = floor(p), iq = floor(q);
+        F w[N];
+        weigh<N>(p - __builtin_convertvector(ip, F), *task.kernel, w);
+        for (int k = 0; k < N; ++k)
+            store(to.p[k] + part * lanes, w[k]);
+        weigh<N>(q - __builtin_convertvector(iq, F), *task.kernel, w);
+        for (int k = 0; k < N; ++k)
+            store(to.q[k] + part * lanes, w[k]);
+        // The buffer ends in a ring of missing pixels: what lies beyond it finds nothing there either.
+        I x = ip + p_first, y = iq + q_first;
+        x = x < 0 ? I{} : x;
+        x = x > p_last ? I{} + p_last : x;
+        y = y < 0 ? I{} : y;
+        y = y > q_last ? I{} + q_last : y;
+        const I start = y * static_cast<int>(task.stride) + x;
+        memcpy(to.start + part * lanes, &start, sizeof start);
+    }
+}
+
+template <int N, bool Masked> RESAMPLE_INLINE void free_row(const ResampleTask& task, int row) {
+    using V = typename Window<N>::V;
+    using M = typename Window<N>::M;
+    constexpr int width = Window<N>::width, sums = Masked ? 4 : 1;
+    FreeWeights weights;
+    free_weights<N>(task, row, weights);
+    float columns[sums][N][16]; // sums over q, of each tap along p
+    for (int first = 0; first < 16; first += width) {
+        V sum[sums][width];
+#pragma GCC unroll 8
+        for (int i = 0; i < width; ++i) {
+            const float* source = task.buffer + weights.start[first + i];
+            V value = {}, weight = {}, lost = {}, squares = {};
+#pragma GCC unroll 8
+            for (int r = 0; r < N; ++r) {
+                const V pixel = *reinterpret_cast<const typename Window<N>::Loose*>(source + r * task.stride);
+                const float v = weights.q[r][first + i];
+                if constexpr (Masked) {
+                    const float magnitude = v < 0 ? -v : v, square = task.square ? v * v : v;
+                    const M good = (pixel - pixel) == 0.0f;
+                    value += square * (good ? pixel : V{});
+                    weight += good ? V{} + v : V{};
+                    lost += good ? V{} : V{} + magnitude;
+                    squares += good ? V{} + v * v : V{};
+                } else
+                    value += v * pixel;
+            }
+            sum[0][i] = value;
+            if constexpr (Masked) {
+                sum[1][i] = weight;
+                sum[2][i] = lost;
+                sum[3][i] = squares;
+            }
+        }
+#pragma GCC unroll 4
+        for (int n = 0; n < sums; ++n) {
+            transpose(sum[n]);
+#pragma GCC unroll 8
+            for (int k = 0; k < N; ++k)
+                memcpy(columns[n][k] + first, &sum[n][k], sizeof(V));
+        }
+    }
+    const ResamplePlan& plan = task.plans[row];
+    const int b = task.block;
+    for (int part = 0; part < block_columns / lanes; ++part) {
+        const F t = ramp(part);
+        const int at = part * lanes;
+        Sums s = {};
+        F along = {}, across = {};
+#pragma GCC unroll 8
+        for (int k = 0; k < N; ++k) {
+            const F w = load(weights.p[k] + at), v = load(weights.q[k] + at);
+            if constexpr (Masked) {
+                s.value += (task.square ? w * w : w) * load(columns[0][k] + at);
+                s.weight += w * load(columns[1][k] + at);
+                s.lost += fabs(w) * load(columns[2][k] + at);
+                s.squares += w * w * load(columns[3][k] + at);
+                along += fabs(w);
+                across += fabs(v);
+            } else {
+                s.value += w * load(columns[0][k] + at);
+                along += w * w;
+                across += v * v;
+            }
+        }
+        if constexpr (!Masked)
+            s.squares = along * across;
+        const F jacobian = plan.jacobian[0][b] + t * (plan.jacobian[1][b] + t * plan.jacobian[2][b]);
+        finish<Masked>(task, row, part, jacobian, along * across, s);
+    }
+}
+
+template <int N> void free_rows(const ResampleTask& task) {
+    for (int row = 0; row < task.rows; ++row) {
+        if (task.masked[row])
+            free_row<N, true>(task, row);
+        else
+            free_row<N, false>(task, row);
+    }
+}
+
+// --- the frame, turned into the buffer
+
+void turn_row(const float* __restrict__ src, std::ptrdiff_t n, float sky, float* __restrict__ dst) {
+    for (std::ptrdiff_t i = 0; i < n; ++i)
+        dst[i] = src[i] - sky;
+}
+
+void turn_row_back(const float* __restrict__ src, std::ptrdiff_t n, float sky, float* __restrict__ dst) {
+    for (std::ptrdiff_t i = 0; i < n; ++i)
+        dst[i] = src[-i] - sky;
+}
+
+void turn(const float* src, std::ptrdiff_t dp, std::ptrdiff_t dq, std::ptrdiff_t nx, std::ptrdiff_t ny, float sky,
+          float* dst, std::ptrdiff_t stride) {
+    if (dp == 1 || dp == -1) {
+        for (std::ptrdiff_t j = 0; j < ny; ++j)
+            (dp == 1 ? turn_row : turn_row_back)(src + j * dq, nx, sky, dst + j * stride);
+        return;
+    }
+    using V = Window<8>::V;
+    for (std::ptrdiff_t j = 0; j < ny; j += 8)
+        for (std::ptrdiff_t i = 0; i < nx; i += 8) {
+            const float* from = src + i * dp + j * dq;
+            float* to = dst + j * stride + i;
+            if (j + 8 <= ny && i + 8 <= nx) {
+                V x[8];
+                for (int n = 0; n < 8; ++n)
+                    x[n] = *reinterpret_cast<const Window<8>::Loose*>(from + n * dp + (dq < 0 ? -7 : 0)) - sky;
+                transpose(x);
+                for (int n = 0; n < 8; ++n)
+                    memcpy(to + (dq < 0 ? 7 - n : n) * stride, &x[n], sizeof(V));
+                continue;
+            }
+            for (std::ptrdiff_t m = 0; m < 8 && j + m < ny; ++m)
+                for (std::ptrdiff_t n = 0; n < 8 && i + n < nx; ++n)
+                    to[m * stride + n] = from[n * dp + m * dq] - sky;
+        }
+}
+
+void scan(const float* __restrict__ row, std::ptrdiff_t cells, unsigned char* __restrict__ missing) {
+    for (std::ptrdiff_t i = 0; i < cells; ++i) {
+        unsigned char bad[16];
+        for (int part = 0; part < 16; part += lanes) {
+            const F v = load(row + 16 * i + part);
+            *reinterpret_cast<Bytes*>(bad + part) = __builtin_convertvector((v - v) != 0.0f, Bytes);
+        }
+        std::uint64_t any[2];
+        memcpy(any, bad, sizeof any);
+        missing[i] = (any[0] | any[1]) != 0;
+    }
+}
+
+#undef RESAMPLE_INLINE
+
+} // namespace resampling
+
+constexpr ResampleRows resample_rows = {
+    resampling::plan,
+    {resampling::plan_weights<1>, resampling::plan_weights<2>, resampling::plan_weights<4>,
+     resampling::plan_weights<6>, resampling::plan_weights<8>},
+    {resampling::straight<1>, resampling::straight<2>, resampling::straight<4>, resampling::straight<6>,
+     resampling::straight<8>},
+    {resampling::free_rows<1>, resampling::free_rows<2>, resampling::free_rows<4>, resampling::free_rows<6>,
+     resampling::free_rows<8>},
+    resampling::turn,
+    resampling::scan,
+};
