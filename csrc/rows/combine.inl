@@ -403,8 +403,12 @@ FASTACK_INLINE void reject_noise_rounds(const CombineSetup& setup, const Combine
         store(x + (ptrdiff_t)i * LANES, v);
         count -= v == v;
     }
-    if (structure)
+    VF slack{}; // how far the value itself may be wrong
+    if (structure) {
         start = select(x, n, (count - 1) >> 1);
+        for (int i = 0; i < n; ++i)
+            slack = sample(x, i) == start ? larger(frames.tolerance[i] * bend + frames.jitter[i] * range, slack) : slack;
+    }
 
     const VI pair = count == 2;
     const VF high2 = pair ? splat(setup.kappa_pair * setup.kappa_pair) : splat(setup.kappa_high * setup.kappa_high);
@@ -425,16 +429,18 @@ FASTACK_INLINE void reject_noise_rounds(const CombineSetup& setup, const Combine
     VF twice{};                      // 2 / sum of the weights: kept samples are part of the value
 
     for (int round = 0; round <= setup.rounds; ++round) {
-        VF sum{}, weights{}, variance{};
+        VF sum{}, weights{}, variance{}, loose{};
         VI changed{};
         for (int i = 0; i < n; ++i) {
             const VF v = sample(x, i), before = sample(kept, i);
             const VF d = v - value, noise = variance_of(frames, block, i, value - frames.pedestal);
             // a sample that is the value by itself has no distance from it, nor the right to be judged by it
             const VF spread = larger(noise * (own - before * twice) + value_variance, 1e-3f * noise);
-            VF distance = magnitude(d);
-            if (structure)
-                distance = positive(distance - (frames.tolerance[i] * bend + frames.jitter[i] * range));
+            VF distance = magnitude(d), allowance{};
+            if (structure) {
+                allowance = frames.tolerance[i] * bend + frames.jitter[i] * range;
+                distance = positive(distance - (allowance + slack));
+            }
             VF limit = d > 0.0f ? high2 : low2;
             if (NEAR) {
                 VB near;
@@ -442,9 +448,14 @@ FASTACK_INLINE void reject_noise_rounds(const CombineSetup& setup, const Combine
                 limit = __builtin_convertvector(near, VI) != 0 ? smaller(limit, splat(grow2)) : limit;
             }
             const VI keep = distance * distance <= limit * spread; // false for NaN
-            const VF weight = keep ? splat(frames.weight[i]) : VF{};
+            // what a frame of another seeing says of the value counts as much as it is sure
+            VF weight = splat(frames.weight[i]);
+            if (structure)
+                weight *= noise / (noise + allowance * allowance);
+            weight = keep ? weight : VF{};
             store(kept + (ptrdiff_t)i * LANES, weight);
-            changed |= weight != before;
+            changed |= (weight > 0.0f) != (before > 0.0f);
+            loose += weight * allowance;
             sum += weight * (keep ? v - start : VF{});
             weights += weight;
             variance += weight * weight * (keep ? noise : VF{});
@@ -464,6 +475,7 @@ FASTACK_INLINE void reject_noise_rounds(const CombineSetup& setup, const Combine
         value_variance = changed ? variance / (weights * weights) : value_variance;
         twice = changed ? 2.0f / weights : twice;
         own = changed ? splat(1) : own;
+        slack = changed ? loose / weights : slack;
     }
 
     VI low{}, high{};

@@ -406,9 +406,10 @@ def _seeing(fwhm: float, typical: float, radius: int) -> tuple[float, float]:
     the local maximum of |blurred - sharp|.
     """
     from scipy.ndimage import maximum_filter, uniform_filter
+    from scipy.optimize import minimize_scalar
 
     half = int(np.ceil(2 * max(fwhm, typical))) + 4
-    seeing, curvature, difference, bend, light = 0.0, [], [], [], []
+    curvature, difference, bend, light = [], [], [], []
     for phase in ((0.0, 0.0), (0.5, 0.5), (0.5, 0.0), (0.25, 0.25)):
         x, y = np.arange(-half, half + 1) - phase[0], np.arange(-half, half + 1) - phase[1]
         r2 = x[None, :] ** 2 + y[:, None] ** 2
@@ -418,10 +419,10 @@ def _seeing(fwhm: float, typical: float, radius: int) -> tuple[float, float]:
         difference.append(star - stack)
         bend.append(maximum_filter(np.abs(bent), 3, mode="nearest"))
         light.append(stack / stack.max())
-    bent, delta = np.concatenate(curvature), np.concatenate(difference)
-    seeing = float((bent * delta).sum() / (bent * bent).sum())
-    left = np.abs(delta - seeing * bent) / np.concatenate(bend)
-    return seeing, float(left[np.concatenate(light) > 0.02].max())
+    seen = np.concatenate(light) > 0.02
+    bent, delta, bound = (np.concatenate(a)[seen] for a in (curvature, difference, bend))
+    best = minimize_scalar(lambda c: float(np.max(np.abs(delta - c * bent) / bound)), (-1.0, 1.0), tol=1e-3)
+    return float(best.x), float(best.fun)
 
 
 def _moffat(r2: Array, fwhm: float) -> Array:

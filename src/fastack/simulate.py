@@ -102,12 +102,7 @@ def render_stars(
         for a, wa in zip(nodes, weights, strict=True):
             for b, wb in zip(nodes, weights, strict=True):
                 stamp = moffat(
-                    dx[None, :] + a,
-                    dy[:, None] + b,
-                    fwhm=fwhm,
-                    beta=beta,
-                    ellipticity=ellipticity,
-                    theta=theta,
+                    dx[None, :] + a, dy[:, None] + b, fwhm=fwhm, beta=beta, ellipticity=ellipticity, theta=theta
                 )
                 image[y0:y1, x0:x1] += f * wa * wb * stamp
     return image.astype(np.float32)

@@ -63,9 +63,7 @@ class Stars:
     fwhm: Array  #: (n,) full width at half maximum, geometric mean of both axes, pixel
     ellipticity: Array  #: (n,) 1 - minor/major axis
     theta: Array  #: (n,) position angle of the major axis from +x towards +y, radian
-    sharpness: (
-        Array  #: (n,) central concentration relative to the PSF's: about 1 for a star, above for a hot pixel
-    )
+    sharpness: Array  #: (n,) central concentration relative to the PSF's: about 1 for a star, above for a hot pixel
     flags: Flags  #: (n,) bits of `StarFlag`
 
     @classmethod
