@@ -2,4 +2,106 @@
 
 #include "bindings/arrays.hpp"
 
-void bind_combine(py::module_& m) { (void)m; }
+#include <array>
+
+namespace {
+
+using namespace fastack;
+
+template <class T> using Maybe = std::optional<Array<T>>;
+
+Reject reject_of(const std::string& name) {
+    static constexpr std::array<const char*, 10> names = {"none", "minmax", "percentile", "sigma", "sigma-median",
+                                                          "mad", "winsorized", "linear-fit", "esd", "noise"};
+    for (size_t k = 0; k < names.size(); ++k)
+        if (name == names[k])
+            return static_cast<Reject>(k);
+    throw std::invalid_argument("unknown rejection " + name);
+}
+
+template <class T> Stack<const T> stack_like(const Maybe<T>& a, const Stack<const float>& cube, const char* name) {
+    if (!a)
+        return {};
+    Stack<const T> stack = as_stack(*a, name);
+    require(stack.n == cube.n && stack.ny == cube.ny && stack.nx == cube.nx,
+            std::string(name) + " must have the shape of the cube");
+    return stack;
+}
+
+py::tuple combine_window(const FloatArray& cube, const Maybe<uint8_t>& factor, const Maybe<float>& variance,
+                         const FloatArray& constants, bool with_model, float pedestal, const Maybe<float>& shade,
+                         std::pair<ptrdiff_t, ptrdiff_t> shade_origin, std::pair<ptrdiff_t, ptrdiff_t> origin,
+                         std::array<ptrdiff_t, 4> window, int radius, const std::string& reject, bool median,
+                         std::array<float, 4> kappa, int rounds, std::pair<int, int> minmax,
+                         std::pair<float, float> percentile, float max_outliers, const FloatArray& esd_lambda,
+                         const FloatArray& median_ratio) {
+    CombineInput input;
+    input.cube = as_stack(cube, "cube");
+    input.factor = stack_like(factor, input.cube, "factor");
+    input.variance = stack_like(variance, input.cube, "variance");
+    std::tie(input.y, input.x) = origin;
+    input.y0 = window[0], input.y1 = window[1], input.x0 = window[2], input.x1 = window[3];
+    input.radius = radius;
+    require(radius >= 1 && radius <= 3, "radius must be 1, 2 or 3");
+    require(0 <= input.y0 && input.y0 <= input.y1 && input.y1 <= input.cube.ny && 0 <= input.x0 &&
+                input.x0 <= input.x1 && input.x1 <= input.cube.nx,
+            "window must lie within the cube");
+    const ptrdiff_t n = input.cube.n;
+    require(n >= 1 && n <= 65535, "the cube must hold 1 to 65535 frames");
+    if (shade) {
+        input.shade = as_stack(*shade, "shade");
+        require(input.shade.n == n && input.shade.ny > 0 && input.shade.nx > 0, "shade must have one map per frame");
+        std::tie(input.shade_y, input.shade_x) = shade_origin;
+    }
+    const Image<const float> columns = as_image(constants, "constants");
+    require(columns.ny == 7 && columns.nx == n, "constants must have the shape (7, n)");
+    CombineFrames frames;
+    frames.n = int(n);
+    frames.pedestal = pedestal;
+    frames.weight = columns.row(0);
+    frames.shot = with_model ? columns.row(1) : nullptr;
+    frames.sky = columns.row(2);
+    frames.floor = columns.row(3);
+    frames.seeing = columns.row(4);
+    frames.tolerance = columns.row(5);
+    frames.jitter = columns.row(6);
+    for (ptrdiff_t i = 0; i < n; ++i) {
+        frames.mean_shot += columns(1, i) / float(n);
+        frames.mean_floor += (columns(1, i) * std::max(columns(2, i), 0.0f) + columns(3, i)) / float(n);
+    }
+    CombineSetup setup;
+    setup.reject = reject_of(reject);
+    setup.median = median;
+    setup.kappa_low = kappa[0], setup.kappa_high = kappa[1], setup.kappa_pair = kappa[2], setup.kappa_grow = kappa[3];
+    setup.rounds = rounds;
+    std::tie(setup.n_low, setup.n_high) = minmax;
+    std::tie(setup.percentile_low, setup.percentile_high) = percentile;
+    setup.max_outliers = max_outliers;
+    require(esd_lambda.size() == n + 1 && median_ratio.size() == n + 1, "tables must have n + 1 entries");
+    setup.esd_lambda = esd_lambda.data();
+    setup.median_ratio = median_ratio.data();
+    require(setup.reject != Reject::noise || with_model || input.variance, "noise rejection needs a noise model");
+
+    const ptrdiff_t ny = input.y1 - input.y0, nx = input.x1 - input.x0;
+    auto data = new_image<float>(ny, nx), result_variance = new_image<float>(ny, nx);
+    auto count = new_image<uint16_t>(ny, nx), low = new_image<uint16_t>(ny, nx), high = new_image<uint16_t>(ny, nx);
+    const CombineOutput output{out_image(data), out_image(result_variance), out_image(count), out_image(low),
+                               out_image(high)};
+    {
+        py::gil_scoped_release release;
+        combine(setup, frames, input, output);
+    }
+    return py::make_tuple(data, result_variance, count, low, high);
+}
+
+} // namespace
+
+void bind_combine(py::module_& m) {
+    m.def("combine", &combine_window, "cube"_a.noconvert(), "factor"_a.noconvert().none(true),
+          "variance"_a.noconvert().none(true), "constants"_a.noconvert(), "with_model"_a, "pedestal"_a,
+          "shade"_a.noconvert().none(true), "shade_origin"_a, "origin"_a, "window"_a, "radius"_a, "reject"_a,
+          "median"_a, "kappa"_a, "rounds"_a, "minmax"_a, "percentile"_a, "max_outliers"_a,
+          "esd_lambda"_a.noconvert(), "median_ratio"_a.noconvert(),
+          "Reject outliers and average a window of a cube: data, variance, count, low, high.");
+    m.def("combine_reach", &combine_reach, "radius"_a, "How far around a pixel its neighbours count.");
+}

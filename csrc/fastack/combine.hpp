@@ -1,5 +1,40 @@
 #pragma once
+// Reject outliers and average N registered images, one window of the output at a time.
 
 #include "fastack/view.hpp"
+#include "rows/combine.hpp"
 
-namespace fastack {} // namespace fastack
+namespace fastack {
+
+/// What `combine` reads. Only the window is combined; pixels around it serve as neighbours. A result depends on the
+/// pixels up to `combine_reach` around it and on nothing else, so that windows may be laid at will.
+struct CombineInput {
+    Stack<const float> cube;       // samples on the scale of the output; NaN: missing
+    Stack<const uint8_t> factor;   // 255 * sum of the squared resampling coefficients, or empty: 255
+    Stack<const float> variance;   // of each sample, in place of the frames' constants; or empty
+    Stack<const float> shade;      // 1/flat on blocks of 16x16 output pixels, or empty: 1
+    std::ptrdiff_t shade_y = 0;    // output block that shade (0, 0) stands for
+    std::ptrdiff_t shade_x = 0;
+    std::ptrdiff_t y = 0;          // output pixel that cube (0, 0) stands for
+    std::ptrdiff_t x = 0;
+    std::ptrdiff_t y0 = 0, y1 = 0; // the window, in pixels of the cube
+    std::ptrdiff_t x0 = 0, x1 = 0;
+    int radius = 2;                // of the box that measures curvature: 1, 2 or 3
+};
+
+/// Images of the window's size.
+struct CombineOutput {
+    Image<float> data;
+    Image<float> variance;
+    Image<uint16_t> count; // samples kept
+    Image<uint16_t> low;   // samples rejected as too low
+    Image<uint16_t> high;
+};
+
+/// How far around a pixel its samples count: growth, local maximum, box.
+constexpr int combine_reach(int radius) { return 1 + 1 + radius; }
+
+void combine(const CombineSetup& setup, const CombineFrames& frames, const CombineInput& input,
+             const CombineOutput& output);
+
+} // namespace fastack

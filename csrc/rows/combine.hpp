@@ -1,11 +1,82 @@
 #pragma once
 // Row functions of the stage "combine"; combine.inl defines them once for each instruction set.
+//
+// A block is COMBINE_LANES output pixels beside each other (or gathered) with all their samples: sample i of lane l
+// stands at [i * COMBINE_LANES + l]. Lanes never look at each other, so that a pixel's bits do not depend on the
+// block that it happens to lie in.
 
 #include <cstddef>
 #include <cstdint>
 
 namespace fastack {
 
-struct CombineRows {};
+constexpr int COMBINE_LANES = 16;
+
+enum class Reject : int { none, minmax, percentile, sigma, sigma_median, mad, winsorized, linear_fit, esd, noise };
+
+/// What the user sets, and the tables that follow from it.
+struct CombineSetup {
+    Reject reject = Reject::none;
+    bool median = false;     // combine by the median of the survivors; else by their weighted mean
+    float kappa_low = 4;     // sigmas
+    float kappa_high = 4;    // sigmas
+    float kappa_pair = 5;    // noise: sigmas of the difference of two samples
+    float kappa_grow = 2.5f; // noise: sigmas beside a rejected sample of the same frame; 0: as elsewhere
+    int rounds = 4;
+    int n_low = 1, n_high = 1;
+    float percentile_low = 0.2f, percentile_high = 0.1f;
+    float max_outliers = 0.3f;           // esd: part of the samples that may be outliers
+    const float* esd_lambda = nullptr;   // [n + 1] critical value for m remaining samples
+    const float* median_ratio = nullptr; // [n + 1] variance of the median over that of the mean
+};
+
+/// Constants of the frames, arrays of n. Variance of a sample = shot * max(Y - pedestal + sky, 0) + floor.
+struct CombineFrames {
+    int n = 0;
+    float pedestal = 0;
+    float mean_shot = 0;  // mean of `shot`
+    float mean_floor = 0; // mean of the variance at the pedestal
+    const float* weight = nullptr;
+    const float* shot = nullptr;      // s |J| / g
+    const float* sky = nullptr;       // b s |J|
+    const float* floor = nullptr;     // (s |J| r / g)^2
+    const float* seeing = nullptr;    // of the curvature map: what this frame's PSF adds to the stack's
+    const float* tolerance = nullptr; // of the curvature's local maximum: how far that may be wrong
+    const float* jitter = nullptr;    // of the local range: registration and undersampling
+};
+
+struct CombineBlock {
+    float* x = nullptr;              // samples; NaN: missing, and after `reject` also the rejected ones
+    float* work = nullptr;           // as large as two times x
+    const float* shot = nullptr;     // per sample, or nullptr: no variance is known
+    const float* floor = nullptr;    // per sample
+    const uint8_t* near = nullptr;   // per sample: beside a rejected one; nullptr: none is
+    const float* start = nullptr;    // [lanes] robust first value (noise)
+    const float* curvature = nullptr; // [lanes] blurred minus sharp stack
+    const float* bend = nullptr;     // [lanes] local maximum of its absolute value
+    const float* range = nullptr;    // [lanes] local range of the stack
+    float data[COMBINE_LANES];
+    float variance[COMBINE_LANES];
+    int32_t present[COMBINE_LANES];
+    int32_t count[COMBINE_LANES];
+    int32_t low[COMBINE_LANES];
+    int32_t high[COMBINE_LANES];
+};
+
+struct CombineRows {
+    /// Per lane the sample of rank (count - 1) / 2, counted from 0, and its sigma by the noise model (or by the
+    /// samples' own variances, where they are given).
+    void (*first_stack)(const CombineFrames&, const float* x, const float* variance, float* value, float* sigma);
+    /// Blurred minus sharp (a box of 2 * radius + 1) and range over 3x3 of one row of an image.
+    void (*structure_row)(const float* const* rows, int radius, ptrdiff_t nx, float* work, float* curvature,
+                          float* range);
+    /// Zero where noise explains it; `bend` is the largest |curvature| over 3x3.
+    void (*significant_row)(const float* const* rows, const float* sigma, ptrdiff_t nx, float bend_limit,
+                            float range_limit, float range_noise, float* curvature, float* bend, float* range);
+    /// Reject, then average. Fills everything from `data` on.
+    void (*combine)(const CombineSetup&, const CombineFrames&, CombineBlock&);
+    /// Per-sample variance coefficients of a block from 8-bit factors (nullptr: 255) and shades (nullptr: 1).
+    void (*prepare)(const CombineFrames&, const uint8_t* factor, const float* shade, float* shot, float* floor);
+};
 
 } // namespace fastack

@@ -97,11 +97,22 @@ class CombineOptions:
     reject: Reject = "noise"
     kappa_low: float = 4.0  #: sigmas below
     kappa_high: float = 4.0  #: sigmas above
+    kappa_pair: float = (
+        5.0  #: noise: sigmas of the difference of two samples, above which the higher one goes
+    )
+    kappa_grow: float = (
+        2.5  #: noise: sigmas beside a rejected pixel of the same frame; 0: no such second look
+    )
+    jitter: float = (
+        0.1  #: noise: part of the stack's local range that registration and sampling may move a sample
+    )
     rounds: int = 4  #: of rejection, at most
     n_low: int = 1  #: minmax: samples dropped at the lower end
     n_high: int = 1
     percentile_low: float = 0.2  #: percentile: relative distance below the median
     percentile_high: float = 0.1
+    max_outliers: float = 0.3  #: esd: part of the samples that may be outliers
+    significance: float = 0.05  #: esd: of the test
     max_saturated: float = 0.1  #: part of the samples saturated above which an output pixel is missing
 
 

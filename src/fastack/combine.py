@@ -1,0 +1,454 @@
+"""Reject outliers and average: N registered samples a pixel -> one value, its variance, and what was left out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastack import _pixels
+from fastack.executor import Executor
+from fastack.options import CombineOptions
+from fastack.types import Array, FloatImage, PixelFlag
+
+#: Pixels around a tile that `combine_tile` wants to see, so that its result does not depend on the tiling.
+HALO = _pixels.combine_reach(3)
+
+_BETA = 3.0  # of the Moffat profiles that stand for frames of another seeing
+_UNDERSAMPLED = 2.5  # FWHM in pixels below which interpolation itself moves a star's light
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class NoiseModel:
+    """What is known of the noise of n frames; float64 arrays of n values, one per frame.
+
+    The variance of a sample of frame i, on the scale of the output, is ``k s^2 a^2 ((Y - p) / (s a) + b) f / g +
+    k s^2 a^2 (r f / g)^2`` with Y the stack's value, p the output's pedestal, k the sum of the squared resampling
+    coefficients and f the shade.
+    """
+
+    weight: Array  #: of the frame in the mean, > 0
+    scale: Array  #: flux scale s
+    sky: Array  #: sky level b in the frame, ADU
+    gain: Array  #: g, e-/ADU; NaN: not known, then `noise` is used
+    rdnoise: Array  #: r, e-
+    noise: (
+        Array  #: measured standard deviation of the background in one pixel of the frame, ADU; NaN: not known
+    )
+    area: Array  #: frame pixels per output pixel a = |J|
+    fwhm: Array  #: of the frame's PSF, in pixels of the output; NaN: not known
+    shade: FloatImage | None = None  #: (n, by, bx) 1/flat on blocks of 16x16 output pixels; None: 1
+    shade_origin: tuple[int, int] = (
+        0,
+        0,
+    )  #: block row and column of the output that ``shade[:, 0, 0]`` stands for
+
+    def __post_init__(self) -> None:
+        n = np.size(self.weight)
+        for name in ("weight", "scale", "sky", "gain", "rdnoise", "noise", "area", "fwhm"):
+            value = np.array(getattr(self, name), dtype=np.float64)
+            if value.shape != (n,):
+                raise ValueError(f"{name} has shape {value.shape}; one value per frame is needed: ({n},)")
+            if name in ("weight", "scale", "area") and not (value > 0).all():
+                raise ValueError(
+                    f"{name} must be positive; leave a frame that should not count out of the cube"
+                )
+            value.setflags(write=False)
+            object.__setattr__(self, name, value)
+        if self.shade is not None:
+            shade = np.ascontiguousarray(self.shade, np.float32)
+            if shade.ndim != 3 or len(shade) != n:
+                raise ValueError(f"shade has shape {shade.shape}, not ({n}, by, bx)")
+            object.__setattr__(self, "shade", shade)
+
+    def __len__(self) -> int:
+        return len(self.weight)
+
+    @classmethod
+    def make(cls, n: int, **columns: Any) -> NoiseModel:
+        """A model of n frames from scalars or arrays; what is not given is neutral.
+
+        Parameters
+        ----------
+        n : int
+            Number of frames.
+        **columns : float or (n,) array_like
+            Any of the fields. Neutral are: weight, scale, area 1, sky and rdnoise 0, the others NaN.
+
+        Returns
+        -------
+        NoiseModel
+            With every column spread to n values.
+        """
+        neutral = {"weight": 1.0, "scale": 1.0, "area": 1.0, "sky": 0.0, "rdnoise": 0.0}
+        names = ("weight", "scale", "sky", "gain", "rdnoise", "noise", "area", "fwhm")
+        values = {
+            name: np.broadcast_to(np.asarray(columns.pop(name, neutral.get(name, np.nan)), float), (n,))
+            for name in names
+        }
+        return cls(**values, **columns)
+
+    @classmethod
+    def estimate(cls, cube: ArrayLike, *, weights: ArrayLike | None = None) -> NoiseModel:
+        """A model from the samples themselves, for cubes of which nothing else is known.
+
+        Parameters
+        ----------
+        cube : (n, ny, nx) array_like
+            Registered images on one scale; NaN is missing.
+        weights : (n,) array_like, optional
+            Of the frames.
+
+        Returns
+        -------
+        NoiseModel
+            With each frame's median as its sky, and as its noise 1.4826 times the median absolute deviation from
+            the median of all frames (of its own pixels where the frame is alone), on at most 2^18 pixels.
+        """
+        samples = np.asarray(cube, np.float32)
+        n = len(samples)
+        flat = samples.reshape(n, -1)
+        flat = flat[:, :: max(1, flat.shape[1] >> 18)]
+        sky, noise = np.zeros(n), np.full(n, np.nan)
+        with np.errstate(invalid="ignore"):
+            middle = _median(flat)
+            for i, row in enumerate(flat):
+                if not np.isfinite(row).any():
+                    continue
+                sky[i] = np.nanmedian(row)
+                # the median of n holds part of the sample itself
+                distance = row - (middle if n > 2 else sky[i])
+                left = np.sqrt(1 - min(1 / n, 0.5)) if n > 2 else 1.0
+                centre = np.nanmedian(distance)
+                noise[i] = 1.4826 * np.nanmedian(np.abs(distance - centre)) / left
+        return cls.make(n, weight=1.0 if weights is None else weights, sky=sky, noise=noise)
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Combined:
+    """A stack, or a tile of one."""
+
+    data: FloatImage  #: (ny, nx) average; NaN where no sample is left
+    variance: FloatImage  #: (ny, nx) of `data`
+    count: NDArray[np.uint16]  #: (ny, nx) samples kept
+    rejected_low: NDArray[np.uint16]  #: (ny, nx) samples rejected below
+    rejected_high: NDArray[np.uint16]  #: (ny, nx) samples rejected above
+    flags: NDArray[np.uint8]  #: (ny, nx) bits of `PixelFlag`
+
+
+def combine(
+    cube: ArrayLike,
+    *,
+    weights: ArrayLike | None = None,
+    noise: NoiseModel | None = None,
+    mask: ArrayLike | None = None,
+    variance: ArrayLike | None = None,
+    pedestal: float | None = None,
+    options: CombineOptions | None = None,
+    threads: int | None = 1,
+) -> Combined:
+    """Average registered images pixel by pixel, without their outliers.
+
+    Parameters
+    ----------
+    cube : (n, ny, nx) array_like
+        Registered images on one flux scale and sky level. What is not finite is missing; 0 is a value.
+    weights : (n,) array_like, optional
+        Weights of the frames, positive; default those of `noise`, else equal ones.
+    noise : NoiseModel, optional
+        Where it is not given, ``reject="noise"`` takes `NoiseModel.estimate`.
+    mask : (n, ny, nx) array_like of bool, optional
+        True where a sample is missing.
+    variance : (n, ny, nx) array_like, optional
+        Variance of each sample, used in place of the one that `noise` predicts.
+    pedestal : float, optional
+        Level of the output that stands for no signal above the sky; default the median of the frames' skies.
+    options : CombineOptions, optional
+        Rejection, its limits, mean or median.
+    threads : int, optional
+        Bands of the image are combined by so many threads; None: as many as there are processors. The result does
+        not depend on it.
+
+    Returns
+    -------
+    Combined
+        `variance` is that of the noise model. Without a model and without `variance` it comes from the scatter of
+        the samples kept: ``sum(w^2 (x - y)^2) / (sum w)^2 * m / (m - 1)``.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit together or a weight is not positive.
+
+    Notes
+    -----
+    The rejections are described in docs/combine.md, with their sources.
+    """
+    options = options or CombineOptions()
+    samples = _samples(cube, mask)
+    n, ny, nx = samples.shape
+    spread = None
+    if variance is not None:
+        spread = _samples(variance, None)
+        if spread.shape != samples.shape:
+            raise ValueError(f"variance has shape {spread.shape}, the cube {samples.shape}")
+        if np.isnan(spread).any():
+            samples = np.where(np.isnan(spread), np.float32(np.nan), samples)
+    with_model = noise is not None or (options.reject == "noise" and spread is None)
+    if noise is None:
+        noise = NoiseModel.estimate(samples) if with_model else NoiseModel.make(n, noise=1.0)
+    if len(noise) != n:
+        raise ValueError(f"the noise model is for {len(noise)} frames, the cube holds {n}")
+    if weights is not None:
+        noise = _replace_weight(noise, weights)
+    if pedestal is None:
+        pedestal = float(np.median(noise.sky))
+    constants, radius = _constants(noise, options)
+    bands = [(y, min(y + 64, ny)) for y in range(0, ny, 64)] if threads != 1 else [(0, ny)]
+
+    def run(band: tuple[int, int]) -> Combined:
+        window = (band[0], band[1], 0, nx)
+        return _run(
+            samples, None, spread, noise, constants, radius, with_model, pedestal, (0, 0), window, options
+        )
+
+    with Executor(threads) as executor:
+        parts = list(executor.map(run, bands))
+    if len(parts) == 1:
+        return parts[0]
+    names = ("data", "variance", "count", "rejected_low", "rejected_high", "flags")
+    return Combined(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+
+
+def combine_tile(
+    cube: FloatImage,
+    factor: NDArray[np.uint8] | None,
+    noise: NoiseModel,
+    *,
+    pedestal: float,
+    tile: tuple[int, int, int, int],
+    halo: int,
+    saturated_count: NDArray[np.uint16] | None = None,
+    flags: NDArray[np.uint8] | None = None,
+    options: CombineOptions | None = None,
+) -> Combined:
+    """One tile of a stack; its bits do not depend on how the output is tiled.
+
+    Parameters
+    ----------
+    cube : (n, h + 2 halo, w + 2 halo) float32 ndarray
+        Samples on the output's scale, ``pedestal + s a (x - b)``; NaN is missing. Not changed.
+    factor : (n, h + 2 halo, w + 2 halo) uint8 ndarray, optional
+        Sum of the squared resampling coefficients (without a) times 255; None: all 255.
+    noise : NoiseModel
+        Of the n frames.
+    pedestal : float
+        Level of the output that stands for no signal above the sky.
+    tile : tuple of int
+        (y0, y1, x0, x1), the tile in pixels of the output.
+    halo : int
+        Pixels around the tile in `cube`. At the borders of the output they are NaN. With fewer than `HALO` the
+        allowances of ``reject="noise"`` near the tile's edge depend on the tiling.
+    saturated_count : (h, w) uint16 ndarray, optional
+        Number of samples of each pixel that hold saturated light.
+    flags : (h, w) uint8 ndarray, optional
+        Bits of `PixelFlag` that are already known.
+    options : CombineOptions, optional
+        Rejection, its limits, mean or median.
+
+    Returns
+    -------
+    Combined
+        Of shape (h, w).
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit together.
+    """
+    options = options or CombineOptions()
+    y0, y1, x0, x1 = tile
+    shape = (y1 - y0 + 2 * halo, x1 - x0 + 2 * halo)
+    if cube.shape != (len(noise), *shape):
+        raise ValueError(f"the cube has shape {cube.shape}, tile and halo ask for {(len(noise), *shape)}")
+    constants, radius = _constants(noise, options)
+    window = (halo, halo + y1 - y0, halo, halo + x1 - x0)
+    result = _run(
+        cube, factor, None, noise, constants, radius, True, pedestal, (y0 - halo, x0 - halo), window, options
+    )
+    if flags is not None:
+        np.bitwise_or(result.flags, flags, out=result.flags)
+    if saturated_count is not None:
+        result.flags[saturated_count > 0] |= np.uint8(PixelFlag.SATURATED)
+        present = result.count + result.rejected_low + result.rejected_high
+        lost = saturated_count > options.max_saturated * present
+        result.data[lost] = np.nan
+        result.variance[lost] = np.nan
+        result.count[lost] = 0
+    return result
+
+
+def _run(
+    cube: FloatImage,
+    factor: NDArray[np.uint8] | None,
+    variance: FloatImage | None,
+    noise: NoiseModel,
+    constants: FloatImage,
+    radius: int,
+    with_model: bool,
+    pedestal: float,
+    origin: tuple[int, int],
+    window: tuple[int, int, int, int],
+    options: CombineOptions,
+) -> Combined:
+    n = len(cube)
+    data, spread, count, low, high = _pixels.combine(
+        cube,
+        factor,
+        variance,
+        constants,
+        with_model,
+        pedestal,
+        noise.shade,
+        noise.shade_origin,
+        origin,
+        window,
+        radius,
+        options.reject,
+        options.combine == "median",
+        (options.kappa_low, options.kappa_high, options.kappa_pair, options.kappa_grow),
+        options.rounds,
+        (options.n_low, options.n_high),
+        (options.percentile_low, options.percentile_high),
+        options.max_outliers,
+        _esd_lambda(n, options.significance if options.reject == "esd" else None),
+        _median_ratio(n),
+    )
+    rejected = low + high
+    flags = np.where(rejected > 0, np.uint8(PixelFlag.REJECTED), np.uint8(0))
+    flags |= np.where(count + rejected < n, np.uint8(PixelFlag.PARTIAL), np.uint8(0))
+    return Combined(
+        data=data, variance=spread, count=count, rejected_low=low, rejected_high=high, flags=flags
+    )
+
+
+def _samples(cube: ArrayLike, mask: ArrayLike | None) -> FloatImage:
+    """Contiguous float32 samples, NaN where they are masked or not finite."""
+    masked = np.ma.getmaskarray(cube) if np.ma.isMaskedArray(cube) else None
+    with np.errstate(over="ignore", invalid="ignore"):
+        samples = np.ascontiguousarray(np.ma.getdata(cube), np.float32)
+    if samples.ndim != 3 or not len(samples):
+        raise ValueError(f"the cube has shape {samples.shape}; (n, ny, nx) with n > 0 is needed")
+    missing = np.isinf(samples)
+    if masked is not None:
+        missing |= masked
+    if mask is not None:
+        extra = np.asarray(mask, bool)
+        if extra.shape != samples.shape:
+            raise ValueError(f"mask has shape {extra.shape}, the cube {samples.shape}")
+        missing |= extra
+    return np.where(missing, np.float32(np.nan), samples) if missing.any() else samples
+
+
+def _replace_weight(noise: NoiseModel, weights: ArrayLike) -> NoiseModel:
+    from dataclasses import replace
+
+    return replace(noise, weight=np.asarray(weights, float))
+
+
+def _median(flat: FloatImage) -> FloatImage:
+    """Median over the first axis."""
+    options = CombineOptions(combine="median", reject="none")
+    noise = NoiseModel.make(len(flat), noise=1.0)
+    cube = np.ascontiguousarray(flat[:, None, :])
+    window = (0, 1, 0, flat.shape[1])
+    constants = np.ones((7, len(flat)), np.float32)
+    return _run(cube, None, None, noise, constants, 1, False, 0.0, (0, 0), window, options).data[0]
+
+
+def _constants(noise: NoiseModel, options: CombineOptions) -> tuple[FloatImage, int]:
+    """The frames' constants in the form that the kernel takes, and the radius of the curvature's box."""
+    unit = noise.scale * noise.area  # output units per ADU of the frame
+    known = np.isfinite(noise.gain) & (noise.gain > 0)
+    measured = np.where(np.isfinite(noise.noise), noise.noise, 0.0) ** 2
+    # Without a gain the background is taken for photon noise, which errs on the side of keeping stars.
+    guess = np.where((noise.sky > 0) & (measured > 0), noise.sky / np.where(measured > 0, measured, 1.0), 1.0)
+    gain = np.where(known, noise.gain, guess)
+    read = np.where(known & np.isfinite(noise.rdnoise), (noise.rdnoise / gain) ** 2, 0.0)
+    # Noise in excess of the model (wrong gain, pattern, unresolved stars) would be taken for outliers.
+    predicted = np.maximum(noise.sky, 0.0) / gain + read
+    read = read + np.where(~known | (measured > 1.1 * predicted), np.maximum(measured - predicted, 0.0), 0.0)
+
+    fwhm = noise.fwhm
+    finite = np.isfinite(fwhm) & (fwhm > 0)
+    radius = 2
+    seeing, tolerance = np.zeros(len(noise)), np.zeros(len(noise))
+    jitter = np.full(len(noise), options.jitter)
+    if finite.any():
+        # The robust first stack is a lower median: of two frames it shows the wider one's cores.
+        typical = float(np.sort(fwhm[finite])[np.count_nonzero(finite) // 2])
+        radius = 1 if typical < 2.5 else 2 if typical < 5 else 3
+        for i in np.flatnonzero(finite):
+            seeing[i], tolerance[i] = _seeing(round(float(fwhm[i]), 2), round(typical, 2), radius)
+        jitter = np.where(finite, options.jitter * (1 + np.clip(3 * (_UNDERSAMPLED - fwhm), 0, 3)), jitter)
+    rows = [noise.weight, unit / gain, noise.sky * unit, unit**2 * read, seeing, tolerance, jitter]
+    return np.ascontiguousarray(rows, np.float32), radius
+
+
+@lru_cache(maxsize=4096)
+def _seeing(fwhm: float, typical: float, radius: int) -> tuple[float, float]:
+    """How a star of this FWHM differs from one of the stack, in units of the stack's curvature.
+
+    Returns the multiple of (blurred - sharp) that comes nearest, and the largest distance that is left, in units of
+    the local maximum of |blurred - sharp|.
+    """
+    from scipy.ndimage import maximum_filter, uniform_filter
+    from scipy.optimize import minimize_scalar
+
+    half = int(np.ceil(2 * max(fwhm, typical))) + 4
+    curvature, difference, bend, light = [], [], [], []
+    for phase in ((0.0, 0.0), (0.5, 0.5), (0.5, 0.0), (0.25, 0.25)):
+        x, y = np.arange(-half, half + 1) - phase[0], np.arange(-half, half + 1) - phase[1]
+        r2 = x[None, :] ** 2 + y[:, None] ** 2
+        star, stack = (_moffat(r2, width) for width in (fwhm, typical))
+        bent = uniform_filter(stack, 2 * radius + 1, mode="nearest") - stack
+        curvature.append(bent)
+        difference.append(star - stack)
+        bend.append(maximum_filter(np.abs(bent), 3, mode="nearest"))
+        light.append(stack / stack.max())
+    seen = np.concatenate(light) > 0.02
+    bent, delta, bound = (np.concatenate(a)[seen] for a in (curvature, difference, bend))
+    best = minimize_scalar(lambda c: float(np.max(np.abs(delta - c * bent) / bound)), (-1.0, 1.0), tol=1e-3)
+    return float(best.x), float(best.fun)
+
+
+def _moffat(r2: Array, fwhm: float) -> Array:
+    alpha2 = (fwhm / 2) ** 2 / (2 ** (1 / _BETA) - 1)
+    return np.asarray((_BETA - 1) / (np.pi * alpha2) * (1 + r2 / alpha2) ** -_BETA)
+
+
+@lru_cache(maxsize=64)
+def _esd_lambda(n: int, significance: float | None) -> FloatImage:
+    """Critical values of the generalised ESD test for 0 .. n samples (Rosner 1983)."""
+    table = np.full(n + 1, np.inf, np.float32)
+    if significance is not None and n >= 3:
+        from scipy.special import stdtrit
+
+        m = np.arange(3, n + 1)
+        t = stdtrit(m - 2, 1 - significance / (2 * m))
+        table[3:] = (m - 1) * t / np.sqrt((m - 2 + t * t) * m)
+    return table
+
+
+@lru_cache(maxsize=64)
+def _median_ratio(n: int) -> FloatImage:
+    """Variance of the median over that of the mean, for 0 .. n normal samples."""
+    exact = [1.0, 1.0, 1.0, 1.3462, 1.1926, 1.4339, 1.2880, 1.4732]
+    m = np.arange(n + 1, dtype=float)
+    # asymptotic series in 1/n, odd and even
+    series = np.pi / 2 * np.where(m % 2 == 1, 1 - 0.4292 / (m + 1e-9), 1 - 1.0 / (m + 1e-9))
+    table = np.where(m < len(exact), np.resize(np.array(exact), n + 1), series)
+    return table.astype(np.float32)

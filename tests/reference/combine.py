@@ -1,0 +1,177 @@
+"""Slow twins of the combining kernels, float64, one pixel at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage, stats
+
+
+def keep_sigma(x, low, high, rounds, centre=np.mean, width=np.std):
+    """Clip about `centre` by `width`; what is out stays out."""
+    keep = np.isfinite(x)
+    for _ in range(rounds):
+        if not keep.any():
+            break
+        c, s = centre(x[keep]), width(x[keep])
+        new = keep & (x >= c - low * s) & (x <= c + high * s)
+        if (new == keep).all():
+            break
+        keep = new
+    return keep
+
+
+def mad(x):
+    return 1.4826022 * np.median(np.abs(x - np.median(x)))
+
+
+def winsorized(x):
+    centre, sigma = np.median(x), np.std(x)
+    for _ in range(10):
+        sigma = 1.134 * np.std(np.clip(x, centre - 1.5 * sigma, centre + 1.5 * sigma))
+    return sigma
+
+
+def keep_percentile(x, low, high):
+    c = np.median(x[np.isfinite(x)]) if np.isfinite(x).any() else np.nan
+    return (x >= c - low * abs(c)) & (x <= c + high * abs(c))
+
+
+def drop_ends(x, n_low, n_high):
+    """Without the lowest and the highest; of equal ones the earlier frame's go first, at the lower end first."""
+    keep = np.isfinite(x)
+    keep[np.argsort(np.where(keep, x, np.inf), kind="stable")[:n_low]] = False
+    keep[np.argsort(np.where(keep, -x, np.inf), kind="stable")[:n_high]] = False
+    return keep
+
+
+def keep_minmax(x, n_low, n_high):
+    enough = np.isfinite(x).sum() > n_low + n_high
+    return drop_ends(x, n_low, n_high) if enough else np.isfinite(x)
+
+
+def keep_linear_fit(x, low, high, rounds):
+    s = np.sort(x[np.isfinite(x)])
+    a, b = 0, len(s)
+    for _ in range(rounds):
+        if b - a <= 3:
+            break
+        rank = np.arange(b - a)
+        off = s[a:b] - np.polyval(np.polyfit(rank, s[a:b], 1), rank)
+        sigma = np.abs(off).mean()
+        good = np.flatnonzero((off >= -low * sigma) & (off <= high * sigma))
+        if not len(good):
+            break
+        a, b = a + good[0], a + good[-1] + 1
+    return drop_ends(x, a, len(s) - b)
+
+
+def keep_esd(x, part, significance):
+    s = np.sort(x[np.isfinite(x)])
+    total, a, b, low, high = len(s), 0, len(s), 0, 0
+    for _ in range(int(part * total)):
+        m = b - a
+        if m < 3:
+            break
+        t = stats.t.ppf(1 - significance / (2 * m), m - 2)
+        critical = (m - 1) * t / np.sqrt((m - 2 + t * t) * m)
+        under, over = s[a:b].mean() - s[a], s[b - 1] - s[a:b].mean()
+        sigma = s[a:b].std(ddof=1)
+        a, b = (a + 1, b) if under > over else (a, b - 1)
+        if max(under, over) > critical * sigma:
+            low, high = a, total - b
+    return drop_ends(x, low, high)
+
+
+def first_stack(cube, shot, floor, sky, pedestal):
+    """Lower median of every pixel, and its sigma by the noise model averaged over the frames."""
+    n = np.isfinite(cube).sum(0)
+    ordered = np.sort(cube, axis=0)
+    value = np.take_along_axis(ordered, np.maximum(n - 1, 0)[None] // 2, 0)[0]
+    level = np.maximum(value - pedestal, 0)
+    variance = shot.mean() * level + (shot * np.maximum(sky, 0) + floor).mean()
+    return value, np.sqrt(variance * np.where(n <= 2, 1, np.pi / 2 / np.maximum(n, 1)))
+
+
+def structure(value, sigma, radius):
+    """What of the first stack's curvature and range noise does not explain."""
+    side = 2 * radius + 1
+    here = np.isfinite(value)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = ndimage.uniform_filter(
+            np.where(here, value, 0), side, mode="constant"
+        ) / ndimage.uniform_filter(here.astype(float), side, mode="constant")
+    curvature = np.where(here, mean - value, 0)
+    bend = ndimage.maximum_filter(np.abs(curvature), 3, mode="constant")
+    high = ndimage.maximum_filter(np.where(here, value, -np.inf), 3, mode="constant", cval=-np.inf)
+    low = ndimage.minimum_filter(np.where(here, value, np.inf), 3, mode="constant", cval=np.inf)
+    span = np.where(high > low, high - low, 0)
+    real = bend > 3.5 * sigma
+    return (
+        np.where(real, curvature, 0),
+        np.where(real, bend, 0),
+        np.where(span > 5.5 * sigma, span - 3 * sigma, 0),
+    )
+
+
+def keep_noise(x, start, curvature, bend, span, k, frames, pedestal, near, kappa, rounds):
+    """Samples of one pixel that the noise model and the structure of the stack allow."""
+    weight, shot, sky, floor, seeing, tolerance, jitter = frames
+    low, high, pair, grow = kappa
+    x = x - seeing * curvature
+    here = np.isfinite(x)
+    n = here.sum()
+    if not n:
+        return here
+    if bend > 0 or span > 0:
+        start = np.sort(x)[(n - 1) // 2]
+    allowance = tolerance * bend + jitter * span
+
+    def noise_at(level):
+        return k * (shot * np.maximum(level - pedestal + sky, 0) + floor)
+
+    value, variance = start, noise_at(start)
+    of_value = variance[here].sum() if n == 2 else np.pi / 2 * variance[here].sum() / n**2
+    share = np.zeros(len(x))  # of a sample in the value that it is held against
+    own, keep = float(n != 2), np.zeros(len(x), bool)
+    for _ in range(rounds + 1):
+        variance = noise_at(value)
+        spread = np.maximum(variance * (own - 2 * share) + of_value, 1e-3 * variance)
+        limit = np.where(x > value, pair if n == 2 else high, 1e15 if n <= 2 else low)
+        limit = np.where(near, np.minimum(limit, grow), limit)
+        with np.errstate(invalid="ignore"):
+            new = here & (np.maximum(np.abs(x - value) - allowance, 0) ** 2 <= limit**2 * spread)
+        if not new.any():
+            return here & (x == start)
+        if (new == keep).all():
+            break
+        keep = new
+        w = np.where(keep, weight, 0)
+        value = (w * np.where(keep, x, 0)).sum() / w.sum()
+        of_value = (w**2 * np.where(keep, variance, 0)).sum() / w.sum() ** 2
+        share, own = w / w.sum(), 1.0
+    return keep
+
+
+def reject_noise(cube, k, frames, pedestal, radius, kappa, rounds):
+    """Kept samples of a whole cube, the second look included."""
+    start, sigma = first_stack(cube, frames[1], frames[3], frames[2], pedestal)
+    maps = structure(start, sigma, radius)
+    keep, near = np.isfinite(cube), np.zeros(cube.shape, bool)
+    for look in (0, 1):
+        for y, x in np.ndindex(cube.shape[1:]):
+            if look == 0 or near[:, y, x].any():
+                local = [m[y, x] for m in (start, *maps)]
+                keep[:, y, x] = keep_noise(
+                    cube[:, y, x], *local, k[:, y, x], frames, pedestal, near[:, y, x], kappa, rounds
+                )
+        if not kappa[3]:
+            break
+        near = ndimage.maximum_filter((~keep & np.isfinite(cube)), (1, 3, 3), mode="constant")
+    return keep
+
+
+def average(x, keep, weight):
+    """Weighted mean of the samples kept."""
+    w = np.where(keep, weight.reshape(-1, *[1] * (x.ndim - 1)), 0)
+    with np.errstate(invalid="ignore"):
+        return (w * np.where(keep, x, 0)).sum(0) / w.sum(0)

@@ -1,0 +1,376 @@
+"""Rejection and averaging, against slow twins and against truth."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastack import _pixels
+from fastack.combine import HALO, NoiseModel, _constants, combine, combine_tile
+from fastack.options import CombineOptions
+from fastack.types import PixelFlag
+from reference import combine as twin
+
+METHODS = [
+    "none",
+    "minmax",
+    "percentile",
+    "sigma",
+    "sigma-median",
+    "mad",
+    "winsorized",
+    "linear-fit",
+    "esd",
+    "noise",
+]
+
+
+def sky_cube(n, shape=(12, 24), seed=1, level=1000.0, sigma=30.0, outliers=0.02, missing=0.05):
+    rng = np.random.default_rng(seed)
+    cube = level + sigma * rng.standard_normal((n, *shape))
+    cube[rng.random(cube.shape) < outliers] += 20 * sigma
+    cube[rng.random(cube.shape) < missing] = np.nan
+    return cube.astype(np.float32)
+
+
+def expected_keep(x, o):
+    x = x.astype(np.float64)
+    match o.reject:
+        case "none":
+            return np.isfinite(x)
+        case "minmax":
+            return twin.keep_minmax(x, o.n_low, o.n_high)
+        case "percentile":
+            return twin.keep_percentile(x, o.percentile_low, o.percentile_high)
+        case "sigma":
+            return twin.keep_sigma(x, o.kappa_low, o.kappa_high, o.rounds)
+        case "sigma-median":
+            return twin.keep_sigma(x, o.kappa_low, o.kappa_high, o.rounds, np.median)
+        case "mad":
+            return twin.keep_sigma(x, o.kappa_low, o.kappa_high, o.rounds, np.median, twin.mad)
+        case "winsorized":
+            return twin.keep_sigma(x, o.kappa_low, o.kappa_high, o.rounds, np.median, twin.winsorized)
+        case "linear-fit":
+            return twin.keep_linear_fit(x, o.kappa_low, o.kappa_high, o.rounds)
+        case "esd":
+            return twin.keep_esd(x, o.max_outliers, o.significance)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 9, 33])
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "noise"])
+def test_every_method_equals_its_twin(isa, method, n):
+    cube = sky_cube(n, seed=n)
+    weights = np.linspace(1, 2, n)
+    options = CombineOptions(reject=method, kappa_low=2.5, kappa_high=2.0, n_low=1, n_high=2)
+    result = combine(cube, weights=weights, options=options)
+    keep = np.apply_along_axis(expected_keep, 0, cube, options)
+    same = keep.sum(0) == result.count
+    # borderline samples fall either way between float32 and float64
+    assert (~same).sum() <= 1 + 1e-4 * cube.size
+    truth = twin.average(cube.astype(float), keep, weights)
+    np.testing.assert_allclose(result.data[same], truth[same], rtol=1e-6)
+    present = np.isfinite(cube).sum(0)
+    np.testing.assert_array_equal(result.count + result.rejected_low + result.rejected_high, present)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 12, 40])
+def test_noise_clip_equals_its_twin(isa, n):
+    rng = np.random.default_rng(n)
+    shape = (20, 30)
+    fwhm = rng.uniform(2, 5, n)
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    sky = rng.uniform(500, 900, n)
+    model = NoiseModel.make(n, weight=rng.uniform(0.5, 2, n), sky=sky, gain=1.7, rdnoise=8, fwhm=fwhm)
+    cube = np.empty((n, *shape))
+    for i in range(n):
+        star = 4e4 / fwhm[i] ** 2 * np.exp(-((x - 14.3) ** 2 + (y - 9.6) ** 2) / (2 * (fwhm[i] / 2.355) ** 2))
+        cube[i] = 700 + star + np.sqrt((star + sky[i]) / 1.7 + (8 / 1.7) ** 2) * rng.standard_normal(shape)
+    cube[rng.random(cube.shape) < 0.01] += 900
+    cube[rng.random(cube.shape) < 0.02] = np.nan
+    cube = cube.astype(np.float32)
+    factor = rng.integers(100, 255, cube.shape).astype(np.uint8)
+    options = CombineOptions()
+    result = combine_tile(cube, factor, model, pedestal=700.0, tile=(0, *shape[:1], 0, shape[1]), halo=0)
+    constants, radius = _constants(model, options)
+    frames = constants.astype(float)
+    keep = twin.reject_noise(
+        cube.astype(float), factor / 255, frames, 700.0, radius, (4.0, 4.0, 5.0, 2.5), options.rounds
+    )
+    same = keep.sum(0) == result.count
+    assert (~same).sum() <= 1
+    truth = twin.average(cube.astype(float), keep, frames[0])
+    np.testing.assert_allclose(result.data[same], truth[same], rtol=1e-6)
+
+
+@pytest.mark.parametrize("n", [*range(1, 20), 50, 99, 100, 300])
+def test_median_is_exact(isa, n):
+    cube = np.round(sky_cube(n, (8, 32), seed=n, sigma=3.0, missing=0.3))  # rounded: with ties
+    result = combine(cube, options=CombineOptions(reject="none", combine="median"))
+    ordered = np.sort(cube, axis=0)
+    count = np.isfinite(cube).sum(0)
+    low = np.take_along_axis(ordered, np.maximum(count - 1, 0)[None] // 2, 0)[0]
+    high = np.take_along_axis(ordered, np.minimum(count // 2, n - 1)[None], 0)[0]
+    np.testing.assert_array_equal(
+        result.data, np.where(count > 0, low + np.float32(0.5) * (high - low), np.nan)
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("how", ["mean", "median"])
+def test_a_constant_stays(isa, method, how):
+    for value in (0.1, 0.0, 1.0, -0.3):
+        cube = np.full((37, 5, 21), value, np.float32)
+        cube[::3, 2] = np.nan
+        cube[:, 4, 7] = np.nan
+        model = NoiseModel.make(37, noise=0.01, sky=0.5, gain=5e3)
+        result = combine(cube, noise=model, pedestal=0.1, options=CombineOptions(reject=method, combine=how))
+        covered = np.isfinite(cube).any(0)
+        assert np.abs(result.data[covered] - np.float32(value)).max() <= 2 * np.spacing(
+            np.float32(abs(value))
+        )
+        assert np.isnan(result.data[4, 7])
+        assert result.count[4, 7] == 0
+
+
+def test_mean_divides_by_the_weights_of_the_survivors():
+    cube = np.array([1.0, np.nan, 1.0, np.nan], np.float32).reshape(4, 1, 1)
+    result = combine(cube, weights=[1, 7, 2, 3], options=CombineOptions(reject="none"))
+    assert result.data[0, 0] == 1.0
+    assert result.count[0, 0] == 2
+
+
+@pytest.mark.parametrize("n", range(2, 13))
+def test_a_cosmic_ray_goes(n):
+    rng = np.random.default_rng(n)
+    cube = 1000 + 30 * rng.standard_normal((n, 32, 48)).astype(np.float32)
+    clean = cube.mean(0)
+    model = NoiseModel.make(n, noise=30.0, sky=1000.0, gain=1000 / 900)
+    for k in range(8):
+        cube[k % n, 4 * k, 6 * k] += 30 * 10
+    result = combine(cube, noise=model)
+    for k in range(8):
+        assert abs(result.data[4 * k, 6 * k] - 1000) < 5 * 30 / np.sqrt(n)
+        assert result.rejected_high[4 * k, 6 * k] == 1
+    # and next to nothing else: 4 sigma leaves 6e-5 of the samples
+    assert (np.abs(result.data - clean) > 1e-3).mean() < 0.02
+
+
+def test_one_frame_loses_nothing():
+    cube = sky_cube(1, outliers=0.1)
+    for method in METHODS:
+        if method != "minmax":
+            result = combine(cube, options=CombineOptions(reject=method))
+            assert (result.rejected_high + result.rejected_low == 0).all()
+    np.testing.assert_array_equal(result.data, cube[0])
+
+
+def test_of_two_the_higher_goes_beyond_five_sigmas_of_the_difference():
+    model = NoiseModel.make(2, noise=30.0, gain=1e6)
+    limit = 5 * 30 * np.sqrt(2)
+    cube = np.zeros((2, 1, 40), np.float32)
+    cube[1, 0, 10], cube[0, 0, 20] = 0.99 * limit, 1.01 * limit
+    cube[0, 0, 30] = -1.01 * limit  # then the other frame is the higher one
+    result = combine(cube, noise=model, options=CombineOptions(kappa_grow=0, jitter=0))
+    assert list(np.flatnonzero(result.count[0] == 1)) == [20, 30]
+    assert result.data[0, 20] == 0
+    assert result.data[0, 30] == np.float32(-1.01 * limit)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_order_of_frames_does_not_matter(method):
+    cube = sky_cube(15, seed=5)
+    order = np.random.default_rng(2).permutation(15)
+    model = NoiseModel.make(15, noise=30.0, sky=1000.0, gain=1.1)
+    options = CombineOptions(reject=method)
+    a = combine(cube, noise=model, options=options)
+    b = combine(cube[order], noise=model, options=options)
+    assert (a.count != b.count).mean() <= 1e-3
+    same = a.count == b.count
+    np.testing.assert_allclose(a.data[same], b.data[same], rtol=3e-7)
+
+
+def starry_tile(n=9, shape=(70, 90), seed=4):
+    rng = np.random.default_rng(seed)
+    cube = sky_cube(n, shape, seed=seed, outliers=0.01)
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    fwhm = rng.uniform(2, 5, n)
+    for cx, cy in rng.uniform(0, 70, (30, 2)):
+        for i in range(n):
+            cube[i] += (
+                3e4 / fwhm[i] ** 2 * np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * (fwhm[i] / 2.355) ** 2))
+            )
+    shade = rng.uniform(1, 1.5, (n, 5, 6)).astype(np.float32)
+    model = NoiseModel.make(n, noise=30.0, sky=1000.0, gain=1.1, fwhm=fwhm, shade=shade)
+    return cube, rng.integers(80, 255, cube.shape).astype(np.uint8), model
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_same_bits_however_the_output_is_tiled(isa, method):
+    cube, factor, model = starry_tile()
+    ny, nx = cube.shape[1:]
+    edge = ((0, 0), (HALO, HALO), (HALO, HALO))
+    cube = np.pad(cube, edge, constant_values=np.nan)
+    factor = np.pad(factor, edge, constant_values=255)
+    options = CombineOptions(reject=method)
+
+    def tiles(ys, xs):
+        rows = []
+        for y0, y1 in zip(ys, ys[1:], strict=False):
+            row = []
+            for x0, x1 in zip(xs, xs[1:], strict=False):
+                at = (slice(None), slice(y0, y1 + 2 * HALO), slice(x0, x1 + 2 * HALO))
+                part = combine_tile(
+                    np.ascontiguousarray(cube[at]),
+                    np.ascontiguousarray(factor[at]),
+                    model,
+                    pedestal=1000.0,
+                    tile=(y0, y1, x0, x1),
+                    halo=HALO,
+                    options=options,
+                )
+                row.append(
+                    np.stack([part.data.view("u4"), part.variance.view("u4"), part.count, part.rejected_low])
+                )
+            rows.append(np.concatenate(row, axis=2))
+        return np.concatenate(rows, axis=1)
+
+    whole = tiles([0, ny], [0, nx])
+    np.testing.assert_array_equal(whole, tiles([0, 7, 31, ny], [0, 33, 34, nx]))
+    np.testing.assert_array_equal(whole, tiles([0, 40, ny], list(range(0, nx + 1, 10))))
+
+
+def test_threads_give_the_same_bits():
+    cube, _, model = starry_tile(shape=(150, 60))
+    model = replace(model, shade=None)
+    one, three = (combine(cube, noise=model, threads=t) for t in (1, 3))
+    np.testing.assert_array_equal(one.data.view("u4"), three.data.view("u4"))
+    np.testing.assert_array_equal(one.variance.view("u4"), three.variance.view("u4"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_instruction_sets_agree(method):
+    levels = _pixels.isa_levels()
+    cube, factor, model = starry_tile()
+    results = []
+    for level in levels:
+        _pixels._choose_isa(level)
+        tile = (0, cube.shape[1], 0, cube.shape[2])
+        results.append(
+            combine_tile(
+                cube, factor, model, pedestal=1e3, tile=tile, halo=0, options=CombineOptions(reject=method)
+            )
+        )
+    _pixels._choose_isa(None)
+    for other in results[1:]:
+        same = other.count == results[0].count
+        assert (~same).mean() <= 1e-3
+        np.testing.assert_allclose(other.data[same], results[0].data[same], rtol=1e-6)
+        np.testing.assert_allclose(other.variance[same], results[0].variance[same], rtol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["mean", "median"])
+@pytest.mark.parametrize("n", [2, 3, 4, 6, 9, 25])
+def test_variance_is_that_of_the_result(how, n):
+    rng = np.random.default_rng(n)
+    shape = (200, 200)
+    # the ratio of a median's variance to a mean's is that of equal samples
+    unequal = how == "mean"
+    gain, rdnoise, scale = 1.6, 9.0, np.linspace(0.8, 1.25, n) if unequal else np.ones(n)
+    sky = np.linspace(300, 500, n) if unequal else np.full(n, 400.0)
+    electrons = rng.poisson((sky * gain)[:, None, None], (n, *shape)) + rdnoise * rng.standard_normal(
+        (n, *shape)
+    )
+    frames = electrons / gain
+    cube = 400 + scale[:, None, None] * (frames - sky[:, None, None])
+    weight = 1 if how == "median" else 1 / scale
+    model = NoiseModel.make(n, weight=weight, scale=scale, sky=sky, gain=gain, rdnoise=rdnoise)
+    result = combine(cube, noise=model, pedestal=400.0, options=CombineOptions(combine=how), threads=2)
+    ratio = result.data.var(dtype=float) / result.variance.mean(dtype=float)
+    # four standard errors of a variance of 40 000 pixels
+    assert abs(ratio - 1) < 4 * np.sqrt(2 / result.data.size)
+
+
+def test_variance_without_a_model_is_that_of_the_scatter():
+    cube = sky_cube(20, (100, 100), outliers=0, missing=0)
+    result = combine(cube, options=CombineOptions(reject="none"))
+    np.testing.assert_allclose(result.variance, cube.var(0, ddof=1, dtype=float) / 20, rtol=2e-4)
+
+
+def test_given_variances_take_the_models_place():
+    rng = np.random.default_rng(3)
+    sigma = rng.uniform(1, 5, (6, 30, 40))
+    cube = 50 + sigma * rng.standard_normal(sigma.shape)
+    result = combine(cube, variance=sigma**2, options=CombineOptions(kappa_low=1e3, kappa_high=1e3))
+    np.testing.assert_allclose(result.variance, (sigma**2).sum(0) / 36, rtol=1e-5)
+    cube[2, 5, 5] += 100
+    assert combine(cube, variance=sigma**2).rejected_high[5, 5] == 1
+
+
+def test_saturated_and_other_flags():
+    cube = sky_cube(20, (4, 6), outliers=0, missing=0)
+    cube[3, 1, 1] = np.nan
+    saturated = np.zeros((4, 6), np.uint16)
+    saturated[2, 2], saturated[2, 3] = 2, 3
+    known = np.full((4, 6), int(PixelFlag.INTERPOLATED), np.uint8)
+    result = combine_tile(
+        cube,
+        None,
+        NoiseModel.make(20, noise=30.0, sky=1000.0),
+        pedestal=1000.0,
+        tile=(0, 4, 0, 6),
+        halo=0,
+        saturated_count=saturated,
+        flags=known,
+    )
+    assert np.isnan(result.data[2, 3])
+    assert np.isfinite(result.data[2, 2])
+    assert result.flags[2, 2] == PixelFlag.SATURATED | PixelFlag.INTERPOLATED
+    assert result.flags[1, 1] == PixelFlag.PARTIAL | PixelFlag.INTERPOLATED
+    assert result.flags[0, 0] == PixelFlag.INTERPOLATED
+
+
+def test_any_array_is_taken():
+    cube = sky_cube(6, missing=0)
+    expected = combine(cube, options=CombineOptions(reject="sigma")).data
+    for other in (cube.astype(">f4"), cube.astype(float), cube.tolist(), np.ma.masked_array(cube)):
+        np.testing.assert_array_equal(combine(other, options=CombineOptions(reject="sigma")).data, expected)
+    masked = np.ma.masked_array(cube, np.zeros(cube.shape, bool))
+    masked.mask[2, 3, 4] = True
+    assert combine(masked).count[3, 4] == 5
+    assert combine(cube, mask=masked.mask).count[3, 4] == 5
+
+
+def test_wrong_input_is_named():
+    with pytest.raises(ValueError, match="shape"):
+        combine(np.zeros((3, 3)))
+    with pytest.raises(ValueError, match="mask has shape"):
+        combine(np.zeros((3, 3, 3)), mask=np.zeros((3, 3)))
+    with pytest.raises(ValueError, match="positive"):
+        combine(np.zeros((3, 3, 3)), weights=[1, 0, 1])
+    with pytest.raises(ValueError, match="2 frames"):
+        combine(np.zeros((3, 3, 3)), noise=NoiseModel.make(2))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.data())
+def test_results_lie_between_the_samples(data):
+    n = data.draw(st.integers(1, 12))
+    values = st.one_of(st.just(np.nan), st.floats(-1e6, 1e6, width=32), st.sampled_from([0.0, 1.0]))
+    cube = np.array(data.draw(st.lists(values, min_size=n * 6, max_size=n * 6)), np.float32).reshape(n, 2, 3)
+    method = data.draw(st.sampled_from(METHODS))
+    how = data.draw(st.sampled_from(["mean", "median"]))
+    model = NoiseModel.make(n, noise=1.0)
+    result = combine(cube, noise=model, options=CombineOptions(reject=method, combine=how))
+    some = result.count > 0
+    if method != "percentile":  # both of two samples may be far from their mean
+        np.testing.assert_array_equal(some, np.isfinite(cube).any(0))
+    np.testing.assert_array_equal(np.isfinite(result.data), some)
+    low = np.nanmin(np.where(some, cube, 0), 0)[some]
+    high = np.nanmax(np.where(some, cube, 0), 0)[some]
+    slack = 1e-6 * np.maximum(np.abs(low), np.abs(high))
+    assert (result.data[some] >= low - slack).all()
+    assert (result.data[some] <= high + slack).all()
