@@ -657,6 +657,7 @@ class _Solver:
         bright = field[np.argsort(sky.brightness[field], kind="stable")]
         tolerance = 5 * np.hypot(self.options.centroid * model.scale, sky.typical_error)
         detections, known = few, bright[: 2 * len(few)]
+        apart = min(self.diagonal * model.scale / np.sqrt(len(bright)), 50 * model.scale)  # mean distance of stars
         last: NDArray[Any] = np.empty(0)
         for step in range(12):
             if step == 3:
@@ -666,10 +667,12 @@ class _Solver:
             pairs = self.match(sky, model, detections, known, tolerance)
             if len(pairs) < 4:
                 return None
-            model = self.fit(sky, model, pairs, 0 if step < 3 else max(model.order, 0))
+            model = self.fit(sky, model, pairs, 0 if step < 3 else model.order)
             if step >= 3:
-                model = self.choose(sky, model, pairs)
-            noise = np.hypot(self.noise(sky, pairs, model).max(axis=1), 0)
+                # distortion that is not in the model yet shows in pairs further apart than the clipping limit
+                wide = self.match(sky, model, detections, known, max(tolerance, 0.15 * apart))
+                model = self.choose(sky, model, wide)
+            noise = self.noise(sky, pairs, model).max(axis=1)
             tolerance = max(self.options.clip * float(np.quantile(noise, 0.9)), 1.0 * model.scale)
             if step > 3 and np.array_equal(last, pairs):
                 break

@@ -58,10 +58,11 @@ class Field:
     width: float  # degree
 
 
-def field(rng, *, n_stars=None, shape=None, scale=None, place=None, noise=None, distortion=0.0, offset=None) -> Field:
+def field(rng, *, n_stars=None, shape=None, scale=None, place=None, noise=None, distortion=0.0, offset=None, cover=1.5):
     """A random field: `n_stars` detections, half of them unknown to the catalogue, 70 % of the catalogue detected.
 
-    The catalogue covers a cap about the wrong pointing, wide enough for a pointing error of 1.5 widths.
+    The catalogue covers a cap about the wrong pointing, wide enough for a pointing error of `cover` widths; the
+    error itself is uniform in its amount below `cover` (or `offset`).
     """
     shape = shape or tuple(int(v) for v in rng.integers(500, 3000, 2))
     if max(shape) > 2 * min(shape):
@@ -81,13 +82,13 @@ def field(rng, *, n_stars=None, shape=None, scale=None, place=None, noise=None, 
     wcs = true_wcs(*place, scale, rng.uniform(0, 360), int(rng.choice([-1, 1])), shape, distortion, rng)
     ny, nx = shape
     width = max(shape) * scale / 3600
-    offset = rng.uniform(0, 1.5) if offset is None else offset
+    offset = rng.uniform(0, cover) if offset is None else offset
     sky = SkyCoord(*place, unit="deg").directional_offset_by(rng.uniform(0, 360) * u.deg, offset * width * u.deg)
     pointing = float(sky.ra.deg), float(sky.dec.deg)
     # stars of the field, and of the rest of the cap at the same density
     true_n = max(6, round(n_stars / 2 / 0.7))
     xy = rng.uniform(-0.5, [nx - 0.5, ny - 0.5], (true_n, 2))
-    radius = (1.5 + 0.75) * width
+    radius = (cover + 0.75) * width
     area = nx * ny * (scale / 3600) ** 2
     m = int(true_n * np.pi * radius**2 / area)
     ra, dec = around(*pointing, radius, m, rng)
