@@ -2,4 +2,71 @@
 
 #include "bindings/arrays.hpp"
 
-void bind_detect(py::module_& m) { (void)m; }
+namespace {
+
+using namespace fastack;
+
+Sky as_sky(const FloatArray& level, const FloatArray& noise) {
+    const Sky sky{as_image(level, "level"), as_image(noise, "noise")};
+    require(sky.level.ny > 0 && sky.level.nx > 0, "the background has no cells");
+    require(sky.level.ny == sky.noise.ny && sky.level.nx == sky.noise.nx, "level and noise differ in shape");
+    return sky;
+}
+
+py::array_t<double> detect(const FloatArray& image, const FloatArray& level, const FloatArray& noise, double fwhm,
+                           float threshold, float saturation, std::ptrdiff_t strip) {
+    const auto view = as_image(image, "image");
+    const Sky sky = as_sky(level, noise);
+    require(fwhm > 0, "fwhm must be positive");
+    require(threshold > 0, "threshold must be positive");
+    require(strip > 0, "strip must be positive");
+    std::vector<Detection> found;
+    {
+        py::gil_scoped_release go;
+        found = detect_stars(view, sky, {fwhm, threshold, saturation}, strip);
+    }
+    py::array_t<double> table({static_cast<py::ssize_t>(found.size()), py::ssize_t{8}});
+    double* out = table.mutable_data();
+    for (const Detection& d : found)
+        for (const double value : {d.x, d.y, double(d.flux), double(d.flux_err), double(d.peak), double(d.sky),
+                                   double(d.sharpness), double(d.flags)})
+            *out++ = value;
+    return table;
+}
+
+double fwhm(const FloatArray& image, const FloatArray& level, const FloatArray& noise, float saturation) {
+    const auto view = as_image(image, "image");
+    const Sky sky = as_sky(level, noise);
+    py::gil_scoped_release go;
+    return find_fwhm(view, sky, saturation);
+}
+
+Array<std::int32_t> hits(const FloatArray& image, const FloatArray& level, const FloatArray& noise, double fwhm,
+                         float saturation, float shot) {
+    const auto view = as_image(image, "image");
+    const Sky sky = as_sky(level, noise);
+    require(fwhm > 0, "fwhm must be positive");
+    std::vector<Pixel> found;
+    {
+        py::gil_scoped_release go;
+        found = find_hits(view, sky, {fwhm, saturation, shot});
+    }
+    auto pixels = new_image<std::int32_t>(static_cast<std::ptrdiff_t>(found.size()), 2);
+    std::int32_t* out = pixels.mutable_data();
+    for (const Pixel& p : found) {
+        *out++ = p.x;
+        *out++ = p.y;
+    }
+    return pixels;
+}
+
+} // namespace
+
+void bind_detect(py::module_& m) {
+    m.def("detect", &detect, "image"_a.noconvert(), "level"_a.noconvert(), "noise"_a.noconvert(), "fwhm"_a,
+          "threshold"_a, "saturation"_a, "strip"_a);
+    m.def("detect_fwhm", &fwhm, "image"_a.noconvert(), "level"_a.noconvert(), "noise"_a.noconvert(),
+          "saturation"_a);
+    m.def("detect_hits", &hits, "image"_a.noconvert(), "level"_a.noconvert(), "noise"_a.noconvert(), "fwhm"_a,
+          "saturation"_a, "shot"_a);
+}

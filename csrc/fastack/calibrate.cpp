@@ -2,4 +2,95 @@
 
 #include "rows/rows.hpp"
 
-namespace fastack {} // namespace fastack
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+
+namespace fastack {
+namespace {
+
+template <class Word> Word load(const unsigned char* raw) {
+    Word word = 0;
+    for (std::size_t i = 0; i < sizeof word; ++i)
+        word = static_cast<Word>(word << 8 | raw[i]);
+    return word;
+}
+
+template <class T, class Word> double number(Word word) {
+    T value;
+    std::memcpy(&value, &word, sizeof value);
+    return static_cast<double>(value);
+}
+
+double physical(const unsigned char* raw, const Storage& s) {
+    switch (s.bitpix) {
+    case 8: return raw[0] * s.bscale + s.bzero;
+    case 16: return number<std::int16_t>(load<std::uint16_t>(raw)) * s.bscale + s.bzero;
+    case 32: return number<std::int32_t>(load<std::uint32_t>(raw)) * s.bscale + s.bzero;
+    case 64: return number<std::int64_t>(load<std::uint64_t>(raw)) * s.bscale + s.bzero;
+    case -32: return number<float>(load<std::uint32_t>(raw)) * s.bscale + s.bzero;
+    default: return number<double>(load<std::uint64_t>(raw)) * s.bscale + s.bzero;
+    }
+}
+
+CalibrateFunction choose(const Storage& s) {
+    const CalibrateRows& r = rows().calibrate;
+    const bool plain = s.bscale == 1 && s.bzero == std::nearbyint(s.bzero) && std::fabs(s.bzero) <= 8388608.0;
+    switch (s.bitpix) {
+    case 8: return plain && !s.blank ? r.u8 : r.u8_exact;
+    case 16: return plain && !s.blank ? r.s16 : r.s16_exact;
+    case 32: return r.s32_exact;
+    case 64: return r.s64_exact;
+    case -32: return plain && s.bzero == 0 ? r.f32 : r.f32_exact;
+    default: return r.f64_exact;
+    }
+}
+
+} // namespace
+
+std::ptrdiff_t Storage::bytes() const {
+    switch (bitpix) {
+    case 8: return 1;
+    case 16: return 2;
+    case 32:
+    case -32: return 4;
+    case 64:
+    case -64: return 8;
+    default: throw std::invalid_argument("BITPIX is " + std::to_string(bitpix) + ", not 8, 16, 32, 64, -32, -64");
+    }
+}
+
+std::vector<Position> calibrate(Image<const unsigned char> raw, const Storage& storage, const Masters& masters,
+                                double saturation, Image<float> out) {
+    const std::ptrdiff_t size = storage.bytes();
+    const CalibrateFunction function = choose(storage);
+    const std::int64_t blank = storage.blank.value_or(0);
+    std::vector<Position> saturated;
+    for (std::ptrdiff_t y = 0; y < out.ny; ++y) {
+        CalibrateRow row{};
+        row.raw = raw.row(y);
+        row.n = out.nx;
+        row.bscale = storage.bscale;
+        row.bzero = storage.bzero;
+        row.level = masters.level ? masters.level[y] : 0.0;
+        row.blank = storage.blank ? &blank : nullptr;
+        row.bias = masters.bias ? masters.bias.row(y) : nullptr;
+        row.dark = masters.dark ? masters.dark.row(y) : nullptr;
+        row.dark_scale = masters.dark_scale;
+        row.inv_flat = masters.inv_flat ? masters.inv_flat.row(y) : nullptr;
+        row.saturation = saturation;
+        row.out = out.row(y);
+        if (function(row) == 0)
+            continue;
+        for (std::ptrdiff_t x = 0; x < out.nx; ++x) {
+            const unsigned char* pixel = row.raw + x * size;
+            const bool missing = storage.blank && storage.bitpix > 0 &&
+                                 physical(pixel, {storage.bitpix, 1, 0, {}}) == static_cast<double>(blank);
+            if (!missing && physical(pixel, storage) >= saturation)
+                saturated.push_back({static_cast<std::int32_t>(x), static_cast<std::int32_t>(y)});
+        }
+    }
+    return saturated;
+}
+
+} // namespace fastack

@@ -1,5 +1,58 @@
 #pragma once
+// Stars by a matched filter; hot pixels and cosmic rays by what no point-spread function can make.
 
 #include "fastack/view.hpp"
 
-namespace fastack {} // namespace fastack
+#include <cstdint>
+#include <vector>
+
+namespace fastack {
+
+/// Sky level and noise on a mesh (see background.hpp).
+struct Sky {
+    Image<const float> level;
+    Image<const float> noise;
+};
+
+enum DetectionFlag : std::uint16_t { saturated = 1, edge = 2, blended = 4, sharp = 16 };
+
+struct Detection {
+    double x, y;      ///< pixel
+    float flux;       ///< of the fitted Gaussian, ADU
+    float flux_err;   ///< from the background's noise
+    float peak;       ///< highest pixel of the 3x3 about the maximum, above the sky
+    float sky;        ///< level at the maximum
+    float sharpness;  ///< `peak` over what the matched filter predicts for that pixel
+    float snr;        ///< of the matched filter
+    std::uint16_t flags;
+};
+
+struct Pixel {
+    std::int32_t x, y;
+};
+
+struct Search {
+    double fwhm;      ///< of the point-spread function, pixel
+    float threshold;  ///< matched-filter signal-to-noise ratio
+    float saturation; ///< ADU; NaN: taken from the image where its highest value forms plateaus
+};
+
+/// The detections, brightest first (then by y and x).
+/// Results do not depend on how the image is cut into strips; `strip` is the width of one, for tests.
+std::vector<Detection> detect_stars(Image<const float> image, Sky sky, Search search, std::ptrdiff_t strip);
+
+/// Full width at half maximum of the image's unsharp sources, found with a filter of middle width; NaN where
+/// fewer than three can be measured.
+double find_fwhm(Image<const float> image, Sky sky, float saturation);
+
+/// Variance of one pixel: of the sky, plus `shot` (1/gain) times the light above it.
+struct Hits {
+    double fwhm;
+    float saturation; ///< ADU; NaN: not known
+    float shot;       ///< ADU; NaN: at most what the sky's own noise allows
+};
+
+/// Pixels of hot pixels and cosmic rays with their wings, by rows.
+std::vector<Pixel> find_hits(Image<const float> image, Sky sky, Hits how);
+
+} // namespace fastack

@@ -6,6 +6,34 @@
 
 namespace fastack {
 
-struct BackgroundRows {};
+/// Buffers of the cell functions are padded with infinity to a multiple of this; infinity counts nowhere.
+constexpr std::ptrdiff_t cell_lanes = 32;
+
+struct CellMoments {
+    float n;    ///< samples within the limit
+    float sum;  ///< of x - centre
+    float sum2; ///< of (x - centre)^2
+};
+
+struct CellCore {
+    float n_core; ///< samples within +-width of the centre
+    float sum;    ///< of x - centre, each clamped to +-width
+    float n_low;  ///< samples within the limit and below the centre; those at the centre count half
+    float sum2;   ///< of (x - centre)^2 over those
+};
+
+struct BackgroundRows {
+    /// Medians of nine: out[i] of x[i], x[i + n], ..., x[i + 8n].
+    void (*median_of_nine)(const float* x, std::ptrdiff_t n, float* out);
+    /// |x - centre|
+    void (*distance)(const float* x, std::ptrdiff_t n, float centre, float* out);
+    CellMoments (*moments)(const float* x, std::ptrdiff_t n, float centre, float limit);
+    CellCore (*core)(const float* x, std::ptrdiff_t n, float centre, float limit, float width);
+    /// Copies a row of a cell and counts the samples that are missing (not finite).
+    int (*copy)(const float* x, std::ptrdiff_t n, float* out);
+    /// out = sum of weight[k] * rows[k][x] over four mesh rows
+    void (*blend)(const float* const* rows, const float* weight, std::ptrdiff_t n, float* out);
+    void (*subtract)(const float* x, const float* level, std::ptrdiff_t n, float* out);
+};
 
 } // namespace fastack

@@ -7,12 +7,16 @@ modules and earlier stages only.
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
 BASE = ("errors", "types", "options", "executor")
 STAGES = (
+    "wcs",
+    "archive",
     "frames",
     "calibrate",
     "background",
@@ -21,6 +25,8 @@ STAGES = (
     "select",
     "match",
     "transform",
+    "normalise",
+    "grid",
     "resample",
     "combine",
     "header",
@@ -34,21 +40,90 @@ STAGES = (
 )
 
 # Public names and the modules they come from, loaded at first use so that ``fastack --version`` is instant.
-_PUBLIC: dict[str, str] = {}
+_PUBLIC = {
+    "open_frame": "frames",
+    "find_frames": "frames",
+    "decode": "calibrate",
+    "load_calibration": "calibrate",
+    "make_master": "calibrate",
+    "estimate_background": "background",
+    "detect": "detect",
+    "measure": "measure",
+    "match": "match",
+    "fit_transform": "transform",
+    "register": "transform",
+    "resample": "resample",
+    "combine": "combine",
+    "solve": "astrometry",
+    "simulate_night": "simulate",
+    "stack": "pipeline",
+    "StackResult": "pipeline",
+    "StackOptions": "options",
+    "Stars": "types",
+    "Transform": "types",
+}
 
 if TYPE_CHECKING:
-    pass
+    from fastack.astrometry import solve
+    from fastack.background import estimate_background
+    from fastack.calibrate import decode, load_calibration, make_master
+    from fastack.combine import combine
+    from fastack.detect import detect
+    from fastack.frames import find_frames, open_frame
+    from fastack.match import match
+    from fastack.measure import measure
+    from fastack.options import StackOptions
+    from fastack.pipeline import StackResult, stack
+    from fastack.resample import resample
+    from fastack.simulate import simulate_night
+    from fastack.transform import fit_transform, register
+    from fastack.types import Stars, Transform
 
-__all__ = ["STAGES", "__version__", *sorted(_PUBLIC)]  # noqa: PLE0604
+__all__ = [
+    "STAGES",
+    "StackOptions",
+    "StackResult",
+    "Stars",
+    "Transform",
+    "__version__",
+    "combine",
+    "decode",
+    "detect",
+    "estimate_background",
+    "find_frames",
+    "fit_transform",
+    "load_calibration",
+    "make_master",
+    "match",
+    "measure",
+    "open_frame",
+    "register",
+    "resample",
+    "simulate_night",
+    "solve",
+    "stack",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'fastack' has no attribute {name!r}")
-    module = importlib.import_module(f"fastack.{_PUBLIC[name]}")
-    value = globals()[name] = getattr(module, name)
+    value = getattr(importlib.import_module(f"fastack.{_PUBLIC[name]}"), name)
+    globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *_PUBLIC]
+    return sorted({*globals(), *_PUBLIC})
+
+
+class _Package(ModuleType):
+    """Keeps ``fastack.detect`` the function where the import of the module of that name would replace it."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, ModuleType) and _PUBLIC.get(name) == name:
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -5,8 +5,8 @@ The command line has a flag of the same name for each of these fields.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal, Self
 
 Kernel = Literal["nearest", "bilinear", "bicubic", "lanczos2", "lanczos3", "lanczos4", "area"]
 Model = Literal["auto", "shift", "similarity", "affine", "quadratic", "cubic"]
@@ -69,7 +69,7 @@ class MatchOptions:
     max_stars: int = 60  #: brightest stars that form triangles first; widened step by step where that fails
     tolerance: float = 2.0  #: distance of a pair after the fit, pixel
     scale_range: tuple[float, float] = (0.8, 1.25)  #: of the magnification between the lists
-    min_log_odds: float = 14.0  #: natural logarithm of the odds from which a match is believed
+    min_log_odds: float = 10.0  #: natural logarithm of the odds from which a match is believed
     seed: int = 1
 
 
@@ -116,6 +116,9 @@ class CalibrateOptions:
     gain: float | None = None  #: e-/ADU
     rdnoise: float | None = None  #: e-
     saturation: float | None = None  #: ADU, raw
+    flat_floor: float = 0.05  #: of the flat's median, at and below which a pixel is bad
+    master_clip: float = 5.0  #: sigmas from the median at which a sample is left out of a master
+    max_temperature: float = 2.0  #: a bias or dark further than this from the median is left out, kelvin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,3 +164,60 @@ class StackOptions:
     memory: int = 2_000_000_000  #: byte; working memory that a run may take
     scheduler: str | None = None  #: address of a Dask cluster
     max_size: int | None = None  #: pixels of the output at most; None: 4 times the reference
+
+    @classmethod
+    def of(cls, **settings: Any) -> Self:
+        """Options from flat names.
+
+        Parameters
+        ----------
+        **settings
+            Field names of any stage, ``fwhm_limit=5``; where two stages share a name the stage stands before it,
+            ``match_max_stars=100``; see `flat_names`.
+
+        Returns
+        -------
+        StackOptions
+            With every other field at its default.
+
+        Raises
+        ------
+        TypeError
+            If a name is unknown.
+        """
+        names = flat_names()
+        stages: dict[str, dict[str, Any]] = {}
+        top: dict[str, Any] = {}
+        for name, value in settings.items():
+            if name not in names:
+                raise TypeError(f"unknown option {name!r}")
+            stage, key = names[name]
+            if stage:
+                stages.setdefault(stage, {})[key] = value
+            else:
+                top[key] = value
+        options = cls()
+        groups = {stage: replace(getattr(options, stage), **values) for stage, values in stages.items()}
+        return replace(options, **groups, **top)
+
+
+def flat_names() -> dict[str, tuple[str, str]]:
+    """Every option by its flat name.
+
+    Returns
+    -------
+    dict
+        From the flat name to (stage, field); the stage is "" for fields of the run itself.
+    """
+    default = StackOptions()
+    groups = [(f.name, getattr(default, f.name)) for f in fields(StackOptions)]
+    names = {name: ("", name) for name, value in groups if not is_dataclass(value)}
+    staged = [(stage, f.name) for stage, value in groups if is_dataclass(value) for f in fields(value)]
+    keys = [key for _, key in staged]
+    for stage, key in staged:
+        # detector constants come from the calibration options; the stages get them from there
+        if key in ("gain", "saturation") and stage != "calibrate":
+            continue
+        plain = key not in names and (keys.count(key) == 1 or stage == "calibrate")
+        names[key if plain else f"{stage}_{key}"] = (stage, key)
+    return names

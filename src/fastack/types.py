@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from astropy.table import QTable
 
 FloatImage = NDArray[np.float32]
@@ -335,6 +337,35 @@ class Grid:
     shape: tuple[int, int]  #: (ny, nx)
     origin: tuple[float, float] = (0.0, 0.0)  #: reference pixel that the output's (0, 0) falls on, (x, y)
     wcs: Any = None  #: astropy.wcs.WCS of the output where it is known
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class FrameRecord:
+    """All that a run knows of one input: filled in stage by stage, and a row of the ``FRAMES`` table at the end."""
+
+    path: Path
+    name: str
+    frame: Any = None  #: frames.Frame; None where the file could not be opened
+    prepared: Any = field(default=None, repr=False)  #: calibrate.Prepared, for reading sections
+    reason: str | None = None  #: why the frame is not in the stack; None while it is
+    exposure: Any = None  #: header.Exposure
+    quality: FrameQuality | None = None
+    stars: Stars | None = field(default=None, repr=False)
+    background: Background | None = field(default=None, repr=False)
+    artefacts: NDArray[np.int32] | None = field(default=None, repr=False)  #: (k, 2) x, y of hot and cosmic-ray pixels
+    transform: Transform | None = None  #: reference pixels to frame pixels
+    n_matched: int = 0
+    scale: float = 1.0  #: flux scale to the reference
+    scale_err: float = 0.0
+    sky: float = 0.0  #: level subtracted before scaling, ADU of the frame
+    weight: float = 1.0
+    notes: tuple[str, ...] = ()  #: what was assumed
+    rejected: int = 0  #: samples rejected in the stack
+
+    @property
+    def used(self) -> bool:
+        """Whether the frame is in the stack."""
+        return self.reason is None
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

@@ -1,0 +1,25 @@
+"""Types of the native module for lists of stars; its arrays are C-contiguous float64."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastack.types import Array
+
+# --- match
+
+def search(
+    a: Array,
+    b: Array,
+    tolerance: float,
+    low: float,
+    high: float,
+    shortest: float,
+    smallest: float,
+    largest: float,
+    room: int,
+    budget: int,
+    stop: float,
+) -> Array: ...
+def refine(a: Array, b: Array, start: Array, tolerance: float) -> tuple[Array, NDArray[np.intp], float]: ...
+def nearest_pairs(a: Array, b: Array, radius: float) -> NDArray[np.intp]: ...
+def commonest_shift(a: Array, b: Array, radius: float, step: float) -> tuple[float, float]: ...

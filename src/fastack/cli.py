@@ -1,0 +1,391 @@
+"""The command line: parses, calls the Python functions of the same names, prints what they report.
+
+Exit codes: 0 done, 1 nothing could be made (the message says why), 2 wrong usage, 3 a stack was made but not
+everything that was asked for, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from fastack import __version__
+from fastack.errors import FastackError, FrameError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_KERNELS = ("nearest", "bilinear", "bicubic", "lanczos2", "lanczos3", "lanczos4", "area")
+_REJECT = ("noise", "none", "sigma", "sigma-median", "mad", "minmax", "percentile", "winsorized", "linear-fit", "esd")
+_MODELS = ("auto", "shift", "similarity", "affine", "quadratic", "cubic")
+
+
+class _Size(click.ParamType):
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        text = str(value).strip().upper().removesuffix("B").removesuffix("I")
+        unit = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}.get(text[-1:], 1)
+        try:
+            number = float(text.rstrip("KMGT")) * unit
+        except ValueError:
+            self.fail(f"{value!r} is no size; write 500M or 2G", param, ctx)
+        if number < 1e6:
+            self.fail(f"{value!r} is less than a megabyte", param, ctx)
+        return int(number)
+
+
+class _Range(click.ParamType):
+    name = "low,high"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            low, high = (float(v) for v in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is no range; write 0.8,1.25", param, ctx)
+        return low, high
+
+
+# flat name of the option (options.flat_names): how it is parsed, what it does
+_SETTINGS: dict[str, tuple[str, Any, str]] = {
+    # selection
+    "fwhm_limit": (
+        "Selection",
+        str,
+        'keep frames with FWHM below it: 5.0 (pixels), 4" (arcsec), 50% (best half), 2.5k',
+    ),
+    "ellipticity_limit": ("Selection", str, "keep frames with ellipticity below it: 0.3, 50% or 2.5k"),
+    "min_stars": ("Selection", int, "keep frames with at least so many stars"),
+    "sky_limit": ("Selection", str, "keep frames with a sky below it: 2000 (ADU), 50% or 2.5k"),
+    "min_transparency": ("Selection", float, "keep frames with at least this part of the best one's star light"),
+    "filter": ("Selection", str, "stack this filter [the majority's]"),
+    "object": ("Selection", str, "stack this target [the majority's]"),
+    "pixel_scale": ("Selection", float, "arcsec per pixel [from WCS or header]"),
+    # calibration
+    "bias": ("Calibration", str, "master bias, or raw bias frames (glob, directory, @list)"),
+    "dark": ("Calibration", str, "master dark, or raw dark frames"),
+    "flat": ("Calibration", str, "master flat, or raw flats [master_flat.fits beside the frames]"),
+    "no_flat": ("Calibration", bool, "do not pick up master_flat.fits"),
+    "gain": ("Calibration", float, "e-/ADU, over the headers"),
+    "rdnoise": ("Calibration", float, "read noise in electrons, over the headers"),
+    "saturation": ("Calibration", float, "level in raw ADU from which a pixel is saturated, over the headers"),
+    # registration
+    "reference": ("Registration", str, "file name of the reference frame, or first or last [the best near the middle]"),
+    "register": ("Registration", str, "stars, wcs, none, or a stack or table that holds the transforms [stars]"),
+    "model": ("Registration", click.Choice(_MODELS), "transform; auto: the simplest that the residuals justify"),
+    "framing": ("Registration", click.Choice(("union", "reference", "intersection")), "what the output covers [union]"),
+    "grid": ("Registration", str, "FITS file or header text whose WCS and size the output takes"),
+    "max_size": ("Registration", int, "pixels of the output at most [4 times the reference]"),
+    "kernel": ("Registration", click.Choice(_KERNELS), "resampling kernel [lanczos3]"),
+    "max_lost": ("Registration", float, "part of the kernel over missing pixels from which a pixel is missing [0.5]"),
+    # combination
+    "combine": ("Combination", click.Choice(("mean", "median")), "[mean]"),
+    "reject": ("Combination", click.Choice(_REJECT), "outlier rejection [noise]"),
+    "kappa_low": ("Combination", float, "rejection limit below, sigma"),
+    "kappa_high": ("Combination", float, "rejection limit above, sigma"),
+    "combine_rounds": ("Combination", int, "rounds of rejection at most"),
+    "n_low": ("Combination", int, "minmax: samples dropped below"),
+    "n_high": ("Combination", int, "minmax: samples dropped above"),
+    "percentile_low": ("Combination", float, "percentile: relative distance below the median"),
+    "percentile_high": ("Combination", float, "percentile: relative distance above the median"),
+    "max_saturated": ("Combination", float, "part of the samples saturated above which a pixel is missing [0.1]"),
+    "weights": ("Combination", str, "equal, variance, exposure, depth, or a column of --weight-table [equal]"),
+    "weight_table": ("Combination", str, "table with a weight for each frame"),
+    "normalise": ("Combination", bool, "match flux scale and sky to the reference"),
+    "subtract_sky": ("Combination", bool, "leave the sky out of the result"),
+    # running
+    "threads": ("Running", int, "threads [all processors]"),
+    "memory": ("Running", _Size(), "working memory, such as 500M [2G]"),
+    "scheduler": ("Running", str, "address of a Dask scheduler, tcp://host:port"),
+    # tuning
+    "cell": ("Tuning", int, "side of a background mesh cell, pixel"),
+    "background_clip": ("Tuning", float, "clipping in a background cell, sigma"),
+    "background_rounds": ("Tuning", int, "rounds of that clipping at most"),
+    "threshold": ("Tuning", float, "detection threshold, signal-to-noise ratio"),
+    "fwhm": ("Tuning", float, "FWHM of the matched filter, pixel [from the image]"),
+    "detect_max_stars": ("Tuning", int, "keep the brightest detections only"),
+    "max_fits": ("Tuning", int, "stars behind a frame's FWHM at most"),
+    "min_snr": ("Tuning", float, "signal-to-noise ratio of a star behind the FWHM at least"),
+    "match_max_stars": ("Tuning", int, "brightest stars that form triangles first"),
+    "tolerance": ("Tuning", float, "largest distance of a matched pair, pixel"),
+    "scale_range": ("Tuning", _Range(), "magnification between frames, such as 0.8,1.25"),
+    "min_log_odds": ("Tuning", float, "log odds from which a match is believed"),
+    "seed": ("Tuning", int, "of random choices"),
+    "transform_clip": ("Tuning", float, "clipping of the transform's residuals, sigma"),
+}
+
+
+class _Grouped(click.Command):
+    """Shows the options under headings."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                heading = _SETTINGS[param.name][0] if param.name in _SETTINGS else "General"
+                groups.setdefault(heading, []).append(record)
+        for heading, records in groups.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+def _with_settings(function: F) -> F:
+    for name, (_, kind, text) in reversed(_SETTINGS.items()):
+        flag = "--" + name.replace("_", "-")
+        if kind is bool:
+            declaration = f"{flag}/--no-{flag[2:]}" if name == "normalise" else flag
+            function = click.option(declaration, name, is_flag=True, default=None, help=text)(function)
+        else:
+            function = click.option(flag, name, type=kind, default=None, help=text)(function)
+    return function
+
+
+def _with_output(function: F) -> F:
+    for option in (
+        click.option("-v", "--verbose", count=True, help="tell every frame that is left out, and all assumptions"),
+        click.option("-q", "--quiet", is_flag=True, help="print nothing but errors"),
+        click.option("--table", type=click.Path(dir_okay=False), help="write a table of all frames (ECSV, FITS, CSV)"),
+        click.option("--preview", type=click.Path(dir_okay=False), help="write a picture of the stack (PNG)"),
+        click.option("--maps", is_flag=True, help="also write REJLOW and REJHIGH, the rejected samples in each pixel"),
+        click.option("--dry-run", is_flag=True, help="show what would be used, and what other limits would give"),
+    ):
+        function = option(function)
+    return function
+
+
+def _chosen(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="fastack")
+def cli() -> None:
+    """Stack astronomical frames: fast, and right to the photon."""
+
+
+@cli.command(cls=_Grouped)
+@click.argument("frames", nargs=-1)
+@click.option("-o", "--output", default="mosaic.fits", show_default=True, help="the stack")
+@click.option("--overwrite", is_flag=True, help="replace an existing file")
+@_with_output
+@_with_settings
+def stack(frames: tuple[str, ...], output: str, overwrite: bool, **rest: Any) -> None:
+    """Stack FRAMES: files, globs, directories or @list.txt; d*.fits in the current directory by default.
+
+    Exit codes: 0 done, 1 no stack could be made, 2 wrong usage, 130 interrupted.
+    """
+    _run_stack(list(frames) or None, output, overwrite, rest)
+
+
+def _run_stack(sources: Sequence[str | Path] | None, output: str, overwrite: bool, rest: dict[str, Any]) -> Any:
+    from fastack import report
+    from fastack.pipeline import stack as run
+
+    general = {name: rest.pop(name) for name in ("dry_run", "maps", "preview", "table", "quiet", "verbose")}
+    reporter = report.make_reporter(general["quiet"], general["verbose"])
+    try:
+        result = run(
+            sources,
+            output_path=output,
+            overwrite=overwrite,
+            dry_run=general["dry_run"],
+            maps=general["maps"],
+            reporter=reporter,
+            command=_command(),
+            **_chosen(rest),
+        )
+    finally:
+        reporter.close()
+    if general["table"]:
+        report.write_table(result.records, general["table"])
+    if general["dry_run"]:
+        print(report.quality_lines(result.records))
+        print(report.limits(result.records))
+    elif general["preview"]:
+        report.write_preview(result.data, general["preview"])
+    if not general["quiet"]:
+        print(report.summary(result))
+    return result
+
+
+def _command() -> str:
+    import shlex
+
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+@cli.command(cls=_Grouped)
+@click.argument("frames", nargs=-1)
+@click.option("-o", "--output", type=click.Path(dir_okay=False), help="write the table (ECSV, FITS, CSV)")
+@click.option("-q", "--quiet", is_flag=True, help="print nothing but errors")
+@click.option("-v", "--verbose", count=True, help="tell all assumptions")
+@_with_settings
+def measure(frames: tuple[str, ...], output: str | None, quiet: bool, verbose: int, **settings: Any) -> None:
+    """Measure FWHM, ellipticity, stars, sky, noise and saturation of FRAMES."""
+    from fastack import report
+    from fastack.options import StackOptions
+    from fastack.pipeline import measure_frames
+
+    reporter = report.make_reporter(quiet, verbose)
+    try:
+        records, _ = measure_frames(list(frames) or None, StackOptions.of(**_chosen(settings)), reporter)
+    finally:
+        reporter.close()
+    if output:
+        report.write_table(records, output)
+    if not quiet:
+        print(report.quality_lines(records))
+
+
+@cli.command()
+@click.option("-d", "--directory", default="fastack-demo", show_default=True, help="where everything goes")
+@click.option("--frames", default=24, show_default=True, help="frames of the night")
+@click.option("--size", default=1024, show_default=True, help="side of a frame, pixel")
+@click.option("--seed", default=1, show_default=True, help="of the night")
+@click.option("--threads", type=int, help="threads [all processors]")
+@click.option("-q", "--quiet", is_flag=True, help="print nothing but errors")
+def demo(directory: str, frames: int, size: int, seed: int, threads: int | None, quiet: bool) -> None:
+    """Simulate a night and stack it: the main job on any machine, without data.
+
+    Leaves frames/, mosaic.fits, mosaic.png, comparison.png and frames.ecsv in the directory.
+    """
+    from fastack import report
+    from fastack.executor import available_threads
+    from fastack.simulate import NightOptions, simulate_night
+
+    target = Path(directory)
+    night = simulate_night(
+        NightOptions(
+            n_frames=frames, shape=(size, size), seed=seed, n_stars=size * size // 1500, fwhm=2.8, fwhm_spread=0.15,
+            drift=(40.0, -25.0), rotation=1.2, transparency_spread=0.08, sky_spread=0.1, sky_gradient=0.05,
+            cosmic_rays=size / 20, hot_pixels=size // 8, trails=0.15, wcs="approximate",
+        ),
+        threads=threads or available_threads(),
+    )  # fmt: skip
+    if not quiet:
+        print(f"simulating {frames} frames of {size} x {size} pixels in {target / 'frames'}", file=sys.stderr)
+    paths = night.write(target / "frames")
+    rest = dict.fromkeys(("dry_run", "maps", "preview", "table"))
+    rest |= {"quiet": quiet, "verbose": 0, "threads": threads, "table": str(target / "frames.ecsv")}
+    result = _run_stack(list(paths), str(target / "mosaic.fits"), True, rest | {"preview": str(target / "mosaic.png")})
+    report.write_comparison(result, target / "comparison.png")
+    if not quiet:
+        print(f"open         {target / 'comparison.png'} and {target / 'mosaic.png'}")
+
+
+@click.command(cls=_Grouped, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("psf_limit")
+@click.option("-o", "--output", default="mosaic.fits", show_default=True, help="the stack")
+@_with_output
+@_with_settings
+@click.version_option(__version__, prog_name="stackX2")
+def stackx2_command(psf_limit: str, output: str, **rest: Any) -> None:
+    """Average all d*.fits of the current directory whose FWHM is below PSF_LIMIT into mosaic.fits.
+
+    PSF_LIMIT is in pixels; 4" means arcseconds. master_flat.fits is used where it is there.
+    """
+    if rest.get("fwhm_limit") is not None:
+        raise click.UsageError("PSF_LIMIT is the FWHM limit; leave --fwhm-limit out")
+    rest["fwhm_limit"] = psf_limit
+    from fastack import frames
+
+    _run_stack(_without_skipped(frames.find_frames(None), rest["quiet"]), output, True, rest)
+
+
+def _without_skipped(paths: Sequence[Path], quiet: bool) -> list[Path]:
+    """Leave out what DONT_PROCESS in the current directory names, and say so."""
+    from fastack import archive
+
+    kept, skipped = archive.split_skipped(paths, archive.read_skip_list(Path()))
+    if skipped and not quiet:
+        print(f"{archive.SKIP_FILE} leaves out {', '.join(p.name for p in skipped)}", file=sys.stderr)
+    if not kept:
+        raise FrameError(f"no frame is left: {archive.SKIP_FILE} names all {len(skipped)}")
+    return kept
+
+
+@click.command(cls=_Grouped, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("telescope")
+@click.argument("date", metavar="DATE")
+@click.argument("start", type=int)
+@click.argument("end", type=int)
+@click.option("-o", "--output", default="mosaic.fits", show_default=True, help="the stack")
+@click.option("--archive-root", help="root of the archive [FASTACK_ARCHIVE, the configuration file, /mnt/archive]")
+@_with_output
+@_with_settings
+@click.version_option(__version__, prog_name="dfstack")
+def dfstack_command(
+    telescope: str, date: str, start: int, end: int, output: str, archive_root: str | None, **rest: Any
+) -> None:
+    """Average frames START to END that TELESCOPE took in the night DATE (yy_mm_dd) into mosaic.fits.
+
+    Frames are ROOT/TELESCOPE/YEAR/DATE/dNNNN.fits; numbers named in DONT_PROCESS in the current directory are left
+    out, and master_flat.fits of the current directory is used.
+    """
+    from fastack import archive
+
+    directory = archive.night_directory(archive.archive_root(archive_root), telescope, date)
+    paths, missing = archive.night_frames(directory, start, end)
+    if missing and not rest["quiet"]:
+        print(f"{directory} has no {_numbers(missing)}", file=sys.stderr)
+    if not paths:
+        raise FrameError(f"{directory} has none of the frames {start} to {end}")
+    if rest.get("flat") is None and not rest.get("no_flat") and Path("master_flat.fits").is_file():
+        rest["flat"] = "master_flat.fits"
+    _run_stack(_without_skipped(paths, rest["quiet"]), output, True, rest)
+
+
+def _numbers(numbers: Sequence[int]) -> str:
+    """Write frame numbers as ``d0142, d0145 to d0150``."""
+    runs: list[list[int]] = []
+    for k in numbers:
+        if runs and runs[-1][1] == k - 1:
+            runs[-1][1] = k
+        else:
+            runs.append([k, k])
+    return ", ".join(f"d{a:04d}" if a == b else f"d{a:04d} to d{b:04d}" for a, b in runs)
+
+
+def _main(command: click.Command, name: str) -> NoReturn:
+    """Run a command; errors become one message and an exit code."""
+    import os
+
+    try:
+        code = command.main(prog_name=name, standalone_mode=False)
+    except click.exceptions.Exit as error:
+        code = error.exit_code
+    except click.Abort:
+        code = 130
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        code = 130
+    except (FastackError, ValueError, OSError, MemoryError) as error:
+        if os.environ.get("FASTACK_DEBUG"):
+            raise
+        print(f"{name}: {error}", file=sys.stderr)
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def main() -> NoReturn:
+    """Entry point of ``fastack``."""
+    _main(cli, "fastack")
+
+
+def stackx2() -> NoReturn:
+    """Entry point of ``stackX2``."""
+    _main(stackx2_command, "stackX2")
+
+
+def dfstack() -> NoReturn:
+    """Entry point of ``dfstack``."""
+    _main(dfstack_command, "dfstack")

@@ -1,0 +1,131 @@
+"""Stars by a matched filter; hot pixels and cosmic rays by what no point-spread function can make."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastack import _pixels
+from fastack import background as _background
+from fastack.errors import DetectionError
+from fastack.options import DetectOptions
+from fastack.types import Background, FloatImage, Stars
+
+_STRIP = 1 << 20  # columns filtered at once: whole rows; the second-level cache holds their band
+_DEFAULT_FWHM = 3.0  # pixel, where the image has no sources to take it from
+
+
+def detect(
+    image: Any, *, background: Background | None = None, options: DetectOptions = DetectOptions()
+) -> Stars:
+    """Find stars, and what looks like one but is too sharp.
+
+    Parameters
+    ----------
+    image : (ny, nx) array_like, ADU
+        NaN and infinite pixels count as missing.
+    background : Background, optional
+        Of this image; default: estimated here.
+    options : DetectOptions
+        Threshold, width of the filter, saturation.
+
+    Returns
+    -------
+    Stars
+        Brightest first (then by y and x), with `xy` (good to about 0.1 pixel), `flux` and `flux_err` of the matched
+        filter, `peak`, `sky`, `sharpness` and `flags`; empty where nothing exceeds the threshold. Hot pixels and
+        cosmic rays stay in the list, flagged ``SHARP``. `flux_err` holds the background's noise alone.
+
+    Raises
+    ------
+    DetectionError
+        If no pixel of the image is finite.
+    ValueError
+        If a shape or an option does not make sense.
+
+    Notes
+    -----
+    The signal-to-noise ratio is that of a Gaussian of the point-spread function's width,
+    ``sum(k d / s) / sqrt(sum(k^2))``, with d the pixel above the sky and s its noise, over the pixels that are
+    there; a detection is a maximum of it. Pairs that the filter cannot resolve are sought in a less smoothed image.
+    Sharpness is the highest pixel over what the filter predicts for it.
+    """
+    pixels, sky = _prepare(image, background)
+    if not options.threshold > 0:
+        raise ValueError(f"threshold is {options.threshold}, not a positive number")
+    saturation = np.nan if options.saturation is None else options.saturation
+    fwhm = options.fwhm
+    if fwhm is None:
+        fwhm = _pixels.detect_fwhm(pixels, sky.level, sky.noise, saturation)
+        fwhm = fwhm if np.isfinite(fwhm) else _DEFAULT_FWHM
+    elif not (np.isfinite(fwhm) and fwhm > 0):
+        raise ValueError(f"fwhm is {fwhm}, not a positive number of pixels")
+    table = _pixels.detect(pixels, sky.level, sky.noise, fwhm, options.threshold, saturation, _STRIP)
+    table = table[: options.max_stars]
+    names = ("flux", "flux_err", "peak", "sky", "sharpness", "flags")
+    return Stars.make(table[:, :2], **dict(zip(names, table[:, 2:].T, strict=True)))
+
+
+def find_artefacts(
+    image: Any,
+    *,
+    background: Background | None = None,
+    fwhm: float,
+    options: DetectOptions = DetectOptions(),
+    gain: float | None = None,
+) -> NDArray[np.int32]:
+    """Pixels of hot pixels and cosmic rays, with the wings of each hit.
+
+    Parameters
+    ----------
+    image : (ny, nx) array_like, ADU
+        NaN and infinite pixels count as missing and are not reported.
+    background : Background, optional
+        Of this image; default: estimated here.
+    fwhm : float, pixel
+        Of the point-spread function. The test allows for stars 12 % narrower.
+    options : DetectOptions
+        Its `saturation` is used.
+    gain : float, optional, e-/ADU
+        For the photon noise of the light above the sky; default: as if the sky's noise were photon noise alone.
+
+    Returns
+    -------
+    (k, 2) int32 ndarray
+        x and y of each pixel, by rows.
+
+    Raises
+    ------
+    DetectionError
+        If no pixel of the image is finite.
+    ValueError
+        If a shape or an option does not make sense.
+
+    Notes
+    -----
+    As in L.A.Cosmic (van Dokkum 2001, PASP 113, 1420) edges decide that are steeper than the point-spread
+    function's, but against that function itself: the mean of a pixel's two neighbours on an axis is at least
+    exp(-1/(2 sigma^2)) of the pixel, wherever the star's centre falls; that of the two pixels beside a pair at
+    least exp(-1/sigma^2) of the pair's.
+    """
+    pixels, sky = _prepare(image, background)
+    if not (np.isfinite(fwhm) and fwhm > 0):
+        raise ValueError(f"fwhm is {fwhm}, not a positive number of pixels")
+    if gain is not None and not gain > 0:
+        raise ValueError(f"gain is {gain}, not a positive number of electrons per ADU")
+    saturation = np.nan if options.saturation is None else options.saturation
+    shot = np.nan if gain is None else 1 / gain
+    return _pixels.detect_hits(pixels, sky.level, sky.noise, fwhm, saturation, shot)
+
+
+def _prepare(image: Any, background: Background | None) -> tuple[FloatImage, Background]:
+    """Pixels and background as the kernels take them."""
+    pixels = _background.as_pixels(image)
+    sky = _background.estimate(pixels) if background is None else background
+    if sky.shape != pixels.shape:
+        raise ValueError(f"the image has shape {pixels.shape}, its background {sky.shape}")
+    if not np.isfinite(sky.level).all():
+        raise DetectionError("the image has no finite pixel: nothing can be looked for on it")
+    return pixels, sky

@@ -1,0 +1,153 @@
+"""The output's pixel grid, and its division into tiles."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from fastack.errors import StackError
+from fastack.types import Array, Grid, Transform
+
+Tile = tuple[int, int, int, int]  #: y0, y1, x0, x1
+
+ANCHOR = 16  #: tiles begin at multiples of it, so that the kernels' blocks are the same whatever the tiling
+
+
+def footprint(shape: tuple[int, int], transform: Transform, steps: int = 8) -> Array:
+    """Border of a frame on the reference's grid.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (ny, nx) of the frame.
+    transform : Transform
+        Reference pixels to frame pixels.
+    steps : int
+        Points along each side.
+
+    Returns
+    -------
+    (4 * steps, 2) ndarray, pixel
+        Centres of border pixels, on the reference's grid.
+    """
+    ny, nx = shape
+    t = np.linspace(0, 1, steps, endpoint=False)
+    zero, one = np.zeros_like(t), np.ones_like(t)
+    sides = [(t, zero), (one, t), (1 - t, one), (zero, 1 - t)]
+    border = np.concatenate([np.stack([u * (nx - 1), v * (ny - 1)], axis=1) for u, v in sides])
+    return transform.inverse(border)
+
+
+def frame_grid(
+    framing: str,
+    reference_shape: tuple[int, int],
+    shapes: Sequence[tuple[int, int]],
+    transforms: Sequence[Transform],
+    max_size: int | None = None,
+) -> Grid:
+    """Output grid: the reference's pixels, as far as the framing wants.
+
+    Parameters
+    ----------
+    framing : {"union", "reference", "intersection"}
+        What the output covers.
+    reference_shape : tuple of int
+        (ny, nx) of the reference frame.
+    shapes, transforms : sequence
+        Of the frames that are stacked; the transforms map reference pixels to frame pixels.
+    max_size : int, optional
+        Pixels allowed; default 4 times the reference's.
+
+    Returns
+    -------
+    Grid
+        Whole reference pixels.
+
+    Raises
+    ------
+    StackError
+        If the intersection is empty or the union too large.
+    """
+    ny, nx = reference_shape
+    if framing == "reference":
+        return Grid(shape=(ny, nx))
+    borders = [footprint(s, t) for s, t in zip(shapes, transforms, strict=True)]
+    if framing == "union":
+        low = np.floor(np.min([b.min(axis=0) for b in borders], axis=0) + 1e-3).astype(int)
+        high = np.ceil(np.max([b.max(axis=0) for b in borders], axis=0) - 1e-3).astype(int)
+    elif framing == "intersection":
+        # the largest upright rectangle inside convex quadrilaterals is bounded by their inner corners
+        inner = [_inscribed(b) for b in borders]
+        low = np.ceil(np.max([r[0] for r in inner], axis=0) - 1e-3).astype(int)
+        high = np.floor(np.min([r[1] for r in inner], axis=0) + 1e-3).astype(int)
+    else:
+        raise ValueError(f"framing {framing!r}: choose union, reference or intersection")
+    width, height = (high - low + 1).tolist()
+    if width < 1 or height < 1:
+        raise StackError("the frames have no area in common: use --framing union or reference")
+    limit = max_size or 4 * ny * nx
+    if width * height > limit:
+        raise StackError(
+            f"the union of the frames would be {width}x{height} pixels, more than {limit}: "
+            f"use --framing reference, or allow it with --max-size {width * height}"
+        )
+    return Grid(shape=(height, width), origin=(float(low[0]), float(low[1])))
+
+
+def _inscribed(border: Array) -> tuple[Array, Array]:
+    """Upright rectangle inside a border that is nearly a rectangle (rotated by less than 45 degrees)."""
+    corners = border[:: len(border) // 4]
+    xs, ys = np.sort(corners[:, 0]), np.sort(corners[:, 1])
+    return np.array([xs[1], ys[1]]), np.array([xs[2], ys[2]])
+
+
+def tile_shape(n_frames: int, shape: tuple[int, int], budget: int, rotation: float) -> tuple[int, int]:
+    """Height and width of a tile that keeps `n_frames` samples a pixel within `budget`.
+
+    Parameters
+    ----------
+    n_frames : int
+        Frames in the stack.
+    shape : tuple of int
+        (ny, nx) of the output.
+    budget : int, byte
+        For the samples of one tile.
+    rotation : float, degree
+        Largest rotation in the set, taken modulo 90: long rows for straight frames, squarer tiles for turned ones.
+
+    Returns
+    -------
+    tuple of int
+        (height, width), multiples of `ANCHOR`.
+    """
+    area = max(ANCHOR * ANCHOR, budget // (5 * n_frames))
+    area = min(area, 1 << 16)
+    slope = abs(math.sin(math.radians(rotation)))
+    # a tile of height h and width w reads h + w * slope rows: w / h = 1 / slope balances the two
+    width = int(math.sqrt(area / max(slope, 1 / 64)))
+    width = min(width, area // ANCHOR, -(-shape[1] // ANCHOR) * ANCHOR)
+    width = max(ANCHOR, width // ANCHOR * ANCHOR)
+    height = max(ANCHOR, min(area // width, shape[0]) // ANCHOR * ANCHOR)
+    return height, width
+
+
+def tiles(shape: tuple[int, int], size: tuple[int, int]) -> Iterator[Tile]:
+    """Divide an output into tiles, row by row.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (ny, nx) of the output.
+    size : tuple of int
+        (height, width) of a tile.
+
+    Yields
+    ------
+    tuple of int
+        (y0, y1, x0, x1).
+    """
+    for y in range(0, shape[0], size[0]):
+        for x in range(0, shape[1], size[1]):
+            yield y, min(y + size[0], shape[0]), x, min(x + size[1], shape[1])

@@ -1,0 +1,265 @@
+"""Stars of one list found in another: triangles propose a transform, all stars vote, odds decide."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastack import _stars
+from fastack.errors import MatchError
+from fastack.options import MatchOptions
+from fastack.types import Array, Pairs, StarFlag, Stars, Transform
+
+Rows = NDArray[np.intp]
+
+WIDEN = (1 / 3, 1.0, 2.5, 6.7)  # steps of the number of stars that form triangles, in units of max_stars
+ROOM = 40_000  # triangles of one list; above it only the smaller ones are formed
+BUDGET = 4_000_000  # stars looked up in one step, to test what pairs of triangles propose
+OVERWHELMING = 40.0  # log odds at which the search for a better candidate ends
+MARGIN = 5.0  # log odds by which the best candidate must lead the next
+FIXED = (
+    0.5  # of the tolerance: entries so close to the same detector position are taken for hot pixels at first
+)
+REACH = 4.0  # tolerances: how far a guess may be off
+
+
+def match(
+    a: Stars | Any,
+    b: Stars | Any,
+    *,
+    options: MatchOptions = MatchOptions(),  # noqa: B008
+    guess: Transform | None = None,
+) -> Pairs:
+    """Find the stars that two lists have in common.
+
+    The lists may differ by any shift, rotation and mirror image and by a magnification within
+    ``options.scale_range``; fluxes serve for the order of the lists alone.
+
+    Parameters
+    ----------
+    a, b : Stars or (n, 2) array_like, pixel
+        Positions, brightest first. Rows that are not finite take no part.
+    options : MatchOptions
+        Number of stars, tolerance, and the odds that are asked for.
+    guess : Transform, optional
+        From `a` to `b`, good to a few tolerances: tried before triangles are.
+
+    Returns
+    -------
+    Pairs
+        Rows of `a` and `b` in the order of `a`, one to one. `weak` where both lists have three stars and no
+        more.
+
+    Raises
+    ------
+    MatchError
+        Where no transform reaches the odds, where two different ones come too close to each other, and where
+        nothing agrees but positions fixed on the detector.
+
+    Notes ----- Triangles with the ratios of their sides as invariants follow Groth (1986, AJ 91, 1244) and
+    Valdes et al. (1995, PASP 107, 1119); bright stars first as in Tabur (2007, PASA 24, 189). The odds count
+    false alarms as Desolneux, Moisan & Morel (2008, From Gestalt Theory to Image Analysis, ch. 3) do; see
+    docs/match.md.
+
+    Hot pixels stand at the same detector position in both lists and vote for the identity. Entries that
+    coincide there are therefore left out at first, and come back only where the rest of the lists does not
+    match.
+    """
+    every_a, every_b = _positions(a), _positions(b)
+    best = -np.inf
+    reason = "no transform brings enough stars together"
+    for rows_a, rows_b, all_rows in _attempts(a, b, every_a, every_b, options):
+        xa, xb = every_a[rows_a], every_b[rows_b]
+        found = None
+        if guess is not None:
+            found = _follow(guess, xa, xb, options)
+        if found is None and min(len(xa), len(xb)) == 3 == max(len(xa), len(xb)):
+            found = _three(xa, xb, options)
+        if found is None:
+            found, odds = _search(xa, xb, options)
+            best = max(best, odds)
+        if found is None:
+            continue
+        if all_rows and _rests_on_fixed(found, xa, xb, options):
+            reason = f"only {len(found.index)} positions fixed on the detector agree, not the sky"
+            continue
+        index = np.stack([rows_a[found.index[:, 0]], rows_b[found.index[:, 1]]], axis=1)
+        return Pairs(index=index, log_odds=found.odds, weak=found.weak)
+    raise MatchError(
+        f"{len(every_a)} and {len(every_b)} stars do not match: {reason} (best log odds {best:.1f}, "
+        f"needed {options.min_log_odds:.1f}); deeper lists of stars or a guess of the transform may help"
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Match:
+    index: Rows
+    odds: float
+    weak: bool = False
+
+
+def _positions(stars: Stars | Any) -> Array:
+    xy = stars.xy if isinstance(stars, Stars) else np.ma.filled(np.ma.asarray(stars, float), np.nan)
+    if xy.size == 0:
+        return np.empty((0, 2))
+    if xy.ndim != 2 or xy.shape[1] != 2:
+        raise ValueError(f"a list of stars has shape (n, 2), not {xy.shape}")
+    return np.ascontiguousarray(xy, np.float64)
+
+
+def _attempts(
+    a: Stars | Any, b: Stars | Any, xa: Array, xb: Array, options: MatchOptions
+) -> Iterator[tuple[Rows, Rows, bool]]:
+    """Rows to match: without sharp and fixed detections, without sharp ones, without fixed ones, all.
+
+    The flag says whether the rows include detections at the same position in both lists.
+    """
+    finite = [np.isfinite(xy).all(axis=1) for xy in (xa, xb)]
+    choices = [finite]
+    soft = [
+        ok & ~stars.has(StarFlag.SHARP) if isinstance(stars, Stars) else ok
+        for stars, ok in zip((a, b), finite, strict=True)
+    ]
+    if any((s != f).any() for s, f in zip(soft, finite, strict=True)):
+        choices.insert(0, soft)
+    for mask_a, mask_b in choices:
+        rows_a, rows_b = np.flatnonzero(mask_a), np.flatnonzero(mask_b)
+        if min(len(rows_a), len(rows_b)) < 3:
+            continue
+        fixed = _fixed(xa[rows_a], xb[rows_b], FIXED * options.tolerance)
+        if len(fixed):
+            yield np.delete(rows_a, fixed[:, 0]), np.delete(rows_b, fixed[:, 1]), False
+        yield rows_a, rows_b, bool(len(fixed))
+
+
+def _fixed(xa: Array, xb: Array, radius: float) -> Rows:
+    """Pairs at the same position of both lists, where they are more than chance would have."""
+    pairs = _stars.nearest_pairs(xa, xb, radius)
+    area = np.prod(np.maximum(np.ptp(xb, axis=0), 1))
+    chance = len(xa) * len(xb) * np.pi * radius**2 / area
+    return pairs if len(pairs) > 1 + chance + 4 * np.sqrt(chance) else pairs[:0]
+
+
+def _rests_on_fixed(found: _Match, xa: Array, xb: Array, options: MatchOptions) -> bool:
+    """Whether a match is the identity and leaves out most of what the lists show.
+
+    A sky that stood still carries the faint and bright stars with it; hot pixels alone leave the stars
+    unpaired.
+    """
+    i, j = found.index.T
+    moved = np.abs(np.mean(xb[j] - xa[i], axis=0)).max()
+    still = np.hypot(*(xb[j] - xa[i]).T).max() < 1.5 * options.tolerance and moved < FIXED * options.tolerance
+    return bool(still and len(found.index) < 0.5 * min(len(xa), len(xb)))
+
+
+def _follow(guess: Transform, xa: Array, xb: Array, options: MatchOptions) -> _Match | None:
+    """Nearest neighbours under a guess that may be off by a few pixels and a small turn."""
+    if min(len(xa), len(xb)) < 4:
+        return None
+    reach, step = REACH * options.tolerance, options.tolerance / 2
+    near = np.ascontiguousarray(guess(xa))
+    dx, dy = _stars.commonest_shift(near, xb, reach, step)
+    _, index, odds = _stars.refine(near, xb, np.array([1, 0, dx, dy, 1.0]), options.tolerance)
+    odds -= 2 * np.log(2 * reach / step)
+    return _Match(index, odds) if odds >= options.min_log_odds and len(index) >= 4 else None
+
+
+def _search(xa: Array, xb: Array, options: MatchOptions) -> tuple[_Match | None, float]:
+    """The full search by triangles, over more and more stars; the match and the best odds seen."""
+    best = -np.inf
+    done = 0
+    for widen in WIDEN:
+        m = max(3, min(round(widen * options.max_stars), max(len(xa), len(xb))))
+        if m == done or min(len(xa), len(xb)) < 4:
+            continue
+        done = m
+        found, odds = _step(xa, xb, m, options)
+        best = max(best, odds)
+        if found is not None:
+            return found, best
+    return None, best
+
+
+def _step(xa: Array, xb: Array, m: int, options: MatchOptions) -> tuple[_Match | None, float]:
+    """Triangles of the m brightest stars, the best candidates checked on all stars."""
+    some_a, some_b = xa[:m], xb[:m]
+    tolerance = options.tolerance
+    span = np.ptp(some_a, axis=0)
+    hypotheses = sum(np.log(n * (n - 1.0)) for n in (len(some_a), len(some_b)))
+    candidates = _stars.search(
+        some_a,
+        some_b,
+        tolerance,
+        *options.scale_range,
+        3 * tolerance,
+        0.08 * float(np.hypot(*span)) if m >= 20 else 0.0,
+        _largest(m, float(np.prod(span))),
+        ROOM,
+        BUDGET,
+        OVERWHELMING + hypotheses,
+    )
+    ranked: list[tuple[float, Array, Rows]] = []
+    for row in candidates:
+        similarity, index, odds = _stars.refine(xa, xb, np.ascontiguousarray(row[:5]), tolerance)
+        magnification = np.hypot(similarity[0], similarity[1])
+        if not options.scale_range[0] <= magnification <= options.scale_range[1] or len(index) < 4:
+            continue
+        ranked.append((max(odds, row[5]) - hypotheses - np.log(2 * len(WIDEN)), similarity, index))
+    ranked.sort(key=lambda entry: -entry[0])
+    if not ranked:
+        return None, -np.inf
+    odds, similarity, index = ranked[0]
+    rivals = [r[0] for r in ranked[1:] if _differ(similarity, r[1], xa, 4 * tolerance)]
+    clear = not rivals or odds - rivals[0] >= MARGIN
+    return (_Match(index, odds) if odds >= options.min_log_odds and clear else None), odds
+
+
+def _largest(m: int, area: float) -> float:
+    """Longest side up to which m stars on an area form about ROOM triangles."""
+    every = m * (m - 1) * (m - 2) / 6
+    if every <= ROOM:
+        return np.inf
+    # a point within L of another: pi L^2 / area; two such whose distance is below L, too: 0.5865 of the pairs
+    return float(np.sqrt(area / np.pi) * (ROOM / (0.5865 * every)) ** 0.25)
+
+
+def _apply(similarity: Array, xy: Array) -> Array:
+    c, s, tx, ty, parity = similarity
+    return xy @ np.array([[c, s], [-s * parity, c * parity]]) + (tx, ty)
+
+
+def _differ(one: Array, other: Array, xy: Array, limit: float) -> bool:
+    """Whether two similarities disagree somewhere on the stars."""
+    return bool(np.abs(_apply(one, xy) - _apply(other, xy)).max() > limit)
+
+
+def _three(xa: Array, xb: Array, options: MatchOptions) -> _Match | None:
+    """Both lists have three stars: the one of the six assignments that fits, if the others clearly do not."""
+    za, zb = xa @ [1, 1j], xb @ [1, 1j]
+    trials = []
+    for order in permutations(range(3)):
+        w = zb[list(order)] - zb.mean()
+        for z in (za - za.mean(), (za - za.mean()).conj()):
+            spread = np.vdot(z, z).real
+            factor = np.vdot(z, w) / spread if spread else 0.0
+            in_scale = options.scale_range[0] <= abs(factor) <= options.scale_range[1]
+            residual = np.linalg.norm(w - factor * z) ** 2
+            trials.append((residual if in_scale else np.inf, order))
+    trials.sort()
+    (residual, order), (rival, _) = trials[:2]
+    if not residual <= 0.5 * options.tolerance**2 <= rival:
+        return None
+    sides = np.abs(za - np.roll(za, 1))
+    density = 3 / np.prod(np.maximum(np.ptp(xb, axis=0), 0.1 * sides.max()))
+    volume = (
+        np.pi * density * max(residual, 0.005) * 3 * np.sum(np.abs(za - za.mean()) ** 2) / sides.max() ** 2
+    )
+    odds = -np.log(12 * volume)
+    if odds < options.min_log_odds / 2:
+        return None
+    return _Match(np.array([(i, order[i]) for i in range(3)], np.intp), float(odds), weak=True)

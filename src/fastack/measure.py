@@ -1,0 +1,419 @@
+"""Positions, fluxes and shapes of detected stars, and what they say of the frame.
+
+The brightest isolated stars are fitted with an elliptical Moffat profile each; those that agree give the frame's
+point-spread function in one common fit. Every star is then fitted with that function at its own position, peak and
+sky, which comes close to the Cramer-Rao bound down to the faintest stars and for undersampled ones.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastack import _pixels
+from fastack.options import MeasureOptions
+from fastack.types import PSF, Array, Background, FloatImage, FrameQuality, StarFlag, Stars
+
+_WINDOW = 2.0  # radius of the measuring window, FWHM
+_MIN_WINDOW = 4.0  # pixel
+_MAX_WINDOW = 40.0  # pixel
+_SHAPE_WINDOW = 3.0  # of the common fit, whose wings tell exponent from sky, FWHM
+_MIN_SHAPE_WINDOW = 8.0  # pixel
+_MAX_SHAPE_WINDOW = 20.0  # pixel, or as wide as the other windows
+_GUESSES = (1.0, 2.0, 4.0, 8.0)  # factors of the first width, tried in turn until stars are found to fit
+_ANNULUS = (10.0, 16.0)  # sky around a star where no mesh is given, pixel, up to FWHM 4
+_PASSES = 4  # rounds over stars with neighbours, each with the neighbours' light better known
+_HOT_PIXEL = 1.3  # ring width below which a detection cannot be told from a single pixel
+_ETA = 0.33  # 1/beta of the first guess
+_ENOUGH = 10  # isolated stars from which on stars with neighbours do not take part in the frame's PSF
+_MISSING = 0.2  # part of the window that may be missing for a star of the frame's PSF
+_SPREAD = 0.03  # widths of stars vary that much (relative) over a frame without being suspect
+_NARROWEST = 0.7  # FWHM of a star that takes part in the frame's PSF, pixel
+_UNDERSAMPLED = 3.5  # FWHM below which the pixel's integration is told from mere sampling
+_SETTLED = 0.15  # change of the logarithm of the width after which the first fits are good enough
+_SHARP = 0.7  # width over the PSF's, below: no star
+_EXTENDED = 1.3  # above: no single star
+
+
+class _Shape(NamedTuple):
+    """Inverse squared half widths at half maximum and 1/beta, as the kernels take them."""
+
+    a: float
+    b: float
+    c: float
+    eta: float
+    integrated: bool = False  # over the pixel's area, by the mean of four points
+
+    @classmethod
+    def round(cls, fwhm: float, *, integrated: bool = False) -> _Shape:
+        """Build the shape of a star without elongation."""
+        return cls(4 / fwhm**2, 0.0, 4 / fwhm**2, _ETA, integrated)
+
+    @property
+    def volume(self) -> float:
+        """Integral of the profile of peak 1, pixel^2."""
+        root = np.sqrt(self.a * self.c - self.b**2)
+        return float(np.pi * self.eta / ((2**self.eta - 1) * (1 - self.eta) * root))
+
+    @property
+    def width(self) -> float:
+        """FWHM before the integration over the pixel, pixel."""
+        return float(2 / np.sqrt(np.sqrt(self.a * self.c - self.b**2)))
+
+    @property
+    def psf(self) -> PSF:
+        """The effective point-spread function."""
+        minor, major, theta = _axes(self.a, self.b, self.c)
+        if self.integrated:
+            minor, major = self._over_pixel(theta + np.pi / 2, minor), self._over_pixel(theta, major)
+        fwhm, ellipticity = float(np.sqrt(minor * major)), float(1 - minor / major)
+        return PSF(fwhm=fwhm, beta=1 / self.eta, ellipticity=ellipticity, theta=float(theta))
+
+    @property
+    def pixel(self) -> float:
+        """What the pixel adds to the FWHM in quadrature, pixel."""
+        return float(np.sqrt(max(self.psf.fwhm**2 - self.width**2, 0.0)))
+
+    def _over_pixel(self, angle: Any, width: Any) -> Any:
+        """Full width at half maximum of the profile's mean over a pixel, along a direction."""
+        nodes, weights = np.polynomial.legendre.leggauss(4)
+        weight = np.outer(weights, weights)[:, :, None] / 4
+        half = np.hypot(width, np.linspace(0.0, 1.3, 64)) / 2
+
+        def profile(distance: Any) -> Array:
+            x = distance * np.cos(angle) + nodes[:, None, None] / 2
+            y = distance * np.sin(angle) + nodes[None, :, None] / 2
+            form = self.a * x * x + 2 * self.b * x * y + self.c * y * y
+            return np.asarray((weight * (1 + (2**self.eta - 1) * form) ** (-1 / self.eta)).sum((0, 1)))
+
+        return 2 * np.interp(-profile(np.zeros(1))[0] / 2, -profile(half), half)
+
+
+def measure(
+    image: ArrayLike,
+    stars: Stars | ArrayLike,
+    *,
+    background: Background | None = None,
+    options: MeasureOptions = MeasureOptions(),  # noqa: B008
+) -> tuple[Stars, FrameQuality]:
+    """Fit position, flux and shape of stars, and the frame's point-spread function.
+
+    Parameters
+    ----------
+    image : (ny, nx) array_like, ADU
+        Pixels; NaN or masked: missing. 0 is data.
+    stars : Stars or (n, 2) array_like, pixel
+        First positions (x, y), good to a pixel; the centre of the first pixel is (0, 0). Detections flagged
+        `StarFlag.SHARP` or `StarFlag.SATURATED` have no part in the frame's point-spread function.
+    background : Background, optional
+        Sky level and noise. By default median and scatter in an annulus around each star.
+    options : MeasureOptions
+        With `gain`, photon noise of the stars' own light enters weights and errors. Without, the errors of stars whose
+        residuals exceed the background noise are raised to match them.
+
+    Returns
+    -------
+    stars : Stars
+        Rows as in the input. Where no fit is possible: the input's position, NaN in all that a fit would give, and
+        `StarFlag.NO_FIT`. `ellipticity` and `theta` are given for the stars behind the frame's PSF alone, `fwhm` for
+        the others is from a fit of the PSF stretched by one factor.
+    quality : FrameQuality
+        With NaN for `fwhm`, `beta` and `ellipticity` where no star could be fitted.
+
+    Raises
+    ------
+    ValueError
+        If `image` does not have two dimensions or `stars` is no list of positions.
+
+    Notes
+    -----
+    The profile is that of Moffat 1969, A&A 3, 455, sampled at pixel centres, so that width and exponent include the
+    pixel's response. Weights are 1 / (noise^2 + model/gain): the model's photon noise, never the data's own, which would
+    bias fluxes low. Stars with neighbours are fitted again with the neighbours' light taken away.
+    """
+    pixels = _as_image(image)
+    table = stars if isinstance(stars, Stars) else Stars.make(_as_positions(stars))
+    xy = np.ascontiguousarray(table.xy)
+    noise: Array
+    if background is None:
+        sky, noise = _pixels.sky_annulus(pixels, xy, *_ANNULUS)
+    else:
+        sky, noise = _at(background, background.level, xy), _at(background, background.noise, xy)
+    rings, peak = _pixels.star_rings(pixels, xy, sky)
+    unfit = table.has(StarFlag.SHARP | StarFlag.SATURATED)
+    guess = _first_width(np.where(unfit, np.nan, rings), peak / _positive(noise))
+    if background is None and 2.5 * guess > _ANNULUS[0]:
+        sky, noise = _pixels.sky_annulus(pixels, xy, 2.5 * guess, 4 * guess)
+    noise = np.where(noise > 0, noise, 1e-3 * _positive(peak))  # an image without noise
+
+    frame = _Frame(pixels, sky, noise, options)
+    shape = None
+    if np.isfinite(guess):
+        shape, single, rows = frame.shape(xy, peak, unfit, guess)
+    if shape is None:
+        return _unmeasured(table), _quality(pixels, table, background, sky, noise, options)
+    fits = frame.fit(frame.xy, frame.peak, shape, passes=_PASSES)
+    result = _columns(table, fits, shape, single, rows, options)
+    return result, _quality(pixels, result, background, sky, noise, options, shape, single)
+
+
+class _Frame:
+    """One image and its stars, as the kernels take them; positions and peaks become better from fit to fit."""
+
+    def __init__(self, pixels: FloatImage, sky: Array, noise: Array, options: MeasureOptions) -> None:
+        self.pixels, self.sky, self.noise, self.options = pixels, sky, noise, options
+        self.inverse_gain = 1 / options.gain if options.gain else 0.0
+        self.saturation = np.nan if options.saturation is None else options.saturation
+        self.xy: Array
+        self.peak: Array
+
+    def arguments(self, xy: Array, peak: Array, shape: _Shape, *, wide: bool = False) -> tuple[Any, ...]:
+        fwhm = shape.width
+        radius = min(max(_WINDOW * fwhm, _MIN_WINDOW), _MAX_WINDOW)
+        if wide:
+            wider = min(max(_SHAPE_WINDOW * fwhm, _MIN_SHAPE_WINDOW), _MAX_SHAPE_WINDOW)
+            radius = max(radius, wider)
+        stars = (xy, peak, self.sky, self.noise)
+        return (self.pixels, *stars, tuple(shape), radius, self.inverse_gain, self.saturation)
+
+    def fit(self, xy: Array, peak: Array, shape: _Shape, passes: int) -> NDArray[np.void]:
+        """Every star with one shape."""
+        fits = _pixels.fit_stars(*self.arguments(xy, peak, shape), passes)
+        good = fits["converged"] > 0
+        self.xy = np.where(good[:, None], np.stack([fits["x"], fits["y"]], axis=1), xy)
+        self.peak = np.where(good, fits["peak"], peak)
+        return fits
+
+    def shape(
+        self, xy: Array, peak: Array, unfit: NDArray[np.bool_], fwhm: float
+    ) -> tuple[_Shape | None, NDArray[np.void], NDArray[np.int64]]:
+        """The frame's PSF, the single fits behind it and their rows."""
+        for factor in _GUESSES:
+            shape, fits, rows = self.first_fits(xy, peak, unfit, factor * fwhm)
+            if len(rows):
+                break
+        else:
+            return None, fits[:0], rows
+        best, least = None, np.inf
+        for integrated in (True, False) if shape.width < _UNDERSAMPLED else (False,):
+            start = shape._replace(integrated=integrated)
+            fits = _pixels.fit_moffat(*self.arguments(self.xy, self.peak, start), rows)
+            agree = _agreeing(fits)
+            if not agree.any():
+                continue
+            mean = start._replace(**{name: float(np.median(fits[name][agree])) for name in "abc"})
+            common, squares = _pixels.fit_shape(
+                *self.arguments(self.xy, self.peak, mean, wide=True), rows[agree]
+            )
+            if best is None or squares < least:
+                best = _Shape(*common) if np.isfinite(squares) else mean
+                least = squares if np.isfinite(squares) else np.inf
+                single, chosen = fits[agree], rows[agree]
+        return (None, fits[:0], rows[:0]) if best is None else (best, single, chosen)
+
+    def first_fits(
+        self, xy: Array, peak: Array, unfit: NDArray[np.bool_], fwhm: float
+    ) -> tuple[_Shape, NDArray[np.void], NDArray[np.int64]]:
+        """Every star with a round shape whose width settles on that of the brightest."""
+        for _ in range(4):
+            shape = _Shape.round(fwhm)
+            fits = self.fit(xy, peak, shape, passes=1)
+            rows = self.candidates(fits, unfit, fwhm)
+            if not len(rows):
+                break
+            change = float(np.median(fits["width"][rows]))
+            if abs(np.log(change)) < _SETTLED:
+                break
+            fwhm *= change
+        return shape, fits, rows
+
+    def candidates(self, fits: NDArray[np.void], unfit: NDArray[np.bool_], fwhm: float) -> NDArray[np.int64]:
+        """Rows of bright, whole, isolated stars of a common width, at most `max_fits`."""
+        snr = np.where(fits["converged"] > 0, fits["peak"] / fits["peak_err"], 0.0)
+        whole = (fits["saturated"] == 0) & (fits["missing"] <= _MISSING * (fits["pixels"] + fits["missing"]))
+        usable = whole & ~unfit & np.isfinite(fits["width"]) & (snr >= self.options.min_snr)
+        usable &= fits["width"] * fwhm > _NARROWEST
+        alone = usable & (fits["neighbours"] == 0)
+        rows = np.flatnonzero(alone if np.count_nonzero(alone) >= _ENOUGH else usable)
+        if not len(rows):
+            return rows.astype(np.int64)
+        width = np.log(fits["width"][rows])
+        rows = rows[np.abs(width - np.median(_densest(width, 0.25))) < 0.4]
+        brightest = np.lexsort((fits["x"][rows], -fits["peak"][rows]))
+        return rows[brightest][: self.options.max_fits].astype(np.int64)
+
+
+def _as_image(image: ArrayLike) -> FloatImage:
+    if isinstance(image, np.ma.MaskedArray):
+        image = image.astype(np.float32).filled(np.nan)
+    pixels = np.ascontiguousarray(image, dtype=np.float32)
+    if pixels.ndim != 2:
+        raise ValueError(f"image must have two dimensions, not {pixels.ndim}")
+    return pixels
+
+
+def _as_positions(positions: ArrayLike) -> Array:
+    xy = np.asarray(positions, dtype=np.float64)
+    if xy.size == 0:
+        return xy.reshape(0, 2)
+    if xy.ndim != 2 or xy.shape[1] != 2:
+        raise ValueError(f"stars must be Stars or positions of the shape (n, 2), not {xy.shape}")
+    return xy
+
+
+def _positive(values: Array) -> Array:
+    """Values above 0; the others NaN."""
+    return np.where(values > 0, values, np.nan)
+
+
+def _at(background: Background, mesh: FloatImage, xy: Array) -> Array:
+    """The mesh at the stars, bilinear, constant outside its outermost points."""
+    values = np.asarray(mesh, dtype=np.float64)
+    values = np.where(
+        np.isfinite(values), values, np.nanmedian(values) if np.isfinite(values).any() else np.nan
+    )
+    corner, part = [], []
+    for axis, (n, cell) in enumerate(zip(values.shape, background.cell, strict=True)):
+        position = np.clip((np.nan_to_num(xy[:, 1 - axis]) + 0.5) / cell - 0.5, 0, n - 1)
+        first = np.minimum(position.astype(np.intp), max(n - 2, 0))
+        corner.append((first, np.minimum(first + 1, n - 1)))
+        part.append(position - first)
+    (y0, y1), (x0, x1) = corner
+    lower = values[y0, x0] * (1 - part[1]) + values[y0, x1] * part[1]
+    upper = values[y1, x0] * (1 - part[1]) + values[y1, x1] * part[1]
+    return np.asarray(lower * (1 - part[0]) + upper * part[0])
+
+
+def _densest(values: Array, width: float) -> Array:
+    """The values of that interval of the given width that holds most of them."""
+    ordered = np.sort(values)
+    count = np.searchsorted(ordered, ordered + width, side="right") - np.arange(len(ordered))
+    first = int(np.argmax(count))
+    return np.asarray(ordered[first : first + count[first]])
+
+
+def _first_width(rings: Array, height: Array) -> float:
+    """Common ring width of the clearest stars; NaN where there are none."""
+    star = np.isfinite(rings) & (rings > _HOT_PIXEL)
+    star = star if star.any() else np.isfinite(rings)
+    height = np.where(np.isfinite(height), height, np.inf)
+    for limit in (20.0, 10.0, 5.0, 0.0):
+        clear = star & (height > limit)
+        if np.count_nonzero(clear) >= _ENOUGH or (limit == 0 and clear.any()):
+            return float(np.exp(np.median(_densest(np.log(rings[clear]), 0.4))))
+    return float("nan")
+
+
+def _agreeing(single: NDArray[np.void]) -> NDArray[np.bool_]:
+    """Tell which fits have the width of most of the others, within their errors."""
+    agree = single["converged"] > 0
+    if agree.any():
+        width = np.log(single["width"])
+        middle = np.median(_densest(width[agree], 0.2))
+        with np.errstate(invalid="ignore"):
+            agree &= np.abs(width - middle) < 4 * np.hypot(single["width_err"], _SPREAD)
+    return np.asarray(agree)
+
+
+def _axes(a: Any, b: Any, c: Any) -> tuple[Any, Any, Any]:
+    """Full widths along the minor and the major axis, and the major axis' angle."""
+    mean, split = (a + c) / 2, np.hypot((a - c) / 2, b)
+    theta = (np.arctan2(2 * b, a - c) / 2 + np.pi) % np.pi - np.pi / 2
+    return 2 / np.sqrt(mean + split), 2 / np.sqrt(mean - split), theta
+
+
+def _unmeasured(table: Stars) -> Stars:
+    """The input, every row without a fit."""
+    columns = {name: getattr(table, name) for name in ("flux", "sharpness")}
+    return Stars.make(table.xy, **columns, flags=table.flags | int(StarFlag.NO_FIT))
+
+
+def _columns(
+    table: Stars,
+    fits: NDArray[np.void],
+    shape: _Shape,
+    single: NDArray[np.void],
+    rows: NDArray[np.int64],
+    options: MeasureOptions,
+) -> Stars:
+    """The fits as columns, with flags."""
+    good = fits["converged"] > 0
+    excess = np.ones(len(fits))
+    if options.gain is None:
+        freedom = np.maximum(fits["pixels"] - 4, 1)
+        excess = np.sqrt(np.fmax(fits["chi2"] / freedom, 1.0))
+    saturated = (fits["saturated"] > 0) | table.has(StarFlag.SATURATED)
+    stretch = fits["width"]
+    error = np.nan_to_num(fits["width_err"] * excess)
+    sharp = good & ~saturated & (stretch + 3 * error < _SHARP)
+    extended = good & ~saturated & (stretch - 5 * error > _EXTENDED)
+    sharpness = np.where(np.isfinite(table.sharpness), table.sharpness, 1 / stretch)
+    pixel = shape.pixel
+    fwhm = np.hypot(shape.width * stretch, pixel)
+    ellipticity, theta = np.full(len(fits), np.nan), np.full(len(fits), np.nan)
+    minor, major, theta[rows] = _axes(single["a"], single["b"], single["c"])
+    minor, major = np.hypot(minor, pixel), np.hypot(major, pixel)
+    fwhm[rows], ellipticity[rows] = np.sqrt(minor * major), 1 - minor / major
+    flags = table.flags & ~np.uint16(StarFlag.NO_FIT)
+    for flag, which in (
+        (StarFlag.SATURATED, saturated),
+        (StarFlag.EDGE, fits["missing"] > 0),
+        (StarFlag.BLENDED, fits["neighbours"] > 0),
+        (StarFlag.SHARP, sharp),
+        (StarFlag.EXTENDED, extended),
+        (StarFlag.NO_FIT, ~good),
+    ):
+        flags = flags | np.where(which, int(flag), 0).astype(np.uint16)
+    return Stars.make(
+        np.stack([fits["x"], fits["y"]], axis=1),
+        flux=np.where(good, fits["peak"] * shape.volume, np.nan),
+        flux_err=fits["peak_err"] * shape.volume * excess,
+        xy_err=fits["xy_err"] * excess,
+        peak=fits["top"],
+        sky=fits["sky"],
+        fwhm=np.where(good, fwhm, np.nan),
+        ellipticity=np.where(good, ellipticity, np.nan),
+        theta=np.where(good, theta, np.nan),
+        sharpness=sharpness,
+        flags=flags,
+    )
+
+
+def _quality(
+    pixels: FloatImage,
+    stars: Stars,
+    background: Background | None,
+    sky: Array,
+    noise: Array,
+    options: MeasureOptions,
+    shape: _Shape | None = None,
+    single: NDArray[np.void] | None = None,
+) -> FrameQuality:
+    psf = PSF(fwhm=np.nan, beta=np.nan, ellipticity=np.nan, theta=np.nan) if shape is None else shape.psf
+    fwhm_err, n_fitted = np.nan, 0
+    if single is not None:
+        n_fitted = len(single)
+        width = np.log(single["width"])
+        scatter = 1.4826 * np.median(np.abs(width - np.median(width)))
+        fwhm_err = psf.fwhm * float(max(scatter, np.median(single["width_err"])) / np.sqrt(n_fitted))
+    saturated = 0 if options.saturation is None else int(np.count_nonzero(pixels >= options.saturation))
+    return FrameQuality(
+        fwhm=psf.fwhm,
+        fwhm_err=fwhm_err,
+        ellipticity=psf.ellipticity,
+        theta=psf.theta,
+        beta=psf.beta,
+        n_stars=int(np.count_nonzero(~stars.has(StarFlag.SHARP | StarFlag.NO_FIT))),
+        n_fitted=n_fitted,
+        n_sharp=int(np.count_nonzero(stars.has(StarFlag.SHARP))),
+        sky=_middle(sky) if background is None else background.sky,
+        noise=_middle(noise) if background is None else background.sigma,
+        saturated=saturated,
+    )
+
+
+def _middle(values: Array) -> float:
+    values = values[np.isfinite(values)]
+    return float(np.median(values)) if len(values) else float("nan")

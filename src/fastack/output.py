@@ -1,0 +1,342 @@
+"""A stack into a FITS file: tile by tile, all or nothing.
+
+Planes are written straight into a temporary file beside the target, which takes the target's name only when it is
+complete. CHECKSUM and DATASUM follow the FITS Standard 4.0, section 4.4.2.7 and appendix J.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+from astropy.io import fits
+
+from fastack.errors import OutputError
+
+_BLOCK = 2880
+_RESERVE = 12  #: blank cards kept for figures that are known only at the end
+
+
+@dataclass(frozen=True, slots=True)
+class Plane:
+    """One image of the file."""
+
+    name: str  #: EXTNAME; "" for the primary HDU
+    dtype: str  #: NumPy code: f4, u2 or u1
+    comment: str = ""
+    cards: tuple[tuple[str, Any, str], ...] = ()
+
+
+PRIMARY = Plane("", "f4")
+UNCERT = Plane("UNCERT", "f4", "one sigma of each pixel", (("UTYPE", "StdDevUncertainty", "for astropy CCDData"),))
+NCOMB = Plane("NCOMB", "u2", "samples kept in each pixel")
+WEIGHT = Plane("WEIGHT", "f4", "inverse variance of the background")
+FLAGS = Plane("FLAGS", "u1", "1 saturated 2 interpolated 4 rejected 8 partial")
+REJLOW = Plane("REJLOW", "u2", "samples rejected below")
+REJHIGH = Plane("REJHIGH", "u2", "samples rejected above")
+
+
+class Sink(Protocol):
+    """What takes the tiles of a stack."""
+
+    def write(self, name: str, y: int, x: int, block: np.ndarray) -> None:
+        """Store a block of plane `name` with its first pixel at [y, x]; from any thread."""
+
+    def read(self, name: str, y0: int, y1: int) -> np.ndarray:
+        """Rows of a plane, native byte order."""
+
+
+class MemorySink:
+    """Planes in memory, for callers from Python.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (ny, nx).
+    planes : sequence of Plane
+        What is kept.
+    """
+
+    def __init__(self, shape: tuple[int, int], planes: Sequence[Plane]) -> None:
+        self.planes = {p.name: np.zeros(shape, p.dtype) for p in planes}
+
+    def write(self, name: str, y: int, x: int, block: np.ndarray) -> None:
+        """Store a block; see `Sink`."""
+        self.planes[name][y : y + block.shape[0], x : x + block.shape[1]] = block
+
+    def read(self, name: str, y0: int, y1: int) -> np.ndarray:
+        """Rows of a plane."""
+        return self.planes[name][y0:y1]
+
+
+def check_target(path: Path, *, overwrite: bool) -> None:
+    """Refuse a target that cannot be written, before any work is done.
+
+    Parameters
+    ----------
+    path : Path
+        Of the file to be.
+    overwrite : bool
+        Whether an existing file may be replaced.
+
+    Raises
+    ------
+    OutputError
+        With the way out.
+    """
+    if path.is_dir():
+        raise OutputError(f"{path} is a directory: name a file with -o")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists: use --overwrite to replace it, or another name with -o")
+    if not path.parent.is_dir():
+        raise OutputError(f"{path.parent} does not exist: make it first, or use another path with -o")
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(f"{path.parent} is not writable: use another path with -o")
+
+
+class FitsSink:
+    """Planes in a FITS file that appears under its name only when it is whole.
+
+    Used as a context manager; leaving it without `finish` removes what was written and leaves an older file of that
+    name untouched.
+
+    Parameters
+    ----------
+    path : Path
+        Target.
+    shape : tuple of int
+        (ny, nx).
+    planes : sequence of Plane
+        The first one is the primary HDU.
+    header : astropy.io.fits.Header
+        Of the primary HDU, without structure; may gain a few cards in `finish`.
+    overwrite : bool
+        Whether an existing file may be replaced.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be made or the disk has not enough room.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        shape: tuple[int, int],
+        planes: Sequence[Plane],
+        header: fits.Header,
+        *,
+        overwrite: bool = False,
+    ) -> None:
+        check_target(path, overwrite=overwrite)
+        self.path, self.shape, self.header = path, shape, header
+        self._planes = {p.name: p for p in planes}
+        self._at: dict[str, tuple[int, int]] = {}  # header start, data start
+        end = 0
+        for plane in planes:
+            size = len(self._head(plane, reserve=plane.name == ""))
+            self._at[plane.name] = end, end + size
+            end += size + _padded(np.dtype(plane.dtype).itemsize * shape[0] * shape[1])
+        self._end = end
+        try:
+            self._fd, self._temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        except OSError as error:
+            raise OutputError(f"{path}: cannot write here ({error.strerror})") from error
+        self._open = True
+        try:
+            self._reserve(end)
+        except BaseException:
+            self.abort()
+            raise
+
+    def _reserve(self, size: int) -> None:
+        try:
+            os.posix_fallocate(self._fd, 0, size)
+        except (AttributeError, OSError) as error:
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise self._error(error) from error
+            os.ftruncate(self._fd, size)
+
+    def _error(self, error: BaseException) -> OutputError:
+        text = getattr(error, "strerror", None) or str(error)
+        return OutputError(f"{self.path}: cannot be written ({text}); what stood there before is untouched")
+
+    def write(self, name: str, y: int, x: int, block: np.ndarray) -> None:
+        """Store a block of a plane; see `Sink`."""
+        plane = self._planes[name]
+        if plane.dtype == "u2":
+            data = (np.ascontiguousarray(block, np.uint16) ^ np.uint16(0x8000)).astype(">u2")
+        else:
+            data = np.ascontiguousarray(block, ">" + plane.dtype)
+        row = self.shape[1] * data.itemsize
+        at = self._at[name][1] + y * row + x * data.itemsize
+        try:
+            if data.shape[1] == self.shape[1]:
+                _pwrite(self._fd, data.tobytes(), at)
+            else:
+                for k in range(data.shape[0]):
+                    _pwrite(self._fd, data[k].tobytes(), at + k * row)
+        except OSError as error:
+            raise self._error(error) from error
+
+    def read(self, name: str, y0: int, y1: int) -> np.ndarray:
+        """Rows of a plane, native byte order."""
+        dtype = np.dtype(">" + self._planes[name].dtype)
+        row = self.shape[1] * dtype.itemsize
+        raw = os.pread(self._fd, (y1 - y0) * row, self._at[name][1] + y0 * row)
+        data = np.frombuffer(raw, dtype).reshape(y1 - y0, self.shape[1])
+        if dtype.kind == "u" and dtype.itemsize == 2:
+            return data.astype(np.uint16) ^ np.uint16(0x8000)
+        return data.astype(dtype.newbyteorder("="))
+
+    def finish(self, tables: Sequence[fits.BinTableHDU] = ()) -> None:
+        """Write headers, checksums and tables, and give the file its name.
+
+        Parameters
+        ----------
+        tables : sequence of astropy.io.fits.BinTableHDU
+            Appended after the planes.
+
+        Raises
+        ------
+        OutputError
+            If anything cannot be written; an older file of that name stays as it is.
+        """
+        try:
+            for plane in self._planes.values():
+                start, data = self._at[plane.name]
+                size = np.dtype(plane.dtype).itemsize * self.shape[0] * self.shape[1]
+                total = self._sum(data, _padded(size))
+                head = self._head(plane, datasum=total, size=data - start)
+                _pwrite(self._fd, head, start)
+            at = self._end
+            for table in tables:
+                buffer = io.BytesIO()
+                fits.HDUList([fits.PrimaryHDU(), table]).writeto(buffer, checksum=True)
+                at += _pwrite(self._fd, buffer.getvalue()[_BLOCK:], at)
+            os.ftruncate(self._fd, at)
+            os.fsync(self._fd)
+            mask = os.umask(0)
+            os.umask(mask)
+            os.fchmod(self._fd, 0o666 & ~mask)
+            os.close(self._fd)
+            self._open = False
+            os.replace(self._temporary, self.path)
+        except OSError as error:
+            self.abort()
+            raise self._error(error) from error
+
+    def abort(self) -> None:
+        """Remove what was written."""
+        if self._open:
+            self._open = False
+            os.close(self._fd)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._temporary)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._open:
+            self.abort()
+
+    def _head(
+        self, plane: Plane, *, reserve: bool = False, datasum: int | None = None, size: int | None = None
+    ) -> bytes:
+        """Header block of a plane; with `datasum`, its checksum cards are right, and it has `size` bytes."""
+        header = fits.Header()
+        if plane.name:
+            header["XTENSION"] = ("IMAGE", "image extension")
+        else:
+            header["SIMPLE"] = (True, "conforms to FITS standard")
+        header["BITPIX"] = {"f4": -32, "u2": 16, "u1": 8}[plane.dtype]
+        header["NAXIS"] = 2
+        header["NAXIS1"], header["NAXIS2"] = self.shape[1], self.shape[0]
+        if plane.name:
+            header["PCOUNT"], header["GCOUNT"] = 0, 1
+        else:
+            header["EXTEND"] = True
+        if plane.dtype == "u2":
+            header["BSCALE"], header["BZERO"] = 1, 32768
+        if plane.name:
+            header["EXTNAME"] = (plane.name, plane.comment)
+            for keyword, value, comment in plane.cards:
+                header[keyword] = (value, comment)
+            for card in self.header.cards:
+                if card.keyword in ("BUNIT", "RADESYS", "EQUINOX") or card.keyword[:5] in _WCS_STARTS:
+                    if not (card.keyword == "BUNIT" and plane.name != "UNCERT"):
+                        header.append(card, end=True)
+        else:
+            header.extend(self.header, strip=False, end=True)
+        header["CHECKSUM"] = ("0" * 16, "HDU checksum")
+        header["DATASUM"] = ("0" * 10 if datasum is None else str(datasum), "data unit checksum")
+        text = header.tostring(endcard=False, padding=False)
+        blank = _RESERVE if reserve else 0
+        length = size or _padded(len(text) + 80 * (blank + 1))
+        if len(text) + 80 > length:
+            raise ValueError("the header has grown beyond its reserve")
+        block = (text.ljust(length - 80) + "END".ljust(80)).encode("ascii")
+        if size is not None:
+            # END must be in the last block; the blanks before it are blank cards, which the standard allows
+            total = _checksum(np.frombuffer(block, ">u4"), datasum or 0)
+            block = block.replace(b"CHECKSUM= '" + b"0" * 16, b"CHECKSUM= '" + _encode(~total & 0xFFFFFFFF), 1)
+        return block
+
+    def _sum(self, at: int, size: int) -> int:
+        total = 0
+        for start in range(0, size, 1 << 23):
+            raw = os.pread(self._fd, min(1 << 23, size - start), at + start)
+            total = _checksum(np.frombuffer(raw, ">u4"), total)
+        return total
+
+
+_WCS_STARTS = ("CTYPE", "CRVAL", "CRPIX", "CUNIT", "CD1_1", "CD1_2", "CD2_1", "CD2_2", "LONPO", "LATPO")
+
+
+def _padded(size: int) -> int:
+    return -(-size // _BLOCK) * _BLOCK
+
+
+def _pwrite(fd: int, data: bytes, at: int) -> int:
+    view = memoryview(data)
+    done = 0
+    while done < len(view):
+        done += os.pwrite(fd, view[done:], at + done)
+    return done
+
+
+def _checksum(words: np.ndarray, start: int = 0) -> int:
+    """Ones'-complement sum of 32-bit words."""
+    total = int(words.sum(dtype=np.uint64)) + start
+    while total >> 32:
+        total = (total & 0xFFFFFFFF) + (total >> 32)
+    return total
+
+
+def _encode(value: int) -> bytes:
+    """ASCII encoding of a checksum (FITS Standard 4.0, appendix J)."""
+    exclude = {*range(0x3A, 0x41), *range(0x5B, 0x61)}
+    columns = []
+    for byte in value.to_bytes(4, "big"):
+        quotient, remainder = divmod(byte, 4)
+        four = [quotient + remainder + 0x30, quotient + 0x30, quotient + 0x30, quotient + 0x30]
+        while any(c in exclude for c in four):
+            for i in (0, 2):
+                if four[i] in exclude or four[i + 1] in exclude:
+                    four[i] += 1
+                    four[i + 1] -= 1
+        columns.append(four)
+    ascii_codes = [columns[j][i] for i in range(4) for j in range(4)]
+    return bytes(ascii_codes[-1:] + ascii_codes[:-1])

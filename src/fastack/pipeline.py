@@ -1,0 +1,937 @@
+"""The main job: frames in, one honest stack out. The only module that knows all stages.
+
+Pass 1 measures every frame, the meeting works on lists of stars alone, pass 2 combines tile by tile.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy.io import fits
+
+from fastack import __version__, calibrate, frames, grid, header, normalise, output, report, select, transform
+from fastack import wcs as coordinates
+from fastack.background import estimate_background
+from fastack.combine import Combined, NoiseModel, combine_samples
+from fastack.detect import detect, find_artefacts
+from fastack.errors import FastackError, FrameError, MatchError, StackError
+from fastack.executor import Executor, make_executor
+from fastack.measure import measure
+from fastack.options import StackOptions
+from fastack.resample import input_window, resample_tile
+from fastack.types import (
+    Array,
+    Background,
+    FloatImage,
+    FrameQuality,
+    FrameRecord,
+    Grid,
+    StarFlag,
+    Stars,
+    Transform,
+)
+
+HALO = 2  #: output pixels around a tile that the local gradient of the stack looks at
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class StackResult:
+    """A stack and all that is known of it."""
+
+    shape: tuple[int, int]  #: (ny, nx); (0, 0) after a dry run
+    header: fits.Header  #: of the primary HDU
+    records: list[FrameRecord]  #: every input, used or not
+    reference: str  #: name of the reference frame
+    grid: Grid | None
+    path: Path | None  #: file, where one was written
+    sink: output.Sink | None = field(repr=False, default=None)
+    quality: FrameQuality | None = None  #: the stack itself, measured
+    stars: Stars | None = field(repr=False, default=None)  #: detections of the stack
+    seconds: float = 0.0
+    options: StackOptions = field(default_factory=StackOptions, repr=False)
+    notes: tuple[str, ...] = ()
+
+    def plane(self, name: str = "") -> np.ndarray:
+        """One plane: "" is the average, then UNCERT, NCOMB, WEIGHT, FLAGS (REJLOW, REJHIGH where asked for).
+
+        Parameters
+        ----------
+        name : str
+            Of the plane.
+
+        Returns
+        -------
+        (ny, nx) ndarray
+            In native byte order.
+        """
+        if self.path is not None:
+            with fits.open(self.path, memmap=False) as file:
+                data = file[name or 0].data
+                return np.asarray(data, data.dtype.newbyteorder("="))
+        if self.sink is None:
+            raise StackError("a dry run has no pixels")
+        return self.sink.read(name, 0, self.shape[0])
+
+    @property
+    def data(self) -> FloatImage:
+        """(ny, nx) average, ADU of the reference."""
+        return self.plane("")
+
+    @property
+    def uncertainty(self) -> FloatImage:
+        """(ny, nx) one sigma of `data`, ADU."""
+        return self.plane("UNCERT")
+
+    @property
+    def used(self) -> list[FrameRecord]:
+        """The frames that are in the stack."""
+        return [r for r in self.records if r.used]
+
+
+def stack(
+    sources: Sequence[str | Path] | str | Path | None = None,
+    *,
+    output_path: str | Path | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    maps: bool = False,
+    options: StackOptions | None = None,
+    reporter: report.Reporter | None = None,
+    command: str | None = None,
+    **settings: Any,
+) -> StackResult:
+    """Stack frames of one field.
+
+    Parameters
+    ----------
+    sources : str, Path or sequence of them, optional
+        Files, globs, directories or ``@list.txt``; by default ``d*.fits`` in the current directory.
+    output_path : str or Path, optional
+        FITS file to write; without it the planes stay in memory.
+    overwrite : bool
+        Whether an existing file may be replaced.
+    dry_run : bool
+        Measure, select and register, but combine nothing.
+    maps : bool
+        Also keep the planes REJLOW and REJHIGH.
+    options : StackOptions, optional
+        All settings at once.
+    reporter : Reporter, optional
+        Told of progress and of everything left out.
+    command : str, optional
+        Command line, for the HISTORY.
+    **settings
+        Single settings by their flat names, ``fwhm_limit=5.0, kernel="lanczos4"``; see `StackOptions.of`.
+
+    Returns
+    -------
+    StackResult
+        The stack, and a record of every frame with its figures and, where it was left out, the reason.
+
+    Raises
+    ------
+    StackError
+        If no honest stack can be made; the message says what stood in the way.
+    OutputError
+        If the result cannot be written; an older file of that name stays as it is.
+    """
+    started = time.perf_counter()
+    if options is not None and settings:
+        raise TypeError("give either options or single settings")
+    options = options or StackOptions.of(**settings)
+    reporter = reporter or report.Reporter()
+    target = Path(output_path) if output_path is not None else None
+    if target is not None and not dry_run:
+        output.check_target(target, overwrite=overwrite)
+    with make_executor(options.threads, options.scheduler) as executor:
+        records, notes = measure_frames(sources, options, reporter, executor, exclude=target)
+        select.apply_limits(records, options.select)
+        _need(records, "after the selection")
+        reference = select.choose_reference(records, options.reference)
+        register(records, reference, options, reporter)
+        match_levels(records, reference, options)
+        select.apply_transparency(records, options.select)
+        _need(records, "after the registration")
+        select.weigh(records, options.weights, options.weight_table)
+        for r in records:
+            if r.reason is not None:
+                reporter.left_out(r.name, r.reason)
+        used = [r for r in records if r.used]
+        if dry_run:
+            seconds = time.perf_counter() - started
+            return StackResult(
+                shape=(0, 0),
+                header=fits.Header(),
+                records=records,
+                reference=reference.name,
+                grid=None,
+                path=None,
+                seconds=seconds,
+                options=options,
+                notes=tuple(notes),
+            )
+        out, transforms = output_grid(used, reference, options)
+        primary = stack_header(used, reference, out, options, command, notes)
+        planes = [output.PRIMARY, output.UNCERT, output.NCOMB, output.WEIGHT, output.FLAGS]
+        if maps:
+            planes += [output.REJLOW, output.REJHIGH]
+        job = Job.of(used, reference, transforms, out, options, maps)
+        if target is None:
+            sink = output.MemorySink(out.shape, planes)
+            _combine(job, sink, executor, reporter, used)
+            measured = _measure_stack(sink, out, reference, options)
+        else:
+            with output.FitsSink(target, out.shape, planes, primary, overwrite=overwrite) as file:
+                _combine(job, file, executor, reporter, used)
+                measured = _measure_stack(file, out, reference, options)
+                _quality_cards(primary, measured)
+                file.finish([report.frames_hdu(records)])
+            sink = None
+    if target is None:
+        _quality_cards(primary, measured)
+    stars, quality = measured
+    return StackResult(
+        shape=out.shape,
+        header=primary,
+        records=records,
+        reference=reference.name,
+        grid=out,
+        path=target,
+        sink=sink,
+        quality=quality,
+        stars=stars,
+        seconds=time.perf_counter() - started,
+        options=options,
+        notes=tuple(notes),
+    )
+
+
+# Pass 1 ------------------------------------------------------------------------------------------------------------
+
+
+def open_frames(
+    sources: Sequence[str | Path] | str | Path | None,
+    options: StackOptions,
+    exclude: Path | None = None,
+) -> list[FrameRecord]:
+    """Records of all inputs, in canonical order, headers read.
+
+    Parameters
+    ----------
+    sources : see `stack`
+        What to look for.
+    options : StackOptions
+        Detector constants.
+    exclude : Path, optional
+        The output of this run, which is never its own input.
+
+    Returns
+    -------
+    list of FrameRecord
+        Files that cannot be opened, and calibration frames among the lights, carry their reason.
+    """
+    if isinstance(sources, (str, Path)):
+        sources = [sources]
+    paths = frames.find_frames(sources)
+    records = []
+    for path in paths:
+        if exclude is not None and exclude.exists() and path.exists() and path.samefile(exclude):
+            continue
+        record = FrameRecord(path=path, name=path.name)
+        try:
+            record.frame = frames.open_frame(path, options=options.calibrate)
+        except FrameError as error:
+            record.reason = str(error)
+        else:
+            record.notes = tuple(record.frame.assumptions)
+            record.exposure = header.read_exposure(record.frame.header, record.frame.exposure)
+            record.notes += record.exposure.notes
+            if record.frame.image_type in ("bias", "dark", "flat"):
+                record.reason = f"a {record.frame.image_type} frame, not a light frame"
+        records.append(record)
+    return records
+
+
+def measure_frames(
+    sources: Sequence[str | Path] | str | Path | None,
+    options: StackOptions,
+    reporter: report.Reporter | None = None,
+    executor: Executor | None = None,
+    exclude: Path | None = None,
+) -> tuple[list[FrameRecord], list[str]]:
+    """Pass 1: open, calibrate, detect and measure every frame.
+
+    Parameters
+    ----------
+    sources, options, reporter
+        See `stack`.
+    executor : Executor, optional
+        Default: threads of this process.
+    exclude : Path, optional
+        File that is never an input.
+
+    Returns
+    -------
+    records : list of FrameRecord
+        With quality, stars, background and artefacts; those left out carry the reason.
+    notes : list of str
+        What was said of the masters.
+    """
+    reporter = reporter or report.Reporter()
+    if executor is None:
+        with make_executor(options.threads, options.scheduler) as made:
+            return measure_frames(sources, options, reporter, made, exclude)
+    records = open_frames(sources, options, exclude)
+    select.keep_majority(records, options.select)
+    live = [r for r in records if r.reason is None]
+    _need(records, "that could be opened")
+    calibration = calibrate.load_calibration([r.frame for r in live], options.calibrate)
+    for note in calibration.notes:
+        reporter.note(note)
+    pixels = max(r.frame.raw_shape[0] * r.frame.raw_shape[1] for r in live)
+    workers = max(1, min(executor.threads, options.memory // (16 * pixels)))
+    work = functools.partial(_measure_one, calibration=calibration, options=options)
+    reporter.start("measure", len(live), pixels)
+    for record, result in zip(live, executor.map(work, [r.frame for r in live], ahead=workers), strict=True):
+        if isinstance(result, str):
+            record.reason = result
+        else:
+            record.prepared, record.background, record.stars = result.prepared, result.background, result.stars
+            record.quality, record.artefacts = result.quality, result.artefacts
+            if record.quality.n_stars == 0:
+                record.reason = "no stars found" if options.register == "stars" else None
+        reporter.advance()
+    reporter.finish()
+    _drop_known_artefacts([r for r in live if r.reason is None])
+    return records, list(calibration.notes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Measured:
+    prepared: Any
+    background: Background
+    stars: Stars
+    quality: FrameQuality
+    artefacts: np.ndarray
+
+
+def _measure_one(frame: frames.Frame, *, calibration: calibrate.Calibration, options: StackOptions) -> _Measured | str:
+    """Pass 1 for one frame; a string is the reason why it cannot be used."""
+    try:
+        prepared = calibration.prepare(frame)
+        section = calibration.read(frame, None, prepared)
+        image = section.pixels
+        finite = np.isfinite(image[:: max(1, image.shape[0] // 64)])
+        if not finite.any() and not np.isfinite(image).any():
+            return "no pixel has a value"
+        if section.n_saturated > 0.5 * image.size:
+            return f"{100 * section.n_saturated / image.size:.0f} % of the pixels are saturated"
+        sky = estimate_background(image, options=options.background)
+        level = _saturation_level(section)
+        found = detect(image, background=sky, options=replace(options.detect, saturation=level))
+        stars, quality = measure(
+            image,
+            found,
+            background=sky,
+            options=replace(options.measure, gain=frame.gain, saturation=level),
+        )
+        quality = replace(quality, saturated=section.n_saturated)
+        stars = _flag_saturated(stars, section, quality.fwhm)
+        artefacts = find_artefacts(
+            image, background=sky, fwhm=quality.fwhm if np.isfinite(quality.fwhm) else 2.0, options=options.detect
+        )
+        keep = ~stars.has(StarFlag.SHARP)
+        return _Measured(prepared=prepared, background=sky, stars=stars[keep], quality=quality, artefacts=artefacts)
+    except FastackError as error:
+        return str(error)
+    except OSError as error:
+        return f"{frame.path}: cannot be read ({error.strerror or error})"
+
+
+def _saturation_level(section: calibrate.Section) -> float | None:
+    if not len(section.saturated):
+        return None
+    x, y = section.saturated[:, 0], section.saturated[:, 1]
+    values = section.pixels[y, x]
+    values = values[np.isfinite(values)]
+    return float(np.percentile(values, 5)) if len(values) else None
+
+
+def _flag_saturated(stars: Stars, section: calibrate.Section, fwhm: float) -> Stars:
+    """Stars with a saturated pixel in their core get the flag."""
+    if not len(section.saturated) or not len(stars):
+        return stars
+    from scipy.spatial import cKDTree
+
+    radius = max(1.5, fwhm if np.isfinite(fwhm) else 1.5)
+    distance, _ = cKDTree(section.saturated).query(stars.xy, distance_upper_bound=radius)
+    flags = stars.flags | np.where(np.isfinite(distance), int(StarFlag.SATURATED), 0).astype(np.uint16)
+    flags.setflags(write=False)
+    return replace(stars, flags=flags)
+
+
+def _drop_known_artefacts(records: Sequence[FrameRecord]) -> None:
+    """Pixels that are hot in at least a third of the frames (and in four) are masked in all of them."""
+    lists = [r.artefacts for r in records if r.artefacts is not None and len(r.artefacts)]
+    if len(records) < 4 or not lists:
+        return
+    pixels, counts = np.unique(np.concatenate(lists), axis=0, return_counts=True)
+    fixed = pixels[counts >= max(4, len(records) / 3)]
+    if not len(fixed):
+        return
+    for r in records:
+        own = r.artefacts if r.artefacts is not None else np.empty((0, 2), np.int32)
+        r.artefacts = np.unique(np.concatenate([own, fixed]), axis=0).astype(np.int32)
+
+
+# The meeting -------------------------------------------------------------------------------------------------------
+
+
+def register(
+    records: Sequence[FrameRecord], reference: FrameRecord, options: StackOptions, reporter: report.Reporter
+) -> None:
+    """Find every frame's transform; those without one are left out with the reason.
+
+    Parameters
+    ----------
+    records : sequence of FrameRecord
+        Measured frames.
+    reference : FrameRecord
+        Whose pixels the transforms start from.
+    options : StackOptions
+        ``register`` says how.
+    reporter : Reporter
+        Told of progress.
+    """
+    live = [r for r in records if r.reason is None]
+    reporter.start("register", len(live), 0)
+    if options.register == "none":
+        for r in live:
+            r.transform = Transform.identity()
+    elif options.register == "wcs":
+        _register_by_wcs(live, reference)
+    elif options.register == "stars":
+        _register_by_stars(live, reference, options, reporter)
+    else:
+        _register_by_table(live, options.register)
+    reporter.finish()
+    solved = [r for r in live if r.reason is None and r.transform is not None]
+    reasons = transform.consistent(
+        [r.transform for r in solved if r.transform is not None], [r.frame.shape for r in solved]
+    )
+    for r, reason in zip(solved, reasons, strict=True):
+        if reason is not None and r is not reference:
+            r.reason = f"registration: {reason}"
+
+
+def _register_by_stars(
+    live: Sequence[FrameRecord], reference: FrameRecord, options: StackOptions, reporter: report.Reporter
+) -> None:
+    reference.transform = Transform.identity()
+    assert reference.stars is not None
+    reference.n_matched = len(reference.stars)
+    at = next(i for i, r in enumerate(live) if r is reference)
+    # outwards from the reference, so that the neighbour's transform is a good first guess
+    order = [*range(at + 1, len(live)), *range(at - 1, -1, -1)]
+    failed = []
+    guess: Transform | None = Transform.identity()
+    for k in order:
+        if k == at - 1:
+            guess = Transform.identity()
+        r = live[k]
+        assert r.stars is not None
+        try:
+            r.transform, pairs = transform.register(
+                reference.stars, r.stars, guess=guess, match_options=options.match, options=options.transform
+            )
+            guess, r.n_matched = r.transform, len(pairs)
+            if pairs.weak:
+                r.notes += ("registered on three stars alone",)
+        except MatchError as error:
+            failed.append((r, str(error)))
+        reporter.advance()
+    # a frame that does not reach the reference may reach a neighbour that does
+    progress = True
+    while failed and progress:
+        progress = False
+        for r, message in list(failed):
+            near = sorted((abs(live.index(r) - i), i) for i, o in enumerate(live) if o.transform is not None)
+            for _, i in near[:3]:
+                if live[i] is reference:
+                    continue
+                if _register_over(r, live[i], reference, options):
+                    failed.remove((r, message))
+                    progress = True
+                    break
+    for r, message in failed:
+        r.reason = f"registration: {message}"
+
+
+def _register_over(record: FrameRecord, neighbour: FrameRecord, reference: FrameRecord, options: StackOptions) -> bool:
+    assert record.stars is not None and neighbour.stars is not None and neighbour.transform is not None
+    try:
+        step, pairs = transform.register(
+            neighbour.stars, record.stars, match_options=options.match, options=options.transform
+        )
+    except MatchError:
+        return False
+    guess = transform.compose(neighbour.transform, step)
+    try:
+        assert reference.stars is not None
+        record.transform, pairs = transform.register(
+            reference.stars, record.stars, guess=guess, match_options=options.match, options=options.transform
+        )
+    except MatchError:
+        record.transform = guess
+        record.notes += (f"registered over {neighbour.name}",)
+    record.n_matched = len(pairs)
+    return True
+
+
+def _register_by_wcs(live: Sequence[FrameRecord], reference: FrameRecord) -> None:
+    base = coordinates.read_wcs(reference.frame.header)
+    if base is None:
+        raise StackError(f"--register wcs: the reference {reference.name} has no celestial WCS")
+    base = _trimmed(base, reference)
+    for r in live:
+        wcs = coordinates.read_wcs(r.frame.header)
+        if wcs is None:
+            r.reason = "registration: no celestial WCS in the header"
+            continue
+        try:
+            r.transform = (
+                Transform.identity()
+                if r is reference
+                else transform.from_wcs(base, _trimmed(wcs, r), reference.frame.shape)
+            )
+        except MatchError as error:
+            r.reason = f"registration: {error}"
+
+
+def _trimmed(wcs: Any, record: FrameRecord) -> Any:
+    """WCS of the light area."""
+    y0, _, x0, _ = record.frame.trim
+    if x0 or y0:
+        wcs = wcs.deepcopy()
+        wcs.wcs.crpix = np.asarray(wcs.wcs.crpix) - [x0, y0]
+        wcs.wcs.set()
+    return wcs
+
+
+def _register_by_table(live: Sequence[FrameRecord], path: str) -> None:
+    table = report.read_transforms(path)
+    for r in live:
+        r.transform = table.get(r.name)
+        if r.transform is None:
+            r.reason = f"registration: {path} has no transform for it"
+
+
+def match_levels(records: Sequence[FrameRecord], reference: FrameRecord, options: StackOptions) -> None:
+    """Flux scale and sky level of each frame against the reference.
+
+    Parameters
+    ----------
+    records : sequence of FrameRecord
+        Registered frames.
+    reference : FrameRecord
+        Whose scale is 1.
+    options : StackOptions
+        ``normalise`` switches it off: then every frame keeps its own scale and level.
+    """
+    assert reference.stars is not None and reference.background is not None
+    pedestal = reference.background.sky
+    for r in records:
+        if r.reason is not None or r.transform is None or r.background is None:
+            continue
+        area = r.transform.magnification**2
+        if r is reference:
+            r.scale, r.scale_err, r.sky = 1.0, 0.0, pedestal
+        elif not options.normalise:
+            r.scale, r.scale_err, r.sky = 1.0, 0.0, pedestal / area
+        else:
+            assert r.stars is not None
+            first, second = _common_stars(reference.stars, r.stars, r.transform)
+            try:
+                r.scale, r.scale_err = normalise.flux_scale(first, second)
+            except MatchError as error:
+                r.scale = _exposure_ratio(reference, r)
+                r.notes += (f"{error}; scaled by exposure, {r.scale:.4g}",)
+            r.sky = normalise.sky_level(reference.background, r.background, r.transform, r.scale)
+
+
+def _common_stars(reference: Stars, frame: Stars, to_frame: Transform) -> tuple[Stars, Stars]:
+    from scipy.spatial import cKDTree
+
+    if not len(reference) or not len(frame):
+        return reference[:0], frame[:0]
+    distance, index = cKDTree(frame.xy).query(to_frame(reference.xy), distance_upper_bound=1.5)
+    hit = np.flatnonzero(np.isfinite(distance))
+    hit = hit[np.unique(index[hit], return_index=True)[1]]
+    return reference[hit], frame[index[hit]]
+
+
+def _exposure_ratio(reference: FrameRecord, record: FrameRecord) -> float:
+    a, b = reference.frame.exposure, record.frame.exposure
+    return float(a / b) if a and b else 1.0
+
+
+def output_grid(
+    used: Sequence[FrameRecord], reference: FrameRecord, options: StackOptions
+) -> tuple[Grid, list[Transform]]:
+    """The output's grid, and the maps from its pixels to those of each frame.
+
+    Parameters
+    ----------
+    used : sequence of FrameRecord
+        Frames of the stack.
+    reference : FrameRecord
+        Whose pixels the output continues.
+    options : StackOptions
+        Framing, grid, size limit.
+
+    Returns
+    -------
+    grid : Grid
+        With the WCS where one is known.
+    transforms : list of Transform
+        In the order of `used`.
+    """
+    wcs = coordinates.read_wcs(reference.frame.header)
+    wcs = _trimmed(wcs, reference) if wcs is not None else None
+    own = [r.transform for r in used if r.transform is not None]
+    if options.grid is not None:
+        if wcs is None:
+            raise StackError(f"--grid needs the WCS of the reference, and {reference.name} has none")
+        target, shape = coordinates.read_grid(options.grid)
+        to_reference = transform.from_wcs(target, wcs, shape)
+        return Grid(shape=shape, wcs=target), [transform.compose(to_reference, t) for t in own]
+    out = grid.frame_grid(options.framing, reference.frame.shape, [r.frame.shape for r in used], own, options.max_size)
+    dx, dy = out.origin
+    return replace(out, wcs=wcs), [t.shifted(dx, dy) for t in own]
+
+
+# Pass 2 ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Job:
+    """All that a tile needs, small enough to be sent to another machine."""
+
+    frames: list[frames.Frame]
+    prepared: list[Any]
+    artefacts: list[np.ndarray]  #: (k, 2) x, y, sorted by y
+    transforms: list[Transform]  #: output pixels to frame pixels
+    calibration: calibrate.Calibration
+    noise: NoiseModel
+    pedestal: float
+    shape: tuple[int, int]
+    options: StackOptions
+    maps: bool
+
+    @classmethod
+    def of(
+        cls,
+        used: Sequence[FrameRecord],
+        reference: FrameRecord,
+        transforms: list[Transform],
+        out: Grid,
+        options: StackOptions,
+        maps: bool,
+    ) -> Job:
+        """Collect it from the records."""
+        assert reference.background is not None
+        calibration = calibrate.load_calibration([r.frame for r in used], options.calibrate)
+
+        def column(values: Iterator[Any]) -> Array:
+            return np.array([np.nan if v is None else v for v in values], float)
+
+        noise = NoiseModel(
+            weight=column(r.weight for r in used),
+            scale=column(r.scale for r in used),
+            sky=column(r.sky for r in used),
+            gain=column(r.frame.gain for r in used),
+            rdnoise=column(r.frame.rdnoise for r in used),
+            noise=column(r.quality.noise if r.quality else None for r in used),
+            area=column(t.magnification**2 for t in transforms),
+            fwhm=column(
+                r.quality.fwhm / t.magnification if r.quality else None for r, t in zip(used, transforms, strict=True)
+            ),
+        )
+        return cls(
+            frames=[r.frame for r in used],
+            prepared=[r.prepared for r in used],
+            artefacts=[_by_row(r.artefacts) for r in used],
+            transforms=transforms,
+            calibration=calibration,
+            noise=noise,
+            pedestal=0.0 if options.subtract_sky else reference.background.sky,
+            shape=out.shape,
+            options=options,
+            maps=maps,
+        )
+
+
+def _by_row(pixels: np.ndarray | None) -> np.ndarray:
+    if pixels is None or not len(pixels):
+        return np.empty((0, 2), np.int32)
+    return pixels[np.lexsort((pixels[:, 0], pixels[:, 1]))]
+
+
+def combine_tile(tile: grid.Tile, job: Job) -> Combined:
+    """Pass 2 for one tile: read, calibrate, resample and normalise every frame, then combine.
+
+    Parameters
+    ----------
+    tile : tuple of int
+        (y0, y1, x0, x1) of the output.
+    job : Job
+        The whole task.
+
+    Returns
+    -------
+    Combined
+        The tile's planes.
+    """
+    y0, y1, x0, x1 = tile
+    wide = (y0 - HALO, y1 + HALO, x0 - HALO, x1 + HALO)
+    n, shape = len(job.frames), (wide[1] - wide[0], wide[3] - wide[2])
+    cube = np.empty((n, *shape), np.float32)
+    factor = np.empty((n, *shape), np.uint8)
+    saturated = np.zeros(shape, np.uint16)
+    flags = np.zeros(shape, np.uint8)
+    for i, (frame, to_frame) in enumerate(zip(job.frames, job.transforms, strict=True)):
+        window = input_window(to_frame, wide, frame.shape, job.options.resample)
+        if window is None:
+            cube[i] = np.nan
+            factor[i] = 0
+            continue
+        section = job.calibration.read(frame, window, job.prepared[i])
+        _mask_artefacts(section.pixels, job.artefacts[i], window)
+        resample_tile(
+            section.pixels,
+            (window[2], window[0]),
+            frame.shape,
+            to_frame,
+            wide,
+            scale=float(job.noise.scale[i]),
+            sky=float(job.noise.sky[i]),
+            offset=job.pedestal,
+            out=cube[i],
+            factor=factor[i],
+            saturated=section.saturated,
+            saturated_count=saturated,
+            flags=flags,
+            options=job.options.resample,
+        )
+    inner = (slice(HALO, -HALO), slice(HALO, -HALO))
+    return combine_samples(
+        cube,
+        factor,
+        job.noise,
+        pedestal=job.pedestal,
+        tile=tile,
+        halo=HALO,
+        saturated_count=np.ascontiguousarray(saturated[inner]),
+        flags=np.ascontiguousarray(flags[inner]),
+        options=job.options.combine,
+    )
+
+
+def _mask_artefacts(pixels: FloatImage, artefacts: np.ndarray, window: tuple[int, int, int, int]) -> None:
+    """Hot and cosmic-ray pixels become missing before they can ring."""
+    y0, y1, x0, x1 = window
+    a, b = np.searchsorted(artefacts[:, 1], [y0, y1])
+    x, y = artefacts[a:b, 0], artefacts[a:b, 1]
+    inside = (x >= x0) & (x < x1)
+    pixels[y[inside] - y0, x[inside] - x0] = np.nan
+
+
+def _combine(
+    job: Job, sink: output.Sink, executor: Executor, reporter: report.Reporter, used: Sequence[FrameRecord]
+) -> None:
+    for r in used:
+        r.frame.check_unchanged()
+    rotation = max(abs((t.rotation + 45) % 90 - 45) for t in job.transforms)
+    budget = min(job.options.memory // (2 * executor.threads), 1 << 28)
+    size = grid.tile_shape(len(used), job.shape, budget, rotation)
+    every = list(grid.tiles(job.shape, size))
+    reporter.start("combine", len(every), size[0] * size[1] * len(used))
+    work = functools.partial(combine_tile, job=job)
+    for tile, result in zip(every, executor.map(work, every), strict=True):
+        y, _, x, _ = tile
+        sink.write("", y, x, result.data)
+        sink.write("UNCERT", y, x, np.sqrt(result.variance))
+        sink.write("NCOMB", y, x, result.count)
+        sink.write("WEIGHT", y, x, result.weight)
+        sink.write("FLAGS", y, x, result.flags)
+        if job.maps:
+            sink.write("REJLOW", y, x, result.rejected_low)
+            sink.write("REJHIGH", y, x, result.rejected_high)
+        reporter.advance()
+    for r in used:
+        r.frame.check_unchanged()
+    reporter.finish()
+
+
+def _measure_stack(
+    sink: output.Sink, out: Grid, reference: FrameRecord, options: StackOptions
+) -> tuple[Stars | None, FrameQuality | None]:
+    """Stars and quality of the stack itself, from its middle where it is large."""
+    ny, nx = out.shape
+    rows = min(ny, max(512, (1 << 24) // nx))
+    y0 = (ny - rows) // 2
+    image = np.ascontiguousarray(sink.read("", y0, y0 + rows), np.float32)
+    try:
+        sky = estimate_background(image, options=options.background)
+        found = detect(image, background=sky, options=options.detect)
+        stars, quality = measure(image, found, background=sky, options=options.measure)
+    except FastackError:
+        return None, None
+    moved = np.array(stars.xy)
+    moved[:, 1] += y0
+    moved.setflags(write=False)
+    return replace(stars, xy=moved), quality
+
+
+# The end -----------------------------------------------------------------------------------------------------------
+
+
+def stack_header(
+    used: Sequence[FrameRecord],
+    reference: FrameRecord,
+    out: Grid,
+    options: StackOptions,
+    command: str | None,
+    notes: Sequence[str] = (),
+) -> fits.Header:
+    """Primary header of the stack.
+
+    Parameters
+    ----------
+    used : sequence of FrameRecord
+        Frames of the stack.
+    reference : FrameRecord
+        Whose header is the base.
+    out : Grid
+        Of the output.
+    options : StackOptions
+        For the HISTORY.
+    command : str, optional
+        Command line.
+    notes : sequence of str
+        Of the calibration.
+
+    Returns
+    -------
+    astropy.io.fits.Header
+        Without structural cards.
+    """
+    cards = header.base_cards(reference.frame.header)
+    weights = [r.weight for r in used]
+    n = sum(r.frame.ncombine for r in used)
+    cards["BUNIT"] = ("adu", "of the reference frame")
+    cards["NCOMBINE"] = (n, "frames combined")
+    for keyword, value, comment in header.date_cards([r.exposure for r in used], weights):
+        cards[keyword] = (value, comment)
+    known = [float(r.frame.exposure) for r in used if r.frame.exposure]
+    if known:
+        scaled = options.normalise and reference.frame.exposure
+        typical = float(reference.frame.exposure) if scaled else float(np.mean(known))
+        cards["EXPTIME"] = (typical, "[s] so that counts/EXPTIME is a rate")
+        cards["XPOSURE"] = (float(np.sum(known)), "[s] total exposure")
+    _noise_cards(cards, used, options)
+    airmass = [a for a in (_number(r.frame.header.get("AIRMASS")) for r in used) if a]
+    if airmass:
+        cards["AIRMASS"] = (round(float(np.mean(airmass)), 4), f"mean of {len(airmass)} frames")
+    levels = [
+        (r.frame.saturation - r.sky) * r.scale + (0.0 if options.subtract_sky else reference.sky)
+        for r in used
+        if r.frame.saturation
+    ]
+    if levels:
+        cards["SATURATE"] = (float(min(levels)), "[adu] lowest saturation level of a frame, scaled")
+    cards["FASTREF"] = (reference.name, "reference frame")
+    if out.wcs is not None:
+        for card in coordinates.wcs_cards(out.wcs, out.origin).cards:
+            cards[card.keyword] = (card.value, card.comment)
+    cards["LTV1"], cards["LTV2"] = -out.origin[0], -out.origin[1]
+    for k, r in enumerate(used[:999], 1):
+        cards[f"IMCMB{k:03d}"] = r.name[:68]
+    lines = [f"fastack {__version__}"]
+    if command:
+        lines.append(command)
+    lines.append(f"options: {_changed(options)}")
+    lines += [*notes, *(note for note in dict.fromkeys(f"{note}" for r in used for note in r.notes))][:40]
+    for line in header.history(lines):
+        cards.add_history(line)
+    return cards
+
+
+def _number(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if np.isfinite(number) and number > 0 else None
+
+
+def _noise_cards(cards: fits.Header, used: Sequence[FrameRecord], options: StackOptions) -> None:
+    gains = [r.frame.gain for r in used]
+    if not all(gains):
+        return
+    weights, scales = [r.weight for r in used], [r.scale for r in used]
+    gain = header.effective_gain(weights, scales, gains)
+    ratio = header.median_noise_ratio(len(used)) if options.combine.combine == "median" else 1.0
+    cards["GAIN"] = (gain / ratio, "[e-/adu] effective, of the stack")
+    cards["EGAIN"] = (gain / ratio, "[e-/adu] effective, of the stack")
+    noises = [r.frame.rdnoise for r in used]
+    if all(value is not None for value in noises):
+        rdnoise = header.effective_rdnoise(weights, scales, gains, noises)
+        cards["RDNOISE"] = (rdnoise / np.sqrt(ratio), "[e-] effective, of the stack")
+
+
+def _changed(options: StackOptions) -> str:
+    """Options that differ from their defaults."""
+    default = StackOptions()
+    parts = []
+    for item in dataclasses.fields(options):
+        value, usual = getattr(options, item.name), getattr(default, item.name)
+        if dataclasses.is_dataclass(value):
+            parts += [
+                f"{sub.name}={getattr(value, sub.name)!r}"
+                for sub in dataclasses.fields(value)
+                if getattr(value, sub.name) != getattr(usual, sub.name)
+            ]
+        elif value != usual and item.name not in ("threads", "memory", "scheduler"):
+            parts.append(f"{item.name}={value!r}")
+    return ", ".join(parts) or "defaults"
+
+
+def _quality_cards(cards: fits.Header, measured: tuple[Stars | None, FrameQuality | None]) -> None:
+    _, quality = measured
+    if quality is None or not np.isfinite(quality.fwhm):
+        return
+    cards["FWHM"] = (round(quality.fwhm, 4), "[pixel] of the stack's stars")
+    cards["ELLIPTIC"] = (round(quality.ellipticity, 4), "1 - minor/major axis of the mean PSF")
+    cards["SKYLEVEL"] = (float(quality.sky), "[adu] median background")
+    cards["SKYNOISE"] = (float(quality.noise), "[adu] background noise in one pixel")
+
+
+def _need(records: Sequence[FrameRecord], when: str) -> None:
+    """Raise where no frame is left, saying why."""
+    if any(r.reason is None for r in records):
+        return
+    reasons = [f"  {r.name}: {r.reason}" for r in records[:20]]
+    if len(records) > 20:
+        reasons.append(f"  ... and {len(records) - 20} more")
+    known = sorted(r.quality.fwhm for r in records if r.quality and np.isfinite(r.quality.fwhm))
+    if known:
+        reasons.append(f"FWHM of the frames: {known[0]:.2f} to {known[-1]:.2f} px, median {np.median(known):.2f} px")
+    raise StackError(f"no frame is left {when}:\n" + "\n".join(reasons))

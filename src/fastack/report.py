@@ -1,0 +1,548 @@
+"""What a run tells: progress while it works, a summary, tables and a picture at the end."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from astropy.io import fits
+
+from fastack.errors import FrameError, OutputError
+from fastack.select import limit_table
+from fastack.types import FloatImage, FrameRecord, Transform
+
+if TYPE_CHECKING:
+    from astropy.table import QTable
+    from rich.progress import Progress
+
+_TERMS = 10  #: coefficients of a cubic polynomial
+
+
+class Reporter:
+    """Told what happens; this one is silent."""
+
+    def start(self, stage: str, total: int, pixels: int) -> None:
+        """A stage of `total` steps of `pixels` pixels each begins."""
+
+    def advance(self) -> None:
+        """One step is done."""
+
+    def finish(self) -> None:
+        """The stage is done."""
+
+    def note(self, text: str) -> None:
+        """Something the user should know."""
+
+    def left_out(self, name: str, reason: str) -> None:
+        """A frame is not used."""
+
+    def close(self) -> None:
+        """No more is coming."""
+
+
+class LineReporter(Reporter):
+    """Plain lines, for logs and pipes.
+
+    Parameters
+    ----------
+    verbose : int
+        0 for stages only, 1 for every frame that is left out and all notes.
+    """
+
+    def __init__(self, verbose: int = 0) -> None:
+        self._verbose = verbose
+        self._stage, self._total, self._pixels, self._began = "", 0, 0, 0.0
+
+    def start(self, stage: str, total: int, pixels: int) -> None:
+        """Remember when the stage began."""
+        self._stage, self._total, self._pixels, self._began = stage, total, pixels, time.perf_counter()
+
+    def finish(self) -> None:
+        """One line for the stage."""
+        seconds = time.perf_counter() - self._began
+        rate = ""
+        if self._pixels and seconds > 0:
+            rate = f", {self._total * self._pixels / seconds / 1e6:.0f} Mpix/s"
+        noun = "tiles" if self._stage == "combine" else "frames"
+        print(f"{self._stage}: {self._total} {noun} in {seconds:.2f} s{rate}", file=sys.stderr)
+
+    def note(self, text: str) -> None:
+        """Print it."""
+        if self._verbose:
+            print(f"note: {text}", file=sys.stderr)
+
+    def left_out(self, name: str, reason: str) -> None:
+        """Print it."""
+        if self._verbose:
+            print(f"left out: {name}: {reason}", file=sys.stderr)
+
+
+class BarReporter(LineReporter):
+    """A live bar with rate and time left, for terminals."""
+
+    def __init__(self, verbose: int = 0) -> None:
+        super().__init__(verbose)
+        self._bar: Progress | None = None
+        self._task: Any = None
+
+    def start(self, stage: str, total: int, pixels: int) -> None:
+        """Show the bar."""
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        super().start(stage, total, pixels)
+        if self._bar is None:
+            self._bar = Progress(
+                TextColumn("{task.description:<9}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(elapsed_when_finished=True),
+            )
+            self._bar.start()
+        self._task = self._bar.add_task(stage, total=total, rate="")
+
+    def advance(self) -> None:
+        """Move the bar."""
+        assert self._bar is not None
+        task = self._bar.tasks[-1]
+        seconds = time.perf_counter() - self._began
+        rate = ""
+        if seconds > 0:
+            done = task.completed + 1
+            rate = f"{done * self._pixels / seconds / 1e6:.0f} Mpix/s" if self._pixels else f"{done / seconds:.0f}/s"
+        self._bar.update(self._task, advance=1, rate=rate)
+
+    def finish(self) -> None:
+        """Leave the bar full."""
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=self._total)
+
+    def note(self, text: str) -> None:
+        """Print it above the bar."""
+        if self._verbose:
+            self._say(f"note: {text}")
+
+    def left_out(self, name: str, reason: str) -> None:
+        """Print it above the bar."""
+        if self._verbose:
+            self._say(f"left out: {name}: {reason}")
+
+    def _say(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=sys.stderr)
+
+    def close(self) -> None:
+        """Give the terminal back."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def make_reporter(quiet: bool = False, verbose: int = 0) -> Reporter:
+    """The reporter that suits standard error.
+
+    Parameters
+    ----------
+    quiet : bool
+        Nothing at all.
+    verbose : int
+        Also notes and every frame that is left out.
+
+    Returns
+    -------
+    Reporter
+        A bar on a terminal, lines elsewhere.
+    """
+    if quiet:
+        return Reporter()
+    return BarReporter(verbose) if sys.stderr.isatty() else LineReporter(verbose)
+
+
+def frames_table(records: Sequence[FrameRecord]) -> QTable:
+    """One row per input: every figure, its transform, and why it was left out if it was.
+
+    Parameters
+    ----------
+    records : sequence of FrameRecord
+        All inputs.
+
+    Returns
+    -------
+    astropy.table.QTable
+        With units.
+    """
+    from astropy import units as u
+    from astropy.table import QTable
+
+    def quality(name: str) -> Any:
+        return np.array([getattr(r.quality, name) if r.quality else np.nan for r in records], np.float64)
+
+    table = QTable()
+    table["name"] = [r.name for r in records]
+    table["used"] = [r.used for r in records]
+    table["reason"] = [r.reason or "" for r in records]
+    table["date_obs"] = [(r.exposure.date_obs or "") if r.exposure else "" for r in records]
+    table["exposure"] = np.array([_or_nan(r.frame, "exposure") for r in records]) * u.s
+    table["gain"] = np.array([_or_nan(r.frame, "gain") for r in records]) * u.electron / u.adu
+    table["rdnoise"] = np.array([_or_nan(r.frame, "rdnoise") for r in records]) * u.electron
+    for name, unit in (("fwhm", u.pix), ("fwhm_err", u.pix), ("ellipticity", None), ("theta", u.rad), ("beta", None)):
+        table[name] = quality(name) * unit if unit is not None else quality(name)
+    for name in ("n_stars", "n_sharp", "saturated"):
+        table[name] = np.nan_to_num(quality(name)).astype(np.int32)
+    table["sky"], table["noise"] = quality("sky") * u.adu, quality("noise") * u.adu
+    table["n_artefacts"] = np.array([0 if r.artefacts is None else len(r.artefacts) for r in records], np.int32)
+    table["n_matched"] = np.array([r.n_matched for r in records], np.int32)
+    table["rms"] = np.array([r.transform.rms if r.transform else np.nan for r in records]) * u.pix
+    table["rotation"] = np.array([r.transform.rotation if r.transform else np.nan for r in records]) * u.deg
+    table["magnification"] = np.array([r.transform.magnification if r.transform else np.nan for r in records])
+    table["scale"] = np.array([r.scale for r in records])
+    table["scale_err"] = np.array([r.scale_err for r in records])
+    table["sky_level"] = np.array([r.sky for r in records]) * u.adu
+    table["weight"] = np.array([r.weight if r.used else 0.0 for r in records])
+    table["model"] = [r.transform.model if r.transform else "" for r in records]
+    table["origin"] = np.array([r.transform.origin if r.transform else (np.nan, np.nan) for r in records])
+    table["unit"] = np.array([r.transform.scale if r.transform else np.nan for r in records])
+    table["cx"] = np.array([_coefficients(r, "cx") for r in records])
+    table["cy"] = np.array([_coefficients(r, "cy") for r in records])
+    table["notes"] = ["; ".join(r.notes) for r in records]
+    return table
+
+
+def _or_nan(frame: Any, name: str) -> float:
+    value = getattr(frame, name) if frame is not None else None
+    return float("nan") if value is None else float(value)
+
+
+def _coefficients(record: FrameRecord, name: str) -> np.ndarray:
+    out = np.zeros(_TERMS)
+    if record.transform is not None:
+        values = getattr(record.transform, name)
+        out[: len(values)] = values
+    return out
+
+
+def frames_hdu(records: Sequence[FrameRecord]) -> fits.BinTableHDU:
+    """The table of `frames_table` as the extension FRAMES of a stack.
+
+    Parameters
+    ----------
+    records : sequence of FrameRecord
+        All inputs.
+
+    Returns
+    -------
+    astropy.io.fits.BinTableHDU
+        Text cut to 200 ASCII characters a cell.
+    """
+    table = frames_table(records)
+    for name in ("name", "reason", "date_obs", "model", "notes"):
+        table[name] = [str(v).encode("ascii", "replace").decode()[:200] or " " for v in table[name]]
+    hdu = fits.table_to_hdu(table)
+    hdu.name = "FRAMES"
+    return hdu
+
+
+def read_transforms(path: str | Path) -> dict[str, Transform]:
+    """Transforms by frame name, from the FRAMES table of a stack or from a table written with `--table`.
+
+    Parameters
+    ----------
+    path : str or Path
+        A stack, or an ECSV or FITS table with the columns name, model, origin, unit, cx and cy.
+
+    Returns
+    -------
+    dict of str to Transform
+        Reference pixels to frame pixels.
+
+    Raises
+    ------
+    FrameError
+        If there is no such table.
+    """
+    from astropy.table import Table
+
+    try:
+        suffix = Path(path).suffix.lower()
+        if suffix in (".fits", ".fit", ".fts"):
+            table = Table.read(path, hdu="FRAMES")
+        else:
+            table = Table.read(path)
+        out = {}
+        for row in table:
+            model = str(row["model"]).strip()
+            if not model:
+                continue
+            order = {"quadratic": 2, "cubic": 3}.get(model, 1)
+            m = (order + 1) * (order + 2) // 2
+            origin = np.asarray(row["origin"], float)
+            out[str(row["name"]).strip()] = Transform(
+                cx=np.array(row["cx"], float)[:m],
+                cy=np.array(row["cy"], float)[:m],
+                order=order,
+                origin=(float(origin[0]), float(origin[1])),
+                scale=float(row["unit"]),
+                model=model,
+            )
+    except (OSError, KeyError, ValueError) as error:
+        raise FrameError(
+            f"{path}: no table of transforms ({error}); --register takes stars, wcs, none, or a stack or table with "
+            "the columns name, model, origin, unit, cx, cy"
+        ) from error
+    return out
+
+
+def write_table(records: Sequence[FrameRecord], path: str | Path, *, overwrite: bool = True) -> None:
+    """Write `frames_table` as ECSV, FITS or whatever the suffix says.
+
+    Parameters
+    ----------
+    records : sequence of FrameRecord
+        All inputs.
+    path : str or Path
+        Target.
+    overwrite : bool
+        Whether an existing file may be replaced.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    target = Path(path)
+    try:
+        if target.suffix.lower() in (".fits", ".fit", ".fts"):
+            fits.HDUList([fits.PrimaryHDU(), frames_hdu(records)]).writeto(target, overwrite=overwrite)
+        elif target.suffix.lower() == ".csv":
+            table = frames_table(records)
+            table.remove_columns(["origin", "cx", "cy"])
+            table.write(target, format="ascii.csv", overwrite=overwrite)
+        else:
+            frames_table(records).write(target, format="ascii.ecsv", overwrite=overwrite)
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written ({error.strerror or error})") from error
+
+
+def reasons(records: Sequence[FrameRecord]) -> list[str]:
+    """Why frames were left out, as one line per kind of reason.
+
+    Parameters
+    ----------
+    records : sequence of FrameRecord
+        All inputs.
+
+    Returns
+    -------
+    list of str
+        ``3 x FWHM, limit 5: d0003.fits (6.1 px), ...`` style lines, at most six names each.
+    """
+    out = [r for r in records if not r.used]
+    kinds: dict[str, list[FrameRecord]] = {}
+    for r in out:
+        kinds.setdefault((r.reason or "").split(" ")[0].rstrip(":,"), []).append(r)
+    lines = []
+    for group in kinds.values():
+        if len(group) == 1:
+            lines.append(f"{group[0].name}: {group[0].reason}")
+            continue
+        common = Counter(r.reason for r in group).most_common(1)[0][0] or ""
+        names = ", ".join(r.name for r in group[:6]) + (", ..." if len(group) > 6 else "")
+        lines.append(f"{len(group)} frames like '{common}': {names}")
+    return lines
+
+
+def summary(result: Any) -> str:
+    """A few lines about a stack for the end of a run.
+
+    Parameters
+    ----------
+    result : pipeline.StackResult
+        The stack.
+
+    Returns
+    -------
+    str
+        Frames used and why the others were not, FWHM in and out, registration residual, output, time.
+    """
+    records, used = result.records, result.used
+    lines = [f"{len(used)} of {len(records)} frames used; reference {result.reference}"]
+    lines += [f"  left out  {line}" for line in reasons(records)]
+    widths = np.array([r.quality.fwhm for r in used if r.quality])
+    if len(widths):
+        out = f", stack {result.quality.fwhm:.2f}" if result.quality is not None else ""
+        lines.append(f"FWHM        {widths.min():.2f} to {widths.max():.2f} px, mean {widths.mean():.2f}{out}")
+    rms = np.array([r.transform.rms for r in used if r.transform is not None])
+    rms = rms[np.isfinite(rms)]
+    if len(rms):
+        worst = max((r for r in used if r.transform and np.isfinite(r.transform.rms)), key=lambda r: r.transform.rms)
+        lines.append(f"residual    {np.median(rms):.3f} px median, {rms.max():.3f} px worst ({worst.name})")
+    if result.path is not None or result.sink is not None:
+        gain = result.header.get("GAIN")
+        if gain is not None:
+            noise = result.header.get("RDNOISE")
+            extra = f", read noise {noise:.2f} e-" if noise is not None else ""
+            lines.append(f"gain        {gain:.3f} e-/adu effective{extra}")
+        where = result.path if result.path is not None else "memory"
+        lines.append(f"output      {where}, {result.shape[1]} x {result.shape[0]} pixels")
+    lines.append(f"time        {result.seconds:.2f} s")
+    return "\n".join(lines)
+
+
+def quality_lines(records: Sequence[FrameRecord]) -> str:
+    """Table of the frames' quality for the screen.
+
+    Parameters
+    ----------
+    records : sequence of FrameRecord
+        All inputs.
+
+    Returns
+    -------
+    str
+        One line per frame, under a heading.
+    """
+    width = max([len(r.name) for r in records] + [5])
+    head = f"{'frame':<{width}}  FWHM/px  ellip  stars  sky/adu  noise/adu  satur  remark"
+    lines = [head]
+    for r in records:
+        q = r.quality
+        if q is None:
+            lines.append(f"{r.name:<{width}}  {'-':>7}  {'-':>5}  {'-':>5}  {'-':>7}  {'-':>9}  {'-':>5}  {r.reason}")
+            continue
+        lines.append(
+            f"{r.name:<{width}}  {q.fwhm:7.3f}  {q.ellipticity:5.3f}  {q.n_stars:5d}  {q.sky:7.1f}  {q.noise:9.2f}  "
+            f"{q.saturated:5d}  {r.reason or ''}".rstrip()
+        )
+    return "\n".join(lines)
+
+
+def limits(records: Sequence[FrameRecord]) -> str:
+    """How depth and seeing change with the FWHM limit, for the screen.
+
+    Parameters
+    ----------
+    records : sequence of FrameRecord
+        Measured frames.
+
+    Returns
+    -------
+    str
+        One line per limit.
+    """
+    rows = limit_table(records)
+    if not rows:
+        return "no frame has a measured FWHM"
+    lines = ["", "FWHM limit/px  frames  mean FWHM/px  depth gain/mag (point sources, against all frames)"]
+    lines += [f"{r.fwhm_limit:13.2f}  {r.frames:6d}  {r.fwhm:12.2f}  {r.depth:+.3f}" for r in rows]
+    return "\n".join([*lines, ""])
+
+
+def write_preview(image: FloatImage, path: str | Path, *, size: int = 1600) -> None:
+    """PNG of an image, north as the array has it (first row at the bottom).
+
+    Parameters
+    ----------
+    image : (ny, nx) ndarray
+        Missing pixels (NaN) are shown dark blue.
+    path : str or Path
+        Target.
+    size : int, pixel
+        Longest side; larger images are averaged down.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    from matplotlib import image as png
+
+    try:
+        png.imsave(Path(path), _stretched(image, size)[::-1])
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def _stretched(image: FloatImage, size: int, limits: tuple[float, float, float] | None = None) -> np.ndarray:
+    """Picture of an image by an asinh stretch (Lupton et al. 2004), averaged down to `size`."""
+    step = max(1, -(-max(image.shape) // size))
+    ny, nx = (s // step * step for s in image.shape)
+    small = np.asarray(image[:ny, :nx], np.float64).reshape(ny // step, step, nx // step, step).mean(axis=(1, 3))
+    known = np.isfinite(small)
+    low, soft, high = limits or stretch_limits(small)
+    with np.errstate(invalid="ignore"):
+        scaled = np.arcsinh((small - low) / soft) / np.arcsinh((high - low) / soft)
+    rgb = np.repeat(np.nan_to_num(np.clip(scaled, 0, 1))[..., None], 3, axis=2)
+    rgb[~known] = (0.05, 0.08, 0.25)
+    return rgb
+
+
+def stretch_limits(image: np.ndarray) -> tuple[float, float, float]:
+    """Black level, softening and white level that show sky noise and bright stars at once.
+
+    Parameters
+    ----------
+    image : ndarray
+        Any image; NaN does not count.
+
+    Returns
+    -------
+    low, soft, high : float
+        In units of the image.
+    """
+    values = image[np.isfinite(image)]
+    if not values.size:
+        return 0.0, 1.0, 1.0
+    median = float(np.median(values))
+    sigma = float(1.4826 * np.median(np.abs(values - median))) or 1.0
+    return median - 2.5 * sigma, 4 * sigma, max(float(np.percentile(values, 99.7)), median + 10 * sigma)
+
+
+def write_comparison(result: Any, path: str | Path, *, size: int = 420) -> None:
+    """PNG of one frame beside the stack, the same part of the sky with the same stretch.
+
+    Parameters
+    ----------
+    result : pipeline.StackResult
+        Of a run that wrote a file.
+    path : str or Path
+        Target.
+    size : int, pixel
+        Side of the part that is shown.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    record = next(r for r in result.records if r.name == result.reference)
+    frame = fits.getdata(record.path).astype(np.float32)
+    stack = result.data
+    dx, dy = (int(v) for v in result.grid.origin)
+    half = min(size, *frame.shape) // 2
+    cy, cx = frame.shape[0] // 2, frame.shape[1] // 2
+    one = frame[cy - half : cy + half, cx - half : cx + half]
+    many = stack[cy - dy - half : cy - dy + half, cx - dx - half : cx - dx + half]
+    one = one - np.median(one) + np.nanmedian(many)
+    limits = stretch_limits(one)
+    figure = Figure(figsize=(10, 5.3), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axis, image, title in zip(
+        figure.subplots(1, 2), (one, many), ("one frame", f"stack of {len(result.used)}"), strict=True
+    ):
+        axis.imshow(_stretched(image, size, limits), origin="lower", interpolation="nearest")
+        axis.set_title(title)
+        axis.set_axis_off()
+    try:
+        figure.savefig(Path(path), dpi=100)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error

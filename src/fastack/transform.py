@@ -1,0 +1,608 @@
+"""From pairs of stars to a transform, by robust weighted least squares and no more terms than they justify."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import fdtrc
+
+from fastack import _stars
+from fastack.errors import FrameError, MatchError
+from fastack.match import match
+from fastack.options import MatchOptions, TransformOptions
+from fastack.types import Array, Pairs, StarFlag, Stars, Transform
+
+Mask = NDArray[np.bool_]
+
+LADDER = ("shift", "similarity", "affine", "quadratic", "cubic")
+TERMS = {"shift": 3, "similarity": 3, "affine": 3, "quadratic": 6, "cubic": 10}  # of one axis
+FREE = {"shift": 2, "similarity": 4, "affine": 6, "quadratic": 12, "cubic": 20}  # parameters of both axes
+ORDER = {3: 1, 6: 2, 10: 3}
+ENOUGH = {
+    "shift": 2,
+    "similarity": 3,
+    "affine": 6,
+    "quadratic": 9,
+    "cubic": 15,
+}  # stars for the automatic choice
+SPREAD = {"affine": 0.03, "quadratic": 0.01, "cubic": 0.005}  # least to greatest singular value of the design
+SIGNIFICANCE = 0.003  # of an F test by which a model with more terms is taken
+SAMPLES = 100  # pairs of stars behind the first guess
+FINEST = 1e-4  # pixel: differences below it justify nothing
+ROUNDS = 20  # of clipping, and of pairing again
+
+
+def fit(
+    reference_xy: ArrayLike,
+    frame_xy: ArrayLike,
+    *,
+    reference_err: ArrayLike | None = None,
+    frame_err: ArrayLike | None = None,
+    options: TransformOptions = TransformOptions(),  # noqa: B008
+) -> Transform:
+    """Fit the map from reference pixels to frame pixels to pairs of stars.
+
+    Parameters
+    ----------
+    reference_xy, frame_xy : (n, 2) array_like, pixel
+        Positions of the same stars. Rows that are not finite take no part.
+    reference_err, frame_err : (n,) array_like, pixel, optional
+        One sigma of the positions per axis. Where the residuals show them to be too small, a common floor is
+        added in quadrature. Without them all stars weigh the same. NaN or 0 stand for the median of the
+        others.
+    options : TransformOptions
+        The model, or ``"auto"``, and the clipping limit.
+
+    Returns
+    -------
+    Transform
+        With covariance, rms and number of the stars behind it. Its `origin` is the centre of the stars and
+        its `scale` half of their extent, so that it is well conditioned on frames of any size.
+
+    Raises
+    ------
+    MatchError
+        Too few stars for the model asked for (3 for ``"auto"``), or all of them in one point.
+
+    Notes ----- The first guess is the similarity of least median of squares over pairs of stars (Rousseeuw
+    1984, J. Am. Stat. Assoc. 79, 871); then each model is fitted by weighted least squares to the stars
+    within ``options.clip`` robust sigmas of itself until their set no longer changes. ``"auto"`` goes up the
+    ladder shift, similarity, affine, quadratic, cubic and takes a higher model where an F test on the same
+    stars calls its gain real at 0.3 %.
+    """
+    return _fit(reference_xy, frame_xy, reference_err, frame_err, options)[0]
+
+
+def _fit(
+    reference_xy: ArrayLike,
+    frame_xy: ArrayLike,
+    reference_err: ArrayLike | None,
+    frame_err: ArrayLike | None,
+    options: TransformOptions,
+) -> tuple[Transform, Mask]:
+    """`fit`, and which of the stars are behind it."""
+    a, b = _points(reference_xy), _points(frame_xy)
+    if len(a) != len(b):
+        raise ValueError(f"{len(a)} reference positions but {len(b)} frame positions")
+    finite = np.isfinite(a).all(axis=1) & np.isfinite(b).all(axis=1)
+    wanted = options.model
+    need = {"auto": 3, "shift": 1, "similarity": 2, "affine": 3, "quadratic": 6, "cubic": 10}[wanted]
+    if finite.sum() < need:
+        raise MatchError(f"{finite.sum()} pairs of stars; the model {wanted!r} needs {need}")
+    errors = [None if e is None else _errors(e, len(a))[finite] for e in (reference_err, frame_err)]
+    pairs = _Pairs.make(a[finite], b[finite], errors, options.clip, shift=wanted == "shift")
+    best = pairs.climb() if wanted == "auto" else pairs.reach(wanted)
+    used = finite.copy()
+    used[finite] = best.keep
+    return pairs.transform(best), used
+
+
+def _points(xy: ArrayLike) -> Array:
+    points = np.ma.filled(np.ma.asarray(xy, float), np.nan)
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise ValueError(f"positions have shape (n, 2), not {points.shape}")
+    return np.asarray(points)
+
+
+def _errors(values: ArrayLike, n: int) -> Array:
+    errors = np.array(values, float)
+    if errors.shape != (n,):
+        raise ValueError(f"errors have shape {errors.shape}, not ({n},)")
+    good = np.isfinite(errors) & (errors > 0)
+    errors[~good] = np.median(errors[good]) if good.any() else np.nan
+    return errors
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Solution:
+    """One model fitted to the stars in `keep`, in normalised coordinates."""
+
+    model: str
+    c: Array  #: (m, 2)
+    keep: Mask
+    variance: Array  #: (n,) of a position per axis, the floor included
+    parity: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pairs:
+    """Pairs of stars with all that the models share."""
+
+    basis: Array  #: (n, 10) monomials of the normalised reference positions
+    b: Array  #: (n, 2)
+    variance: Array  #: (n,) pixel^2; ones where the errors are unknown
+    known: bool
+    clip: float
+    origin: tuple[float, float]
+    scale: float
+    parity: float
+    start: Mask  #: stars that the first guess puts within the clipping limit
+
+    @classmethod
+    def make(cls, a: Array, b: Array, errors: list[Array | None], clip: float, *, shift: bool) -> _Pairs:
+        low, high = a.min(axis=0), a.max(axis=0)
+        scale = float(max((high - low).max() / 2, 1e-3))
+        if not shift and (high - low).max() < 1e-6:
+            raise MatchError(f"all {len(a)} stars stand at one point: no rotation or scale can be found")
+        origin = (float(low[0] + high[0]) / 2, float(low[1] + high[1]) / 2)
+        u, v = ((a - origin) / scale).T
+        basis = np.stack(
+            [np.ones_like(u), u, v, u * u, u * v, v * v, u**3, u * u * v, u * v * v, v**3], axis=1
+        )
+        parity, size, start = _first_guess(u, v, b, clip)
+        variance = np.zeros(len(a))
+        for error, factor in zip(errors, (size / scale, 1.0), strict=True):
+            if error is not None:
+                variance += (factor * error) ** 2
+        known = bool(np.isfinite(variance).all() and variance.min() > 0)
+        variance = variance if known else np.ones(len(a))
+        return cls(basis, b, variance, known, clip, origin, scale, parity, start)
+
+    def reach(self, wanted: str) -> _Solution:
+        """The model asked for, by way of the lower ones."""
+        below: _Solution | None = None
+        for model in LADDER[: LADDER.index(wanted) + 1]:
+            if model == wanted or (model != "shift" and self.start.sum() >= ENOUGH[model]):
+                below = self.settle(model, self.start if below is None else below.keep)
+        assert below is not None
+        return below
+
+    def climb(self) -> _Solution:
+        """The lowest model to which no higher one is clearly better."""
+        best = self.settle("shift", np.ones(len(self.b), bool))
+        keep = self.start
+        for model in LADDER[1:]:
+            if keep.sum() < ENOUGH[model] or not self.spread(model, keep):
+                break
+            higher = self.settle(model, keep)
+            keep = higher.keep
+            if keep.sum() >= ENOUGH[model] and self.better(best.model, higher):
+                best = higher
+        return best
+
+    def spread(self, model: str, keep: Mask) -> bool:
+        """Whether the stars are spread over the field well enough for a model."""
+        if model not in SPREAD:
+            return True
+        values = np.linalg.svd(self.basis[keep, : TERMS[model]], compute_uv=False)
+        return bool(values[-1] > SPREAD[model] * values[0])
+
+    def better(self, lower: str, higher: _Solution) -> bool:
+        """F test of the higher model against the lower one, on the same stars and weights."""
+        keep, variance = higher.keep, higher.variance
+        finest = 2 * np.sum(FINEST**2 / variance[keep])
+        chi_high = self.chi2(higher.c, keep, variance) + finest
+        chi_low = self.chi2(self.solve(lower, keep, variance), keep, variance) + finest
+        more, free = FREE[higher.model] - FREE[lower], 2 * keep.sum() - FREE[higher.model]
+        return bool(fdtrc(more, free, max(chi_low - chi_high, 0) / more / (chi_high / free)) < SIGNIFICANCE)
+
+    def settle(self, model: str, keep: Mask) -> _Solution:
+        """Fit and clip until the set of stars stays; then again with a floor on the errors, where they need one."""
+        variance = self.variance
+        c, keep = self.clipped(model, keep, variance)
+        floor = self.floor(model, c, keep) if self.known else 0.0
+        if floor > 0:
+            variance = variance + floor
+            c, keep = self.clipped(model, keep, variance)
+        return _Solution(model, c, keep, variance, self.parity)
+
+    def clipped(self, model: str, keep: Mask, variance: Array) -> tuple[Array, Mask]:
+        n = len(self.b)
+        for _ in range(ROUNDS):
+            c = self.solve(model, keep, variance)
+            distance = np.linalg.norm(self.residuals(c), axis=1) / np.sqrt(variance)
+            # the median distance of a two-dimensional normal law is 1.177 sigma
+            sigma = np.median(distance[keep]) / 1.1774 * np.sqrt(n / max(n - FREE[model] / 2, 1))
+            inside = distance <= self.clip * max(sigma, FINEST / np.sqrt(variance.min()))
+            if (inside == keep).all() or inside.sum() * 2 < max(FREE[model], 3):
+                break
+            keep = inside
+        return self.solve(model, keep, variance), keep
+
+    def floor(self, model: str, c: Array, keep: Mask) -> float:
+        """Variance to add to all stars so that chi^2 is what it should be (Paule & Mandel 1982), if it is too large."""
+        squared = np.sum(self.residuals(c)[keep] ** 2, axis=1)
+        variance = self.variance[keep]
+        free = 2 * len(squared) - FREE[model]
+        if free <= 0 or np.sum(squared / variance) < free + 3 * np.sqrt(2 * free):
+            return 0.0
+        low, high = 0.0, float(squared.sum() / free)
+        for _ in range(40):
+            middle = (low + high) / 2
+            low, high = (middle, high) if np.sum(squared / (variance + middle)) > free else (low, middle)
+        return high
+
+    def residuals(self, c: Array) -> Array:
+        return self.b - self.basis[:, : len(c)] @ c
+
+    def chi2(self, c: Array, keep: Mask, variance: Array) -> float:
+        return float(np.sum(self.residuals(c)[keep] ** 2 / variance[keep, None]))
+
+    def solve(self, model: str, keep: Mask, variance: Array) -> Array:
+        """Coefficients (m, 2) by weighted least squares."""
+        weight = 1 / variance[keep]
+        basis, b = self.basis[keep, : TERMS[model]], self.b[keep]
+        if model == "shift":
+            rest = b - (basis[:, 1:3] * self.scale + self.origin)
+            shift = weight @ rest / weight.sum() + self.origin
+            return np.array([shift, [self.scale, 0], [0, self.scale]])
+        if model == "similarity":
+            mean = weight @ basis[:, 1:3] / weight.sum()
+            centre = weight @ b / weight.sum()
+            (x, y), (p, q) = (basis[:, 1:3] - mean).T * [[1], [self.parity]], (b - centre).T
+            size = weight @ (x * x + y * y)
+            cos, sin = weight @ (x * p + y * q) / size, weight @ (x * q - y * p) / size
+            linear = np.array([[cos, sin], [-self.parity * sin, self.parity * cos]])
+            return np.concatenate([[centre - mean @ linear], linear])
+        root = np.sqrt(weight)[:, None]
+        return np.asarray(np.linalg.lstsq(basis * root, b * root, rcond=None)[0])
+
+    def covariance(self, found: _Solution) -> Array:
+        """(m, m) covariance of one axis' coefficients."""
+        keep, parity = found.keep, self.parity
+        weight = 1 / found.variance[keep]
+        free = 2 * keep.sum() - FREE[found.model]
+        scale = self.chi2(found.c, keep, found.variance) / free if free > 0 and not self.known else 1.0
+        basis = self.basis[keep, : TERMS[found.model]]
+        if found.model == "shift":
+            return np.diag([scale / weight.sum(), 0, 0])
+        if found.model == "similarity":
+            _, u, v = basis.T
+            one, zero = np.ones_like(u), np.zeros_like(u)
+            rows = [[one, zero, u, -parity * v], [zero, one, parity * v, u]]  # of tx, ty, cos, sin
+            normal = sum(np.einsum("in,n,jn->ij", row, weight, row) for row in np.array(rows))
+            pick = np.array([[1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, -parity]])
+            return np.asarray(scale * pick @ np.linalg.pinv(normal) @ pick.T)
+        return np.asarray(scale * np.linalg.pinv(basis.T * weight @ basis))
+
+    def transform(self, found: _Solution) -> Transform:
+        """The solution as it leaves this module."""
+        n = int(found.keep.sum())
+        squares = float(np.sum(self.residuals(found.c)[found.keep] ** 2))
+        free = 2 * n - FREE[found.model]
+        c = np.ascontiguousarray(found.c.T)
+        covariance = self.covariance(found)
+        for array in (c, covariance):
+            array.setflags(write=False)
+        return Transform(
+            cx=c[0],
+            cy=c[1],
+            order=ORDER[len(found.c)],
+            origin=self.origin,
+            scale=self.scale,
+            model=found.model,
+            rms=float(np.sqrt(squares / free)) if free > 0 else float("nan"),
+            n=n,
+            covariance=covariance,
+        )
+
+
+def _first_guess(u: Array, v: Array, b: Array, clip: float) -> tuple[float, float, Mask]:
+    """Least median of squares over similarities through two stars: parity, magnification, stars near it."""
+    n = len(u)
+    everything = np.ones(n, bool)
+    if n < 3:
+        return (
+            1.0,
+            1.0 if n < 2 else float(np.hypot(*np.ptp(b, axis=0)) / np.hypot(np.ptp(u), np.ptp(v))),
+            everything,
+        )
+    rng = np.random.default_rng(1)
+    i = rng.integers(0, n, SAMPLES)
+    j = (i + rng.integers(1, n, SAMPLES)) % n
+    some = np.linspace(0, n - 1, min(n, 200)).astype(int)
+    w = b[:, 0] + 1j * b[:, 1]
+    best = (np.inf, 1.0, 1.0, everything)
+    for parity in (1.0, -1.0):
+        z = u + 1j * parity * v
+        with np.errstate(divide="ignore", invalid="ignore"):
+            factor = (w[j] - w[i]) / (z[j] - z[i])
+            off = np.abs(w[some] - w[i, None] - factor[:, None] * (z[some] - z[i, None]))
+            medians = np.median(off, axis=1)
+        medians[~np.isfinite(medians)] = np.inf
+        k = int(np.argmin(medians))
+        if medians[k] < best[0]:
+            distance = np.abs(w - w[i[k]] - factor[k] * (z - z[i[k]]))
+            near = distance <= 2 * clip * max(medians[k], FINEST)
+            best = (float(medians[k]), parity, float(np.abs(factor[k])), near)
+    return best[1:]
+
+
+def register(
+    reference: Stars,
+    frame: Stars,
+    *,
+    guess: Transform | None = None,
+    match_options: MatchOptions = MatchOptions(),  # noqa: B008
+    options: TransformOptions = TransformOptions(),  # noqa: B008
+) -> tuple[Transform, Pairs]:
+    """Match two lists of stars and fit the transform to all the stars that they share.
+
+    Parameters
+    ----------
+    reference, frame : Stars
+        Brightest first. Sharp detections (hot pixels, cosmic rays) take part only where the others do not
+        match.
+    guess : Transform, optional
+        For instance that of the neighbouring frame.
+    match_options : MatchOptions
+        For `match`.
+    options : TransformOptions
+        For `fit`.
+
+    Returns
+    -------
+    transform : Transform
+        From reference pixels to pixels of the frame.
+    pairs : Pairs
+        The stars behind the transform.
+
+    Raises
+    ------
+    MatchError
+        Where the lists do not match, or the match does not stand up to the fit.
+
+    Notes ----- The stars are predicted through the fitted transform and paired again within five sigma of the
+    residuals, until the pairs stay the same. A pair that coincides on the detector within three sigma, where
+    the transform moves it by more than six, is a hot pixel and left out.
+    """
+    seed = match(reference, frame, options=match_options, guess=guess)
+    rows_a, rows_b = _rows(reference, frame, seed)
+    a, b = reference.xy[rows_a], frame.xy[rows_b]
+    index = seed.index
+    transform, used = _fit_rows(reference, frame, index, options)
+    seen: set[bytes] = set()
+    for _ in range(ROUNDS if len(index) > 3 else 0):
+        predicted = np.ascontiguousarray(transform(a))
+        reach = float(np.clip(5 * transform.rms, 0.5, match_options.tolerance))
+        found = _stars.nearest_pairs(predicted, np.ascontiguousarray(b), reach)
+        pairs = np.stack([rows_a[found[:, 0]], rows_b[found[:, 1]]], axis=1)
+        pairs = pairs[~_hot(reference.xy[pairs[:, 0]], frame.xy[pairs[:, 1]], transform)]
+        key = pairs.tobytes()
+        if len(pairs) < 3 or key in seen:
+            break
+        seen.add(key)
+        index = pairs
+        transform, used = _fit_rows(reference, frame, index, options)
+    odds = seed.log_odds
+    if not seed.weak:
+        unit = np.array([1, 0, 0, 0, 1.0])
+        near = np.ascontiguousarray(transform(a))
+        odds = _stars.refine(near, np.ascontiguousarray(b), unit, match_options.tolerance)[2]
+        if odds < match_options.min_log_odds:
+            raise MatchError(
+                f"{len(index)} matched stars do not stand up to the fit ({transform.model}, rms {transform.rms:.2f} px, "
+                f"log odds {odds:.1f}, needed {match_options.min_log_odds:.1f})"
+            )
+    return transform, Pairs(index=index[used], log_odds=float(odds), weak=seed.weak)
+
+
+def _rows(reference: Stars, frame: Stars, seed: Pairs) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Rows that may be paired: not the sharp ones, unless the match rests on them."""
+    masks = []
+    for stars, rows in ((reference, seed.index[:, 0]), (frame, seed.index[:, 1])):
+        finite = np.isfinite(stars.xy).all(axis=1)
+        soft = finite & ~stars.has(StarFlag.SHARP)
+        masks.append(soft if soft[rows].all() else finite)
+    return np.flatnonzero(masks[0]), np.flatnonzero(masks[1])
+
+
+def _fit_rows(
+    reference: Stars, frame: Stars, index: NDArray[np.intp], options: TransformOptions
+) -> tuple[Transform, Mask]:
+    """Fit pairs; saturated stars and those cut by an edge only where there are few others."""
+    i, j = index.T
+    bad = StarFlag.SATURATED | StarFlag.EDGE
+    clean = ~(reference.has(bad)[i] | frame.has(bad)[j])
+    if clean.sum() < 10:
+        clean[:] = True
+    i, j = i[clean], j[clean]
+    transform, used = _fit(reference.xy[i], frame.xy[j], reference.xy_err[i], frame.xy_err[j], options)
+    mask = np.zeros(len(index), bool)
+    mask[np.flatnonzero(clean)[used]] = True
+    return transform, mask
+
+
+def _hot(a: Array, b: Array, transform: Transform) -> Mask:
+    """Pairs at one detector position, where the sky moved on."""
+    sigma = max(transform.rms, 0.1) if np.isfinite(transform.rms) else 0.1
+    stayed = np.hypot(*(b - a).T) < 3 * sigma
+    return np.asarray(stayed & (np.hypot(*(transform(a) - a).T) > 6 * sigma))
+
+
+def compose(first: Transform, second: Transform) -> Transform:
+    """The map that applies `first` and then `second`.
+
+    Parameters
+    ----------
+    first : Transform
+        From the output to an intermediate frame.
+    second : Transform
+        From the intermediate frame to another.
+
+    Returns
+    -------
+    Transform
+        Exact where both are linear; else fitted on a grid over the area of `first` (its origin +- its scale),
+        with the higher one's order, and `rms` the error of that added to those of the two. The covariances
+        add up where both are known.
+    """
+    order = max(first.order, second.order)
+    m = len(max(first.cx, second.cx, key=len))
+    node = np.linspace(-1, 1, 9)
+    u, v = (axis.ravel() for axis in np.meshgrid(node, node))
+    xy = np.stack([u, v], axis=1) * first.scale + first.origin
+    middle = first(xy)
+    values = second(middle)
+    probe = replace(first, cx=np.zeros(m), cy=np.zeros(m))
+    basis = probe._terms(xy)
+    inverse = np.linalg.pinv(basis)
+    c = inverse @ values
+    error = np.sqrt(np.mean((basis @ c - values) ** 2))
+    covariance = None
+    if first.covariance is not None and second.covariance is not None:
+        one, two = first._terms(xy), second._terms(middle)
+        at_nodes = second.magnification**2 * one @ first.covariance @ one.T + two @ second.covariance @ two.T
+        covariance = inverse @ at_nodes @ inverse.T
+    rms = np.sqrt((second.magnification * first.rms) ** 2 + second.rms**2 + error**2)
+    return Transform(
+        cx=c[:, 0],
+        cy=c[:, 1],
+        order=order,
+        origin=first.origin,
+        scale=first.scale,
+        model=max(first.model, second.model, key=LADDER.index),
+        rms=float(rms),
+        n=min(first.n, second.n),
+        covariance=covariance,
+    )
+
+
+def from_wcs(
+    reference_wcs: Any, frame_wcs: Any, shape: tuple[int, int], *, tolerance: float = 0.01
+) -> Transform:
+    """The transform between two frames with sky coordinates.
+
+    Parameters
+    ----------
+    reference_wcs, frame_wcs : astropy.wcs.WCS
+        Celestial, of the output grid and of the frame.
+    shape : tuple of int
+        (ny, nx) of the output grid.
+    tolerance : float, pixel
+        Largest error of the polynomial on a grid of points.
+
+    Returns
+    -------
+    Transform
+        The lowest of similarity, affine, quadratic, cubic that is good to `tolerance`; `rms` is its error.
+
+    Raises
+    ------
+    FrameError
+        Where no model reaches the tolerance or the frame's coordinates do not cover the grid.
+    """
+    from astropy.wcs.utils import pixel_to_pixel
+
+    ny, nx = shape
+    x, y = (axis.ravel() for axis in np.meshgrid(np.linspace(0, nx - 1, 33), np.linspace(0, ny - 1, 33)))
+    a = np.stack([x, y], axis=1)
+    b = np.stack(pixel_to_pixel(reference_wcs, frame_wcs, x, y), axis=1)
+    if not np.isfinite(b).all():
+        raise FrameError(
+            "the frame's sky coordinates do not cover the output grid; register on stars instead"
+        )
+    worst = np.inf
+    for model in ("similarity", "affine", "quadratic", "cubic"):
+        found = fit(a, b, options=TransformOptions(model=model, clip=np.inf))
+        worst = float(np.abs(found(a) - b).max())
+        if worst <= tolerance:
+            return found
+    raise FrameError(
+        f"no cubic polynomial follows the two WCS to {tolerance} px (largest error {worst:.3g} px); "
+        "register on stars instead"
+    )
+
+
+def consistent(
+    transforms: Sequence[Transform | None],
+    shapes: Sequence[tuple[int, int]],
+    *,
+    log_odds: Sequence[float] | None = None,
+    max_scale: float = 0.02,
+    sure: float = 50.0,
+) -> list[str | None]:
+    """Why transforms do not belong to the set, one reason or None for each.
+
+    Parameters
+    ----------
+    transforms : sequence of Transform or None
+        All from the same output grid; None is passed over.
+    shapes : sequence of tuple of int
+        (ny, nx) of each frame.
+    log_odds : sequence of float, optional
+        Of the matches behind them.
+    max_scale : float
+        Largest difference of the scale from the set's median, and of the scales along any two directions.
+    sure : float
+        Log odds from which a single mirrored frame among others is believed.
+
+    Returns
+    -------
+    list of str or None
+        A transform is refused where it folds the frame over, where it stretches one direction, where its
+        scale is not the set's, where its footprint meets no other frame's, and where it alone is mirrored:
+        frames of the rarer parity stay if there are at least three of them and they are a tenth of the set,
+        or if their odds are overwhelming.
+    """
+    known = [k for k, t in enumerate(transforms) if t is not None]
+    reasons: list[str | None] = [None] * len(transforms)
+    boxes: dict[int, Array] = {}
+    scales: dict[int, float] = {}
+    for k in known:
+        t = transforms[k]
+        assert t is not None
+        ny, nx = shapes[k]
+        edge = np.array([(x, y) for x in np.linspace(0, nx - 1, 5) for y in np.linspace(0, ny - 1, 5)])
+        with np.errstate(all="ignore"):
+            inside = t.inverse(edge)
+        determinants = np.linalg.det(t.jacobian(inside)) if np.isfinite(inside).all() else np.array([np.nan])
+        if not (np.all(determinants > 0) or np.all(determinants < 0)):
+            reasons[k] = "the transform folds the frame over"
+            continue
+        stretch = np.linalg.svd(t.matrix, compute_uv=False)
+        if stretch[0] > (1 + max_scale) * stretch[1]:
+            reasons[k] = (
+                f"the transform stretches one direction by {100 * (stretch[0] / stretch[1] - 1):.1f} %"
+            )
+            continue
+        scales[k] = t.magnification
+        boxes[k] = np.array([inside.min(axis=0), inside.max(axis=0)])
+    if not scales:
+        return reasons
+    median = float(np.median(list(scales.values())))
+    for k, scale in scales.items():
+        if abs(scale / median - 1) > max_scale:
+            reasons[k] = f"scale {scale:.4f}, where the set has {median:.4f}"
+    clean = [k for k in scales if reasons[k] is None]
+    mirrored = [k for k in clean if transforms[k].mirrored]  # type: ignore[union-attr]
+    rare = mirrored if 2 * len(mirrored) <= len(clean) else [k for k in clean if k not in mirrored]
+    if not (len(rare) >= 3 and len(rare) >= 0.1 * len(clean)) and 2 * len(rare) < len(clean):
+        for k in rare:
+            if log_odds is None or log_odds[k] < sure:
+                reasons[k] = "mirrored against the rest of the set"
+    clean = [k for k in clean if reasons[k] is None]
+    for k in clean:
+        others = [j for j in clean if j != k]
+        if others and not any(_overlap(boxes[k], boxes[j]) for j in others):
+            reasons[k] = "its footprint meets no other frame's"
+    return reasons
+
+
+def _overlap(one: Array, other: Array) -> bool:
+    """Whether two boxes (low, high) overlap."""
+    return bool(np.all(np.minimum(one[1], other[1]) > np.maximum(one[0], other[0])))
