@@ -118,7 +118,9 @@ def run_gaia(data: Path, cases: int) -> bool:
         for words, carry in (("carried", proper_motion), ("left at their epoch", lambda c, _: c)):
             rows = [ref.gaia_case(path, seed, solve, Guess, carry) for seed in range(cases)]
             ratio, worst, n = np.array(rows).T
-            print(f"Gaia {path.stem[-5:]}, 10 years on, {words}, {cases} draws, {np.median(n):.0f} stars of SNR >= 100:")
+            print(
+                f"Gaia {path.stem[-5:]}, 10 years on, {words}, {cases} draws, {np.median(n):.0f} stars of SNR >= 100:"
+            )
             print(f"  rms / Cramer-Rao bound: {ratio.min():.3f} to {ratio.max():.3f}")
             print(f"  worst error of the solution: {1000 * worst.max():.2f} mas")
             met = bool(ratio.max() < 1.2 and worst.max() < 0.003)

@@ -132,7 +132,9 @@ def triangles(xyz, shortest, longest, min_ratio):
     """{(rows opposite a >= b >= c): (b/a, c/a, ln a, sense)}."""
     found = {}
     for rows in combinations(range(len(xyz)), 3):
-        sides = [np.linalg.norm(xyz[j] - xyz[k]) for j, k in ((rows[1], rows[2]), (rows[0], rows[2]), (rows[0], rows[1]))]
+        sides = [
+            np.linalg.norm(xyz[j] - xyz[k]) for j, k in ((rows[1], rows[2]), (rows[0], rows[2]), (rows[0], rows[1]))
+        ]
         order = np.argsort(sides)[::-1]
         c, b, a = sorted(sides)
         if c < shortest or a > longest or c < min_ratio * a or b + c < 1.02 * a:
@@ -151,13 +153,13 @@ def place_odds(camera, place, sky, density, triangle, sigma, distractors):
     spread = ((unit - unit.mean(axis=0)) ** 2).sum()
     used, odds, best = set(theirs), 0.0, 0.0
     plane = sky[:, :2] / sky[:, 2:]
-    for row, (u, v) in enumerate(camera):
+    for row, (cx, cy) in enumerate(camera):
         if row in ours:
             continue
-        x, y, z = place @ [u, v, 1]
+        x, y, z = place @ [cx, cy, 1]
         r = np.hypot(*(plane - [x / z, y / z]).T)
         r[list(used)] = np.inf
-        s2 = (ratio * sigma) ** 2 * (4 / 3 + ratio**2 * ((u - centre[0]) ** 2 + (v - centre[1]) ** 2) / spread)
+        s2 = (ratio * sigma) ** 2 * (4 / 3 + ratio**2 * ((cx - centre[0]) ** 2 + (cy - centre[1]) ** 2) / spread)
         j = int(np.argmin(r))
         if r[j] ** 2 > 16 * s2:
             odds += np.log(distractors)
