@@ -25,6 +25,7 @@ from fastack import _sky
 from fastack.errors import SolveError
 from fastack.options import AstrometryOptions
 from fastack.types import Array, CatalogueStars, StarFlag, Stars
+from fastack.wcs import WCS_CARD, read_wcs, without
 
 if TYPE_CHECKING:
     from astropy.io import fits
@@ -106,29 +107,25 @@ def first_guess(
     if shape is None:
         naxis = _number(header.get("NAXIS1")), _number(header.get("NAXIS2"))
         shape = (int(naxis[1]), int(naxis[0])) if naxis[0] and naxis[1] else None
-    wcs = header_wcs(header)
-    place: tuple[float, float] | None = None
+    wcs = _plausible_wcs(header)
+    place = None
     words = []
     if centre is not None:
-        ra, dec = _angle(centre[0], hours=True), _angle(centre[1], hours=False)
-        if not _on_sky(ra, dec):
+        place = _position(_angle(centre[0], hours=True), _angle(centre[1], hours=False))
+        if place is None:
             raise ValueError(f"centre {centre!r} is no right ascension and declination")
-        assert ra is not None and dec is not None
-        place = ra % 360, dec
         words.append("given centre")
     elif wcs is not None:
         middle = [[(shape[1] - 1) / 2, (shape[0] - 1) / 2]] if shape else [list(wcs.wcs.crpix - 1)]
-        ra, dec = (float(v) for v in wcs.all_pix2world(middle, 0)[0])
-        if _on_sky(ra, dec):
-            place = _to_icrs(ra, dec, header)
-            words.append("header WCS")
+        lon, lat = (float(v) for v in wcs.all_pix2world(middle, 0)[0])
+        place = _position(lon, lat, header)
+        words += ["header WCS"] if place else []
     if place is None:
         for key_ra, key_dec in _POSITIONS:
             ra = _angle(header.get(key_ra), hours=True, comment=_comment(header, key_ra))
             dec = _angle(header.get(key_dec), hours=False)
-            if _on_sky(ra, dec) and (ra or dec):
-                assert ra is not None and dec is not None
-                place = _to_icrs(ra % 360, dec, header)
+            # zero and zero is what a mount says that does not know
+            if (ra or dec) and (place := _position(ra, dec, header)):
                 words.append(key_ra)
                 break
     if pixel_scale is not None:
@@ -150,47 +147,12 @@ def first_guess(
     )
 
 
-def header_wcs(header: Any) -> WCS | None:
-    """The celestial WCS of a header, with what is commonly wrong in one mended.
-
-    Numbers that are strings are cast, and a TAN projection with PV terms is read as the TPV that it is (SCAMP
-    writes it so).
-
-    Returns
-    -------
-    astropy.wcs.WCS or None
-        None where there is no plausible WCS.
-    """
-    from astropy.io import fits
-    from astropy.wcs import WCS
-
-    header = _as_header(header)
-    cards = fits.Header()
-    for key, value in header.items():
-        if not _WCS_CARD.fullmatch(key) or key[-1:].isalpha() and _ALTERNATE.fullmatch(key):
-            continue
-        if key.startswith(("CTYPE", "CUNIT", "RAD", "WCSNAME")):
-            cards[key] = str(value).strip()
-        elif (number := _number(value)) is not None:
-            whole = key.endswith("_ORDER") or key == "WCSAXES"
-            cards[key] = int(number) if whole else number
-    kinds = [str(cards.get(f"CTYPE{i}", "")) for i in (1, 2)]
-    if {k[:4].rstrip("-") for k in kinds} != {"RA", "DEC"} or "CRVAL1" not in cards or "CRVAL2" not in cards:
+def _plausible_wcs(header: fits.Header) -> WCS | None:
+    """The header's WCS where its scale is one that a camera can have."""
+    wcs = read_wcs(header)
+    if wcs is None or not 1e-3 < _wcs_scale(wcs) < 3600:
         return None
-    if any(re.fullmatch(r"PV[12]_([04-9]|[1-3]\d)", k) for k in cards):
-        for i, kind in enumerate(kinds, 1):
-            cards[f"CTYPE{i}"] = kind.replace("-TAN", "-TPV") if kind.endswith("-TAN") else kind
-    for key in ("NAXIS", "NAXIS1", "NAXIS2"):
-        cards.pop(key, None)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            wcs = WCS(cards, naxis=2)
-            scale = _wcs_scale(wcs)
-            good = 1e-3 < scale < 3600 and bool(np.isfinite(wcs.all_pix2world([wcs.wcs.crpix - 1], 0)).all())
-    except Exception:  # wcslib refuses in many ways; none of them may stop a run
-        return None
-    return wcs if good else None
+    return wcs if np.isfinite(wcs.all_pix2world([wcs.wcs.crpix - 1], 0)).all() else None
 
 
 def _wcs_scale(wcs: WCS) -> float:
@@ -216,16 +178,15 @@ def _header_scale(header: Any, wcs: WCS | None) -> tuple[float | None, str]:
     return None, ""
 
 
-def _as_header(header: Any) -> Any:
-    """The same, or an empty header for None."""
+def _as_header(header: Any) -> fits.Header:
+    """A header, from a mapping too; an empty one for None."""
     from astropy.io import fits
 
-    return fits.Header() if header is None else header
+    return header if isinstance(header, fits.Header) else fits.Header(dict(header or {}))
 
 
-def _comment(header: Any, key: str) -> str:
-    comments = getattr(header, "comments", None)
-    return str(comments[key]) if comments is not None and key in header else ""
+def _comment(header: fits.Header, key: str) -> str:
+    return str(header.comments[key]) if key in header else ""
 
 
 def _number(value: Any) -> float | None:
@@ -233,9 +194,10 @@ def _number(value: Any) -> float | None:
     if value is None or isinstance(value, bool):
         return None
     if isinstance(value, (int, float, np.number)):
-        return float(value) if np.isfinite(value) else None
+        plain = float(value)
+        return plain if np.isfinite(plain) else None
     text = str(value).strip().replace(",", ".")
-    return float(text.replace("D", "E").replace("d", "e")) if _NUMBER.fullmatch(text) else None
+    return float(re.sub("[dD]", "e", text)) if _NUMBER.fullmatch(text) else None
 
 
 def _angle(value: Any, *, hours: bool, comment: str = "") -> float | None:
@@ -252,16 +214,18 @@ def _angle(value: Any, *, hours: bool, comment: str = "") -> float | None:
     fields = [float(p) for p in parts]
     if any(f >= 60 for f in fields[1:]):
         return None
-    angle = sum(f / 60**i for i, f in enumerate(fields)) * (-1 if text.startswith("-") else 1)
+    angle = sum(f / scale for f, scale in zip(fields, (1.0, 60.0, 3600.0), strict=False))
+    angle = -angle if text.startswith("-") else angle
     return angle * 15 if hours and fields[0] < 24 and "d" not in text and "°" not in text else angle
 
 
-def _on_sky(ra: float | None, dec: float | None) -> bool:
-    return ra is not None and dec is not None and -360 <= ra <= 360 and -90 <= dec <= 90
-
-
-def _to_icrs(ra: float, dec: float, header: Any) -> tuple[float, float]:
-    """Position in the header's system to ICRS; only an equinox other than 2000 matters to a guess."""
+def _position(ra: float | None, dec: float | None, header: Any = None) -> tuple[float, float] | None:
+    """ICRS position of one in the header's system (only an equinox matters to a guess); None where it is none."""
+    if ra is None or dec is None or not (-360 <= ra <= 360 and -90 <= dec <= 90):
+        return None
+    ra %= 360
+    if header is None:
+        return ra, dec
     equinox = _number(header.get("EQUINOX")) or _number(header.get("EPOCH")) or 2000.0
     if not 1850 < equinox < 2100 or abs(equinox - 2000) < 0.01:
         return ra, dec
@@ -272,24 +236,15 @@ def _to_icrs(ra: float, dec: float, header: Any) -> tuple[float, float]:
     return float(there.ra.deg), float(there.dec.deg)
 
 
-_WCS_CARD = re.compile(
-    r"WCSAXES|WCSNAME|WCSDIM|RADE(CSYS|SYS)|EQUINOX|(LON|LAT)POLE|CTYPE\d|CUNIT\d|CRVAL\d|CRPIX\d|CDELT\d|CROTA\d"
-    r"|(CD|PC)\d_\d|(CD|PC)\d{6}|P[VS]\d_\d+|(CRDER|CSYER)\d|[AB]P?_(ORDER|DMAX|\d_\d)|WAT\d_\d{3}"
-    r"|(PROJP|PLT|PPO|AMD[XY])\w*|ASTRRMS\d|ASTRNUM|ASTRCAT|ASTREPOC|ASTRODDS"
-)
-_ALTERNATE = re.compile(
-    r"(WCSAXES|WCSNAME|RADESYS|EQUINOX|(LON|LAT)POLE|CTYPE\d|CUNIT\d|CRVAL\d|CRPIX\d|CDELT\d"
-    r"|(CD|PC)\d_\d|P[VS]\d_\d+|(CRDER|CSYER)\d)[A-Z]"
+_MORE_WCS = re.compile(
+    r"^(((WCSAXES|WCSNAME|RADESYS|EQUINOX|(LON|LAT)POLE|CTYPE\d|CUNIT\d|CRVAL\d|CRPIX\d|CDELT\d|(CD|PC)\d_\d"
+    r"|P[VS]\d_\d+|(CRDER|CSYER)\d)[A-Z])|PS\d_\d+|WCSDIM|WAT\d_\d{3}|ASTRRMS\d|ASTRNUM|ASTRCAT|ASTREPOC|ASTRODDS)$"
 )
 
 
 def strip_wcs(header: fits.Header) -> fits.Header:
-    """A copy of a header without any celestial WCS card, alternates and earlier solutions included."""
-    clean = header.copy()
-    for key in list(dict.fromkeys(clean.keys())):
-        if _WCS_CARD.fullmatch(key) or _ALTERNATE.fullmatch(key):
-            clean.remove(key, remove_all=True)
-    return clean
+    """Copy of a header without any WCS card: alternates, TNX and earlier solutions included."""
+    return without(header, WCS_CARD, _MORE_WCS)
 
 
 # --- sphere ---------------------------------------------------------------------------------------------------
@@ -354,7 +309,6 @@ def proper_motion(catalogue: CatalogueStars, epoch: float) -> CatalogueStars:
     from astropy import units as u
     from astropy.coordinates import Distance, SkyCoord
     from astropy.time import Time
-    from erfa import ErfaWarning
 
     years = float(epoch) - catalogue.epoch
     if years == 0 or not len(catalogue):
@@ -366,7 +320,7 @@ def proper_motion(catalogue: CatalogueStars, epoch: float) -> CatalogueStars:
         # a parallax that is noise would make a distance of parsecs and a spurious perspective acceleration
         parallax = np.where(np.nan_to_num(catalogue.parallax[known]) > 1, catalogue.parallax[known], 0.1)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ErfaWarning)
+            warnings.simplefilter("ignore")  # ERFA's remarks on far stars and far dates
             there = SkyCoord(
                 ra=catalogue.ra[known] * u.deg,
                 dec=catalogue.dec[known] * u.deg,
@@ -512,7 +466,7 @@ class _Patch:
     rank: Index  # (n,) of each among its neighbours
     frame: Array
     density: Array = field(init=False)
-    grid: tuple[Any, ...] = field(init=False)
+    grid: tuple[Any, Any, float, float, float, int, int] = field(init=False)
 
     def index(self, reach: float) -> None:
         """Local densities and the cells in which `_sky.search` looks."""
@@ -640,7 +594,7 @@ class _Solver:
         uv = np.column_stack([(net - self.origin) * scale, np.ones(len(net))])
         plane = _project(uv @ place.T @ frame, ra, dec)
         terms = _terms((net - self.origin) / self.half, 1)
-        coefficients = np.linalg.lstsq(terms, plane, rcond=None)[0]
+        coefficients: Array = np.asarray(np.linalg.lstsq(terms, plane, rcond=None)[0], np.float64)
         model = _Model(
             ra=ra,
             dec=dec,
@@ -650,31 +604,34 @@ class _Solver:
             coefficients=coefficients,
             covariance=np.zeros((3, 3)),
         )
-        field = sky.within(_deproject(np.zeros((1, 2)), ra, dec)[0], 0.6 * self.diagonal * model.scale)
-        if len(field) < 4:
+        near = sky.within(_deproject(np.zeros((1, 2)), ra, dec)[0], 0.6 * self.diagonal * model.scale)
+        if len(near) < 4:
             return None
         few = self.spread[: self.options.verify]
-        bright = field[np.argsort(sky.brightness[field], kind="stable")]
+        bright = near[np.argsort(sky.brightness[near], kind="stable")]
         tolerance = 5 * np.hypot(self.options.centroid * model.scale, sky.typical_error)
         detections, known = few, bright[: 2 * len(few)]
+        apart = min(self.diagonal * model.scale / np.sqrt(len(bright)), 50 * model.scale)  # mean distance of stars
         last: NDArray[Any] = np.empty(0)
         for step in range(12):
             if step == 3:
-                if self.log_odds(sky, model, field) < self.options.min_log_odds / 2:
+                if self.log_odds(sky, model, near) < self.options.min_log_odds / 2:
                     return None
                 detections, known = np.arange(len(self.xy)), bright
             pairs = self.match(sky, model, detections, known, tolerance)
             if len(pairs) < 4:
                 return None
-            model = self.fit(sky, model, pairs, 0 if step < 3 else max(model.order, 0))
+            model = self.fit(sky, model, pairs, 0 if step < 3 else model.order)
             if step >= 3:
-                model = self.choose(sky, model, pairs)
-            noise = np.hypot(self.noise(sky, pairs, model).max(axis=1), 0)
+                # distortion that is not in the model yet shows in pairs further apart than the clipping limit
+                wide = self.match(sky, model, detections, known, max(tolerance, 0.15 * apart))
+                model = self.choose(sky, model, wide)
+            noise = self.noise(sky, pairs, model).max(axis=1)
             tolerance = max(self.options.clip * float(np.quantile(noise, 0.9)), 1.0 * model.scale)
             if step > 3 and np.array_equal(last, pairs):
                 break
             last = pairs
-        odds = self.log_odds(sky, model, field)
+        odds = self.log_odds(sky, model, near)
         self.best = max(self.best, odds)
         if odds < self.options.min_log_odds + np.log(max(self.tried, 1)):
             return None
@@ -832,9 +789,7 @@ def _similarity(uv: Array, target: Array, weight: Array, mirrored: bool) -> tupl
     spread = (w * np.abs(p - p0) ** 2).sum()
     z = (w * np.conj(p - p0) * (t - t0)).sum() / spread
     shift = t0 - z * p0
-    coefficients = np.array(
-        [[shift.real, shift.imag], [z.real, z.imag], [-sign * z.imag, sign * z.real]]
-    )
+    coefficients = np.array([[shift.real, shift.imag], [z.real, z.imag], [-sign * z.imag, sign * z.real]])
     one = 1 / weight.sum()
     turn = one / spread
     c0 = np.array([p0.real, sign * p0.imag])

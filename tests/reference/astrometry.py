@@ -58,10 +58,11 @@ class Field:
     width: float  # degree
 
 
-def field(rng, *, n_stars=None, shape=None, scale=None, place=None, noise=None, distortion=0.0, offset=None) -> Field:
+def field(rng, *, n_stars=None, shape=None, scale=None, place=None, noise=None, distortion=0.0, offset=None, cover=1.5):
     """A random field: `n_stars` detections, half of them unknown to the catalogue, 70 % of the catalogue detected.
 
-    The catalogue covers a cap about the wrong pointing, wide enough for a pointing error of 1.5 widths.
+    The catalogue covers a cap about the wrong pointing, wide enough for a pointing error of `cover` widths; the
+    error itself is uniform in its amount below `cover` (or `offset`).
     """
     shape = shape or tuple(int(v) for v in rng.integers(500, 3000, 2))
     if max(shape) > 2 * min(shape):
@@ -81,13 +82,13 @@ def field(rng, *, n_stars=None, shape=None, scale=None, place=None, noise=None, 
     wcs = true_wcs(*place, scale, rng.uniform(0, 360), int(rng.choice([-1, 1])), shape, distortion, rng)
     ny, nx = shape
     width = max(shape) * scale / 3600
-    offset = rng.uniform(0, 1.5) if offset is None else offset
+    offset = rng.uniform(0, cover) if offset is None else offset
     sky = SkyCoord(*place, unit="deg").directional_offset_by(rng.uniform(0, 360) * u.deg, offset * width * u.deg)
     pointing = float(sky.ra.deg), float(sky.dec.deg)
     # stars of the field, and of the rest of the cap at the same density
     true_n = max(6, round(n_stars / 2 / 0.7))
     xy = rng.uniform(-0.5, [nx - 0.5, ny - 0.5], (true_n, 2))
-    radius = (1.5 + 0.75) * width
+    radius = (cover + 0.75) * width
     area = nx * ny * (scale / 3600) ** 2
     m = int(true_n * np.pi * radius**2 / area)
     ra, dec = around(*pointing, radius, m, rng)
@@ -131,7 +132,9 @@ def triangles(xyz, shortest, longest, min_ratio):
     """{(rows opposite a >= b >= c): (b/a, c/a, ln a, sense)}."""
     found = {}
     for rows in combinations(range(len(xyz)), 3):
-        sides = [np.linalg.norm(xyz[j] - xyz[k]) for j, k in ((rows[1], rows[2]), (rows[0], rows[2]), (rows[0], rows[1]))]
+        sides = [
+            np.linalg.norm(xyz[j] - xyz[k]) for j, k in ((rows[1], rows[2]), (rows[0], rows[2]), (rows[0], rows[1]))
+        ]
         order = np.argsort(sides)[::-1]
         c, b, a = sorted(sides)
         if c < shortest or a > longest or c < min_ratio * a or b + c < 1.02 * a:
@@ -150,13 +153,13 @@ def place_odds(camera, place, sky, density, triangle, sigma, distractors):
     spread = ((unit - unit.mean(axis=0)) ** 2).sum()
     used, odds, best = set(theirs), 0.0, 0.0
     plane = sky[:, :2] / sky[:, 2:]
-    for row, (u, v) in enumerate(camera):
+    for row, (cx, cy) in enumerate(camera):
         if row in ours:
             continue
-        x, y, z = place @ [u, v, 1]
+        x, y, z = place @ [cx, cy, 1]
         r = np.hypot(*(plane - [x / z, y / z]).T)
         r[list(used)] = np.inf
-        s2 = (ratio * sigma) ** 2 * (4 / 3 + ratio**2 * ((u - centre[0]) ** 2 + (v - centre[1]) ** 2) / spread)
+        s2 = (ratio * sigma) ** 2 * (4 / 3 + ratio**2 * ((cx - centre[0]) ** 2 + (cy - centre[1]) ** 2) / spread)
         j = int(np.argmin(r))
         if r[j] ** 2 > 16 * s2:
             odds += np.log(distractors)
