@@ -18,7 +18,7 @@ from astropy.io import fits
 
 from fastack import __version__, background, calibrate, frames, grid, header, normalise, output, report, select, transform
 from fastack import wcs as coordinates
-from fastack.combine import Combined, NoiseModel, combine_samples
+from fastack.combine import Combined, NoiseModel, combine_tile
 from fastack.detect import detect, find_artefacts
 from fastack.errors import FastackError, FrameError, MatchError, StackError
 from fastack.executor import Executor, make_executor
@@ -683,7 +683,7 @@ def _by_row(pixels: np.ndarray | None) -> np.ndarray:
     return pixels[np.lexsort((pixels[:, 0], pixels[:, 1]))]
 
 
-def combine_tile(tile: grid.Tile, job: Job) -> Combined:
+def stack_tile(tile: grid.Tile, job: Job) -> Combined:
     """Pass 2 for one tile: read, calibrate, resample and normalise every frame, then combine.
 
     Parameters
@@ -730,7 +730,7 @@ def combine_tile(tile: grid.Tile, job: Job) -> Combined:
             options=job.options.resample,
         )
     inner = (slice(HALO, -HALO), slice(HALO, -HALO))
-    return combine_samples(
+    return combine_tile(
         cube,
         factor,
         job.noise,
@@ -762,7 +762,7 @@ def _combine(
     size = grid.tile_shape(len(used), job.shape, budget, rotation)
     every = list(grid.tiles(job.shape, size))
     reporter.start("combine", len(every), size[0] * size[1] * len(used))
-    work = functools.partial(combine_tile, job=job)
+    work = functools.partial(stack_tile, job=job)
     for tile, result in zip(every, executor.map(work, every), strict=True):
         y, _, x, _ = tile
         sink.write("", y, x, result.data)
