@@ -12,7 +12,7 @@ from reference import calibrate as twin
 
 from fastack import _pixels
 from fastack.calibrate import Calibration, decode, load_calibration, make_master
-from fastack.errors import CalibrationError, FrameError
+from fastack.errors import CalibrationError, FrameError, OutputError
 from fastack.frames import find_frames, open_frame
 from fastack.options import CalibrateOptions
 
@@ -318,6 +318,9 @@ def test_sections_equal_the_whole(masters, isa, suffix):
         assert same_bits(calibration.read(light, (3, 90, 5, 77), sent).pixels, whole.pixels[3:90, 5:77])
     with pytest.raises(ValueError, match="outside of a frame"):
         calibration.read(light, (0, 201, 0, 10))
+    if suffix:
+        with pytest.raises(OutputError, match="--scratch"):
+            calibration.prepare(light, memory=0, scratch=path / "absent")
 
 
 def test_threads_share_a_calibration(masters):

@@ -29,7 +29,7 @@ import numpy as np
 from astropy.io import fits
 from numpy.typing import NDArray
 
-from .errors import FrameError
+from .errors import FrameError, OutputError
 from .options import CalibrateOptions
 
 Bytes = NDArray[np.uint8]
@@ -222,12 +222,19 @@ class Scratch:
 
     def __init__(self, plane: Plane, raw: Bytes, directory: str | Path | None = None) -> None:
         self.plane = plane
-        self._fd, name = tempfile.mkstemp(prefix="fastack-", dir=directory)
-        weakref.finalize(self, os.close, self._fd)
-        os.unlink(name)
-        view = raw.data.cast("B")
-        while view:
-            view = view[os.write(self._fd, view) :]
+        try:
+            self._fd, name = tempfile.mkstemp(prefix="fastack-", dir=directory)
+            weakref.finalize(self, os.close, self._fd)
+            os.unlink(name)
+            view = raw.data.cast("B")
+            while view:
+                view = view[os.write(self._fd, view) :]
+        except OSError as error:
+            where = directory or tempfile.gettempdir()
+            raise OutputError(
+                f"{where}: no scratch file of {raw.nbytes} bytes ({error.strerror}); "
+                "give another directory with --scratch or more --memory"
+            ) from None
 
     def rows(self, window: Window) -> Iterator[tuple[int, Bytes]]:
         """Read a window; see `Plane.rows`."""
