@@ -8,11 +8,12 @@ def isa_levels() -> list[str]: ...
 def _choose_isa(name: str | None) -> None: ...
 
 # --- measure
-_Shape = tuple[float, float, float, float, bool]  # a, b, c (pixel^-2), eta, integrated over the pixel
+# a, b, c (pixel^-2), eta, whether integrated over the pixel
+_MoffatShape = tuple[float, float, float, float, bool]
 
 # image (ny, nx) float32; xy (n, 2), peak, sky, noise (n,) float64; rows (m,) int64.
-# fits: structured, fields x, y, peak, sky, xy_err, peak_err, top, width, width_err, a, b, c, eta, chi2 (float64), pixels,
-# missing, saturated, neighbours, converged, padding (int32)
+# fits: structured (n or m,), fields x, y, peak, sky, xy_err, peak_err, top, width, width_err, a, b, c, eta,
+# chi2 (float64), pixels, missing, saturated, neighbours, converged, padding (int32)
 def star_rings(
     image: NDArray[np.float32], xy: NDArray[np.float64], sky: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
@@ -25,7 +26,7 @@ def fit_stars(
     peak: NDArray[np.float64],
     sky: NDArray[np.float64],
     noise: NDArray[np.float64],
-    shape: _Shape,
+    shape: _MoffatShape,
     radius: float,
     inverse_gain: float,
     saturation: float,
@@ -37,7 +38,7 @@ def fit_moffat(
     peak: NDArray[np.float64],
     sky: NDArray[np.float64],
     noise: NDArray[np.float64],
-    shape: _Shape,
+    shape: _MoffatShape,
     radius: float,
     inverse_gain: float,
     saturation: float,
@@ -49,9 +50,9 @@ def fit_shape(
     peak: NDArray[np.float64],
     sky: NDArray[np.float64],
     noise: NDArray[np.float64],
-    shape: _Shape,
+    shape: _MoffatShape,
     radius: float,
     inverse_gain: float,
     saturation: float,
     rows: NDArray[np.int64],
-) -> tuple[_Shape, float]: ...  # and the sum of squares, NaN where it did not converge
+) -> tuple[_MoffatShape, float]: ...  # and -2 log likelihood, NaN where it did not converge
