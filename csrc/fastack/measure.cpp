@@ -271,6 +271,8 @@ class Window {
     void collect(ptrdiff_t row, double radius) {
         const float sky = static_cast<float>(field_.sky[row]);
         const float variance = static_cast<float>(field_.noise[row] * field_.noise[row]);
+        // a level that no float32 holds must still be met by the pixels clipped at it
+        const float saturation = static_cast<float>(field_.saturation);
         const Image<const float>& image = field_.image;
         const ptrdiff_t reach = static_cast<ptrdiff_t>(radius);
         pixels = missing = saturated = 0;
@@ -287,7 +289,7 @@ class Window {
                     x < 0 || x >= image.nx ? std::numeric_limits<float>::quiet_NaN() : values[x];
                 if (!std::isfinite(value)) {
                     ++missing;
-                } else if (value >= field_.saturation) {
+                } else if (value >= saturation) {
                     ++saturated;
                 } else {
                     lists_[0][pixels] = static_cast<float>(x - x0);
@@ -476,6 +478,19 @@ bool levenberg(Window& window, Parameters& p, double inverse_gain, double radius
             return false;
     }
     return false;
+}
+
+/// Sum of log(variance of the model / variance of the background). Without it, a sum of squares under the
+/// model's own weights favours the model that claims more noise.
+double log_variance(const MeasurePixels& pixels, const float* weight) {
+    double sum = 0;
+    for (ptrdiff_t i = 0; i < pixels.n; i += 8) {
+        double product = 1;
+        for (ptrdiff_t k = i; k < i + 8; ++k)
+            product *= static_cast<double>(weight[k]) * static_cast<double>(pixels.variance[k]);
+        sum -= std::log(product);
+    }
+    return sum;
 }
 
 } // namespace
@@ -743,7 +758,7 @@ double fit_shape(const StarField& field, Span<const std::int64_t> chosen, Moffat
             if (invert(shared.matrix, inverse))
                 deviation = step_of(inverse, shared.gradient, step) * flattened;
             const double weight = flattened / (1 + deviation / outlying);
-            squares += sums[measure_sums(P) - 1];
+            squares += sums[measure_sums(P) - 1] + log_variance(pixels, window.model_weight());
             samples += static_cast<double>(pixels.n);
             for (int r = 0; r < 4; ++r) {
                 total.gradient[r] += weight * shared.gradient[r];
@@ -792,7 +807,7 @@ double fit_shape(const StarField& field, Span<const std::int64_t> chosen, Moffat
             star.p.v[2] = std::max(star.p.v[2] + own_step[2], 0.3 * star.p.v[2]);
             star.p.v[3] += own_step[3];
         }
-        if (round > 1 && part == 1 && gain < 1e-3 * (1 + squares / samples))
+        if (round > 1 && part == 1 && gain < 1e-3 * (1 + std::abs(squares) / samples))
             return squares;
     }
     return nan;

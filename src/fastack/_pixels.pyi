@@ -31,11 +31,12 @@ def calibrate(
 ) -> NDArray[np.int32]: ...  # (k, 2) x and y of saturated pixels in out
 
 # --- measure
-_Shape = tuple[float, float, float, float, bool]  # a, b, c (pixel^-2), eta, integrated over the pixel
+# a, b, c (pixel^-2), eta, whether integrated over the pixel
+_MoffatShape = tuple[float, float, float, float, bool]
 
 # image (ny, nx) float32; xy (n, 2), peak, sky, noise (n,) float64; rows (m,) int64.
-# fits: structured, fields x, y, peak, sky, xy_err, peak_err, top, width, width_err, a, b, c, eta, chi2 (float64), pixels,
-# missing, saturated, neighbours, converged, padding (int32)
+# fits: structured (n or m,), fields x, y, peak, sky, xy_err, peak_err, top, width, width_err, a, b, c, eta,
+# chi2 (float64), pixels, missing, saturated, neighbours, converged, padding (int32)
 def star_rings(
     image: NDArray[np.float32], xy: NDArray[np.float64], sky: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
@@ -48,7 +49,7 @@ def fit_stars(
     peak: NDArray[np.float64],
     sky: NDArray[np.float64],
     noise: NDArray[np.float64],
-    shape: _Shape,
+    shape: _MoffatShape,
     radius: float,
     inverse_gain: float,
     saturation: float,
@@ -60,7 +61,7 @@ def fit_moffat(
     peak: NDArray[np.float64],
     sky: NDArray[np.float64],
     noise: NDArray[np.float64],
-    shape: _Shape,
+    shape: _MoffatShape,
     radius: float,
     inverse_gain: float,
     saturation: float,
@@ -72,7 +73,7 @@ def fit_shape(
     peak: NDArray[np.float64],
     sky: NDArray[np.float64],
     noise: NDArray[np.float64],
-    shape: _Shape,
+    shape: _MoffatShape,
     radius: float,
     inverse_gain: float,
     saturation: float,
@@ -166,3 +167,4 @@ def combine(
     median_ratio: _Floats,  # (n + 1,)
 ) -> tuple[_Floats, _Floats, _Counts, _Counts, _Counts]: ...
 def combine_reach(radius: int) -> int: ...
+) -> tuple[_MoffatShape, float]: ...  # and -2 log likelihood, NaN where it did not converge

@@ -1,8 +1,9 @@
 """Positions, fluxes and shapes of detected stars, and what they say of the frame.
 
-The brightest isolated stars are fitted with an elliptical Moffat profile each; those that agree give the frame's
-point-spread function in one common fit. Every star is then fitted with that function at its own position, peak and
-sky, which comes close to the Cramer-Rao bound down to the faintest stars and for undersampled ones.
+The brightest isolated stars are fitted with an elliptical Moffat profile each; those that agree give the
+frame's point-spread function in one common fit. Every star is then fitted with that function at its own
+position, peak and sky, which comes close to the Cramer-Rao bound down to the faintest stars and for
+undersampled ones.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ _MAX_WINDOW = 40.0  # pixel
 _SHAPE_WINDOW = 3.0  # of the common fit, whose wings tell exponent from sky, FWHM
 _MIN_SHAPE_WINDOW = 8.0  # pixel
 _MAX_SHAPE_WINDOW = 20.0  # pixel, or as wide as the other windows
+_CORE_WINDOW = 0.9  # of the fit for the elongation, which wings dilute, FWHM
+_MIN_CORE_WINDOW = 3.0  # pixel
 _GUESSES = (1.0, 2.0, 4.0, 8.0)  # factors of the first width, tried in turn until stars are found to fit
 _ANNULUS = (10.0, 16.0)  # sky around a star where no mesh is given, pixel, up to FWHM 4
 _PASSES = 4  # rounds over stars with neighbours, each with the neighbours' light better known
 _HOT_PIXEL = 1.3  # ring width below which a detection cannot be told from a single pixel
 _ETA = 0.33  # 1/beta of the first guess
+_MANY = 0.3  # part of the list among the candidates from which on no other first width is tried
 _ENOUGH = 10  # isolated stars from which on stars with neighbours do not take part in the frame's PSF
 _MISSING = 0.2  # part of the window that may be missing for a star of the frame's PSF
 _SPREAD = 0.03  # widths of stars vary that much (relative) over a frame without being suspect
@@ -35,6 +39,12 @@ _UNDERSAMPLED = 3.5  # FWHM below which the pixel's integration is told from mer
 _SETTLED = 0.15  # change of the logarithm of the width after which the first fits are good enough
 _SHARP = 0.7  # width over the PSF's, below: no star
 _EXTENDED = 1.3  # above: no single star
+
+
+# image, xy, peak, sky, noise, shape, radius, inverse gain, saturation
+_Arguments = tuple[
+    FloatImage, Array, Array, Array, Array, tuple[float, float, float, float, bool], float, float, float
+]
 
 
 class _Shape(NamedTuple):
@@ -64,7 +74,7 @@ class _Shape(NamedTuple):
 
     @property
     def psf(self) -> PSF:
-        """The effective point-spread function."""
+        """Effective point-spread function."""
         minor, major, theta = _axes(self.a, self.b, self.c)
         if self.integrated:
             minor, major = self._over_pixel(theta + np.pi / 2, minor), self._over_pixel(theta, major)
@@ -110,17 +120,18 @@ def measure(
     background : Background, optional
         Sky level and noise. By default median and scatter in an annulus around each star.
     options : MeasureOptions
-        With `gain`, photon noise of the stars' own light enters weights and errors. Without, the errors of stars whose
-        residuals exceed the background noise are raised to match them.
+        With `gain`, photon noise of the stars' own light enters weights and errors. Without, the errors of
+        stars whose residuals exceed the background noise are raised to match them.
 
     Returns
     -------
     stars : Stars
-        Rows as in the input. Where no fit is possible: the input's position, NaN in all that a fit would give, and
-        `StarFlag.NO_FIT`. `ellipticity` and `theta` are given for the stars behind the frame's PSF alone, `fwhm` for
-        the others is from a fit of the PSF stretched by one factor.
+        Rows as in the input. Where no fit is possible: the input's position, NaN in all that a fit would
+        give, and `StarFlag.NO_FIT`. `ellipticity` and `theta` are given for the stars behind the frame's PSF
+        alone; `fwhm` of the others is from a fit of the PSF stretched by one factor.
     quality : FrameQuality
-        With NaN for `fwhm`, `beta` and `ellipticity` where no star could be fitted.
+        `fwhm` and `beta` of the common fit, `ellipticity` and `theta` of its core (radius 0.9 FWHM, where a
+        trail shows undiluted); NaN where no star could be fitted.
 
     Raises
     ------
@@ -129,9 +140,11 @@ def measure(
 
     Notes
     -----
-    The profile is that of Moffat 1969, A&A 3, 455, sampled at pixel centres, so that width and exponent include the
-    pixel's response. Weights are 1 / (noise^2 + model/gain): the model's photon noise, never the data's own, which would
-    bias fluxes low. Stars with neighbours are fitted again with the neighbours' light taken away.
+    The profile is that of Moffat 1969, A&A 3, 455. Below a FWHM of 3.5 pixels it is fitted twice, sampled at
+    pixel centres and integrated over the pixel, and the likelier of both is kept; the FWHM is the effective
+    PSF's, the pixel's response included, in both cases. Weights are 1 / (noise^2 + model/gain): the model's
+    photon noise, never the data's own, which would bias fluxes low. Stars with neighbours are fitted again
+    with the neighbours' light taken away.
     """
     pixels = _as_image(image)
     table = stars if isinstance(stars, Stars) else Stars.make(_as_positions(stars))
@@ -149,18 +162,19 @@ def measure(
     noise = np.where(noise > 0, noise, 1e-3 * _positive(peak))  # an image without noise
 
     frame = _Frame(pixels, sky, noise, options)
-    shape = None
-    if np.isfinite(guess):
-        shape, single, rows = frame.shape(xy, peak, unfit, guess)
-    if shape is None:
-        return _unmeasured(table), _quality(pixels, table, background, sky, noise, options)
+    found = frame.shape(xy, peak, unfit, guess) if np.isfinite(guess) else None
+    if found is None:
+        result = _unmeasured(table)
+        return result, _quality(pixels, result, background, sky, noise, options)
+    shape, single, rows = found
+    core, _ = frame.common(shape, rows, _CORE_WINDOW, _MIN_CORE_WINDOW)
     fits = frame.fit(frame.xy, frame.peak, shape, passes=_PASSES)
     result = _columns(table, fits, shape, single, rows, options)
-    return result, _quality(pixels, result, background, sky, noise, options, shape, single)
+    return result, _quality(pixels, result, background, sky, noise, options, (shape, core), single)
 
 
 class _Frame:
-    """One image and its stars, as the kernels take them; positions and peaks become better from fit to fit."""
+    """One image and its stars as the kernels take them; positions and peaks get better from fit to fit."""
 
     def __init__(self, pixels: FloatImage, sky: Array, noise: Array, options: MeasureOptions) -> None:
         self.pixels, self.sky, self.noise, self.options = pixels, sky, noise, options
@@ -169,17 +183,15 @@ class _Frame:
         self.xy: Array
         self.peak: Array
 
-    def arguments(self, xy: Array, peak: Array, shape: _Shape, *, wide: bool = False) -> tuple[Any, ...]:
-        fwhm = shape.width
-        radius = min(max(_WINDOW * fwhm, _MIN_WINDOW), _MAX_WINDOW)
-        if wide:
-            wider = min(max(_SHAPE_WINDOW * fwhm, _MIN_SHAPE_WINDOW), _MAX_SHAPE_WINDOW)
-            radius = max(radius, wider)
-        stars = (xy, peak, self.sky, self.noise)
-        return (self.pixels, *stars, tuple(shape), radius, self.inverse_gain, self.saturation)
+    def arguments(self, xy: Array, peak: Array, shape: _Shape, radius: float | None = None) -> _Arguments:
+        """List what all fits take; by default with the usual radius of the window."""
+        if radius is None:
+            radius = min(max(_WINDOW * shape.width, _MIN_WINDOW), _MAX_WINDOW)
+        limits = (self.inverse_gain, self.saturation)
+        return (self.pixels, xy, peak, self.sky, self.noise, shape, radius, *limits)
 
     def fit(self, xy: Array, peak: Array, shape: _Shape, passes: int) -> NDArray[np.void]:
-        """Every star with one shape."""
+        """Fit every star with one shape."""
         fits = _pixels.fit_stars(*self.arguments(xy, peak, shape), passes)
         good = fits["converged"] > 0
         self.xy = np.where(good[:, None], np.stack([fits["x"], fits["y"]], axis=1), xy)
@@ -188,35 +200,44 @@ class _Frame:
 
     def shape(
         self, xy: Array, peak: Array, unfit: NDArray[np.bool_], fwhm: float
-    ) -> tuple[_Shape | None, NDArray[np.void], NDArray[np.int64]]:
-        """The frame's PSF, the single fits behind it and their rows."""
+    ) -> tuple[_Shape, NDArray[np.void], NDArray[np.int64]] | None:
+        """Find the frame's PSF, the single fits behind it and their rows."""
+        tried = []
         for factor in _GUESSES:
-            shape, fits, rows = self.first_fits(xy, peak, unfit, factor * fwhm)
-            if len(rows):
+            start, rows = self.first_fits(xy, peak, unfit, factor * fwhm)
+            tried.append((len(rows), start, rows, self.xy, self.peak))
+            if len(rows) >= min(self.options.max_fits, _MANY * len(xy)):
                 break
-        else:
-            return None, fits[:0], rows
-        best, least = None, np.inf
-        for integrated in (True, False) if shape.width < _UNDERSAMPLED else (False,):
-            start = shape._replace(integrated=integrated)
-            fits = _pixels.fit_moffat(*self.arguments(self.xy, self.peak, start), rows)
-            agree = _agreeing(fits)
-            if not agree.any():
-                continue
-            mean = start._replace(**{name: float(np.median(fits[name][agree])) for name in "abc"})
-            common, squares = _pixels.fit_shape(
-                *self.arguments(self.xy, self.peak, mean, wide=True), rows[agree]
-            )
-            if best is None or squares < least:
-                best = _Shape(*common) if np.isfinite(squares) else mean
-                least = squares if np.isfinite(squares) else np.inf
-                single, chosen = fits[agree], rows[agree]
-        return (None, fits[:0], rows[:0]) if best is None else (best, single, chosen)
+        _, start, rows, self.xy, self.peak = max(tried, key=lambda trial: trial[0])
+        kinds = (True, False) if start.width < _UNDERSAMPLED else (False,)
+        starts = [start._replace(integrated=kind) for kind in kinds]
+        single = [
+            _pixels.fit_moffat(*self.arguments(self.xy, self.peak, start), rows=rows) for start in starts
+        ]
+        agree = np.all([_agreeing(fits) for fits in single], axis=0)
+        if not agree.any():
+            return None
+        rows = rows[agree]
+        found = []
+        for start, fits in zip(starts, single, strict=True):
+            a, b, c = (float(np.median(fits[name][agree])) for name in "abc")
+            mean = start._replace(a=a, b=b, c=c)
+            found.append((*self.common(mean, rows, _SHAPE_WINDOW, _MIN_SHAPE_WINDOW), fits[agree]))
+        shape, _, fits = min(found, key=lambda result: result[1])
+        return shape, fits, rows
+
+    def common(
+        self, start: _Shape, rows: NDArray[np.int64], window: float, least: float
+    ) -> tuple[_Shape, float]:
+        """Fit one shape to many stars; -2 log likelihood is infinite where that fails and the start stays."""
+        radius = min(max(window * start.width, least), max(_MAX_SHAPE_WINDOW, _WINDOW * start.width))
+        found, squares = _pixels.fit_shape(*self.arguments(self.xy, self.peak, start, radius), rows)
+        return (_Shape(*found), squares) if np.isfinite(squares) else (start, np.inf)
 
     def first_fits(
         self, xy: Array, peak: Array, unfit: NDArray[np.bool_], fwhm: float
-    ) -> tuple[_Shape, NDArray[np.void], NDArray[np.int64]]:
-        """Every star with a round shape whose width settles on that of the brightest."""
+    ) -> tuple[_Shape, NDArray[np.int64]]:
+        """Fit every star with a round shape whose width settles on that of the brightest."""
         for _ in range(4):
             shape = _Shape.round(fwhm)
             fits = self.fit(xy, peak, shape, passes=1)
@@ -227,7 +248,7 @@ class _Frame:
             if abs(np.log(change)) < _SETTLED:
                 break
             fwhm *= change
-        return shape, fits, rows
+        return shape, rows
 
     def candidates(self, fits: NDArray[np.void], unfit: NDArray[np.bool_], fwhm: float) -> NDArray[np.int64]:
         """Rows of bright, whole, isolated stars of a common width, at most `max_fits`."""
@@ -238,16 +259,16 @@ class _Frame:
         alone = usable & (fits["neighbours"] == 0)
         rows = np.flatnonzero(alone if np.count_nonzero(alone) >= _ENOUGH else usable)
         if not len(rows):
-            return rows.astype(np.int64)
+            return np.asarray(rows, dtype=np.int64)
         width = np.log(fits["width"][rows])
         rows = rows[np.abs(width - np.median(_densest(width, 0.25))) < 0.4]
         brightest = np.lexsort((fits["x"][rows], -fits["peak"][rows]))
-        return rows[brightest][: self.options.max_fits].astype(np.int64)
+        return np.asarray(rows[brightest][: self.options.max_fits], dtype=np.int64)
 
 
 def _as_image(image: ArrayLike) -> FloatImage:
     if isinstance(image, np.ma.MaskedArray):
-        image = image.astype(np.float32).filled(np.nan)
+        image = np.ma.filled(image.astype(np.float32), np.nan)
     pixels = np.ascontiguousarray(image, dtype=np.float32)
     if pixels.ndim != 2:
         raise ValueError(f"image must have two dimensions, not {pixels.ndim}")
@@ -269,7 +290,7 @@ def _positive(values: Array) -> Array:
 
 
 def _at(background: Background, mesh: FloatImage, xy: Array) -> Array:
-    """The mesh at the stars, bilinear, constant outside its outermost points."""
+    """Interpolate the mesh at the stars, bilinear, constant outside its outermost points."""
     values = np.asarray(mesh, dtype=np.float64)
     values = np.where(
         np.isfinite(values), values, np.nanmedian(values) if np.isfinite(values).any() else np.nan
@@ -287,7 +308,7 @@ def _at(background: Background, mesh: FloatImage, xy: Array) -> Array:
 
 
 def _densest(values: Array, width: float) -> Array:
-    """The values of that interval of the given width that holds most of them."""
+    """Select the values of that interval of the given width that holds most of them."""
     ordered = np.sort(values)
     count = np.searchsorted(ordered, ordered + width, side="right") - np.arange(len(ordered))
     first = int(np.argmax(count))
@@ -295,7 +316,7 @@ def _densest(values: Array, width: float) -> Array:
 
 
 def _first_width(rings: Array, height: Array) -> float:
-    """Common ring width of the clearest stars; NaN where there are none."""
+    """Find the common ring width of the clearest stars; NaN where there are none."""
     star = np.isfinite(rings) & (rings > _HOT_PIXEL)
     star = star if star.any() else np.isfinite(rings)
     height = np.where(np.isfinite(height), height, np.inf)
@@ -325,7 +346,7 @@ def _axes(a: Any, b: Any, c: Any) -> tuple[Any, Any, Any]:
 
 
 def _unmeasured(table: Stars) -> Stars:
-    """The input, every row without a fit."""
+    """Keep the input, every row without a fit."""
     columns = {name: getattr(table, name) for name in ("flux", "sharpness")}
     return Stars.make(table.xy, **columns, flags=table.flags | int(StarFlag.NO_FIT))
 
@@ -338,7 +359,7 @@ def _columns(
     rows: NDArray[np.int64],
     options: MeasureOptions,
 ) -> Stars:
-    """The fits as columns, with flags."""
+    """Turn the fits into columns, with flags."""
     good = fits["converged"] > 0
     excess = np.ones(len(fits))
     if options.gain is None:
@@ -388,22 +409,26 @@ def _quality(
     sky: Array,
     noise: Array,
     options: MeasureOptions,
-    shape: _Shape | None = None,
+    shapes: tuple[_Shape, _Shape] | None = None,
     single: NDArray[np.void] | None = None,
 ) -> FrameQuality:
-    psf = PSF(fwhm=np.nan, beta=np.nan, ellipticity=np.nan, theta=np.nan) if shape is None else shape.psf
+    psf = core = PSF(fwhm=np.nan, beta=np.nan, ellipticity=np.nan, theta=np.nan)
+    if shapes is not None:
+        psf, core = (shape.psf for shape in shapes)
     fwhm_err, n_fitted = np.nan, 0
     if single is not None:
         n_fitted = len(single)
         width = np.log(single["width"])
         scatter = 1.4826 * np.median(np.abs(width - np.median(width)))
         fwhm_err = psf.fwhm * float(max(scatter, np.median(single["width_err"])) / np.sqrt(n_fitted))
-    saturated = 0 if options.saturation is None else int(np.count_nonzero(pixels >= options.saturation))
+    saturated = (
+        0 if options.saturation is None else int(np.count_nonzero(pixels >= np.float32(options.saturation)))
+    )
     return FrameQuality(
         fwhm=psf.fwhm,
         fwhm_err=fwhm_err,
-        ellipticity=psf.ellipticity,
-        theta=psf.theta,
+        ellipticity=core.ellipticity,
+        theta=core.theta,
         beta=psf.beta,
         n_stars=int(np.count_nonzero(~stars.has(StarFlag.SHARP | StarFlag.NO_FIT))),
         n_fitted=n_fitted,
