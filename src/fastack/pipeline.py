@@ -18,7 +18,7 @@ from astropy.io import fits
 
 from fastack import __version__, background, calibrate, frames, grid, header, normalise, output, report, select, transform
 from fastack import wcs as coordinates
-from fastack.combine import Combined, NoiseModel, combine_tile
+from fastack.combine import HALO, Combined, NoiseModel, combine_tile
 from fastack.detect import detect, find_artefacts
 from fastack.errors import FastackError, FrameError, MatchError, StackError
 from fastack.executor import Executor, make_executor
@@ -36,9 +36,6 @@ from fastack.types import (
     Stars,
     Transform,
 )
-
-HALO = 2  #: output pixels around a tile that the local gradient of the stack looks at
-
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class StackResult:
@@ -768,7 +765,7 @@ def _combine(
         sink.write("", y, x, result.data)
         sink.write("UNCERT", y, x, np.sqrt(result.variance))
         sink.write("NCOMB", y, x, result.count)
-        sink.write("WEIGHT", y, x, result.weight)
+        sink.write("WEIGHT", y, x, 1 / result.variance)
         sink.write("FLAGS", y, x, result.flags)
         if job.maps:
             sink.write("REJLOW", y, x, result.rejected_low)

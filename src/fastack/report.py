@@ -190,8 +190,9 @@ def frames_table(records: Sequence[FrameRecord]) -> QTable:
     table["reason"] = [r.reason or "" for r in records]
     table["date_obs"] = [(r.exposure.date_obs or "") if r.exposure else "" for r in records]
     table["exposure"] = np.array([_or_nan(r.frame, "exposure") for r in records]) * u.s
-    table["gain"] = np.array([_or_nan(r.frame, "gain") for r in records]) * u.electron / u.adu
-    table["rdnoise"] = np.array([_or_nan(r.frame, "rdnoise") for r in records]) * u.electron
+    # electrons are no unit of the FITS standard: these two go without
+    table["gain"] = np.array([_or_nan(r.frame, "gain") for r in records])
+    table["rdnoise"] = np.array([_or_nan(r.frame, "rdnoise") for r in records])
     for name, unit in (("fwhm", u.pix), ("fwhm_err", u.pix), ("ellipticity", None), ("theta", u.rad), ("beta", None)):
         table[name] = quality(name) * unit if unit is not None else quality(name)
     for name in ("n_stars", "n_sharp", "saturated"):
