@@ -43,6 +43,7 @@ class Surface {
     void seek(std::ptrdiff_t y);
     const float* const* rows() const { return rows_; }
     const float* weights() const { return weights_; }
+    std::ptrdiff_t width() const { return width_; }
 
     /// The value at one pixel (any column of the image).
     float at(std::ptrdiff_t y, std::ptrdiff_t x) const;
@@ -54,7 +55,6 @@ class Surface {
     };
     Node node(std::ptrdiff_t pixel, double cell) const;
     float mesh_at(std::ptrdiff_t j, std::ptrdiff_t i) const;
-    float across(std::ptrdiff_t j, const Node& column) const;
     void fill(std::ptrdiff_t j);
     const float* slot(std::ptrdiff_t j) const;
 
@@ -63,7 +63,8 @@ class Surface {
     std::ptrdiff_t width_;
     Shape shape_;
     std::vector<Node> columns_;
-    std::vector<float> buffer_;                ///< four mesh rows, interpolated in x
+    std::vector<float> nodes_;                  ///< one mesh row, with two nodes beyond either end
+    std::vector<float> buffer_;                 ///< four mesh rows, interpolated in x
     std::ptrdiff_t held_[4] = {-9, -9, -9, -9}; ///< mesh index of each
     const float* rows_[4] = {};
     float weights_[4] = {};

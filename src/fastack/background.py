@@ -65,7 +65,8 @@ def estimate(
     Notes
     -----
     In each cell a clipped mean, corrected for stars too faint to be clipped by mode = mean - 2.5 (mean - median)
-    (Bertin & Arnouts 1996, A&AS 117, 393), the difference taken over 3x3 cells; a clipped standard deviation,
+    (Bertin & Arnouts 1996, A&AS 117, 393; Huber's estimate and a factor of 3.2 in place of the median and 2.5), the
+    difference taken over 3x3 cells; a clipped standard deviation,
     corrected for the cut tails; then a median filter that leaves planes as they are.
     """
     pixels = as_pixels(image)
