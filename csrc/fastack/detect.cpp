@@ -304,7 +304,7 @@ class Sharpness {
                 return true;
             for (int side = 0; side < 2; ++side) {
                 const int u = side ? dx : -dx, v = side ? dy : -dy;
-                if (!(near[side] > companion * here))
+                if (!alike(here, near[side]))
                     continue;
                 const float pair = 0.5f * (here + near[side]);
                 const float along = 0.5f * (near[1 - side] + z(2 * u, 2 * v));
@@ -341,6 +341,9 @@ class Sharpness {
     /// Smallest I(0,0) I(1,1) / (I(1,0) I(0,1)): that of an ellipticity of 0.4 at 45 degrees and a FWHM of 1.8.
     static constexpr float corner_part = 0.4f;
 
+    /// Of one hit or one star; a star's pixel next to a much brighter hit is not judged together with it.
+    static bool alike(float here, float mate) { return mate > companion * here && here > companion * mate; }
+
     struct Test {
         float shot, limit;
 
@@ -356,7 +359,7 @@ class Sharpness {
 
         /// Whether the fourth pixel of a square is too dark for the other three.
         bool corner(float here, float beside, float below, float across) const {
-            if (!(std::min(beside, below) > companion * here))
+            if (!alike(here, beside) || !alike(here, below))
                 return false;
             const float b = corner_part * beside / here, c = corner_part * below / here;
             const float excess = b * below - across;
@@ -707,18 +710,30 @@ class Finder {
         found_[index].flags |= blended;
     }
 
-    /// Whether a pixel within r of a star is much brighter than the one opposite, or its neighbours than it: cheap,
-    /// and true of all pairs.
+    /// Whether a pixel within r of a star is much brighter than the place opposite, or the core broader than a star's:
+    /// cheap, and true of pairs.
     bool lopsided(const Detection& main, std::ptrdiff_t cx, std::ptrdiff_t cy, std::ptrdiff_t r) const {
-        const float noise = white_.noise(cy, cx);
         if (main.sharpness < 0.85f)
             return true;
-        const float least = 3.5f * noise + 0.5f * asymmetry * main.peak;
-        const double core = 0.8 * search_.fwhm * 0.8 * search_.fwhm;
-        for (std::ptrdiff_t v = -r; v <= r; ++v)
-            for (std::ptrdiff_t u = -r; u <= r; ++u)
-                if (static_cast<double>(u * u + v * v) > core && image_(cy + v, cx + u) - image_(cy - v, cx - u) > least)
+        const auto core = static_cast<float>(0.64 * search_.fwhm * search_.fwhm);
+        const float least = 4 * white_.noise(cy, cx) + 0.5f * asymmetry * main.peak;
+        // The point opposite (u, v) is (2 x - u, 2 y - v): for all pixels the same fraction of a pixel off.
+        const double mx = 2 * main.x - static_cast<double>(cx), my = 2 * main.y - static_cast<double>(cy);
+        const auto ix = static_cast<std::ptrdiff_t>(std::floor(mx)), iy = static_cast<std::ptrdiff_t>(std::floor(my));
+        const auto tx = static_cast<float>(mx - static_cast<double>(ix)), ty = static_cast<float>(my - static_cast<double>(iy));
+        if (ix < r || iy < r || ix + r + 1 >= image_.nx || iy + r + 1 >= image_.ny)
+            return false;
+        for (std::ptrdiff_t v = -r; v <= r; ++v) {
+            const float *here = image_.row(cy + v) + cx, *low = image_.row(iy - v) + ix, *high = image_.row(iy - v + 1) + ix;
+            for (std::ptrdiff_t u = -r; u <= r; ++u) {
+                if (static_cast<float>(u * u + v * v) <= core || !(here[u] > main.sky + least))
+                    continue;
+                const float opposite = (1 - ty) * ((1 - tx) * low[-u] + tx * low[1 - u]) +
+                                       ty * ((1 - tx) * high[-u] + tx * high[1 - u]);
+                if (here[u] - opposite > least)
                     return true;
+            }
+        }
         return false;
     }
 
