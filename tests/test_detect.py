@@ -22,10 +22,14 @@ def flux_of(snr, fwhm, beta=3.0):
 
 
 def jittered_grid(rng, n, size, step):
-    """n positions at least 0.6 steps apart."""
+    """N positions at least 0.6 steps apart."""
     side = size // step
     cells = rng.permutation(side * side)[:n]
-    return np.stack([cells % side, cells // side], axis=1) * step + step / 2 + rng.uniform(-0.2, 0.2, (len(cells), 2)) * step
+    return (
+        np.stack([cells % side, cells // side], axis=1) * step
+        + step / 2
+        + rng.uniform(-0.2, 0.2, (len(cells), 2)) * step
+    )
 
 
 def add_hits(image, rng, n):
@@ -68,8 +72,7 @@ def raw(image, sky, fwhm, *, threshold=5.0, strip=1 << 20):
 
 @pytest.mark.parametrize("fwhm", [1.8, 3.0, 6.5])
 def test_maxima_agree_with_twin(isa, fwhm):
-    """Same maxima as a direct two-dimensional filter, with gaps and borders; those within rounding of the threshold
-    or of a neighbour excepted (none here)."""
+    """Same maxima as a direct two-dimensional filter, with gaps and borders."""
     rng = np.random.default_rng(1)
     xy = rng.uniform(0, 160, (25, 2))
     image = star_frame(rng, xy, flux_of(14.0, fwhm), fwhm, shape=(150, 160))
@@ -78,7 +81,7 @@ def test_maxima_agree_with_twin(isa, fwhm):
     snr = slow.snr_map(image, SKY, NOISE, fwhm)
     expected = slow.maxima(snr, 9.0)
     got = np.rint(raw(image, flat_sky(image), fwhm, threshold=9.0)[:, :2])
-    # Detections may be dropped later for lack of contrast, and refinement may round to a neighbour: both are rare.
+    # Detections may be dropped for lack of contrast, and refinement may round to a neighbour: both are rare.
     assert nearest(expected, got).max() <= np.sqrt(2)
     assert (nearest(got, expected) <= np.sqrt(2)).mean() >= 0.9
 
@@ -109,8 +112,10 @@ def test_levels_agree():
 
 @pytest.mark.parametrize("fwhm", [1.8, 2.5, 4.0, 8.0])
 def test_snr_ten_among_hits(fwhm):
-    """SNR 10, unblended, as many hits as stars: 99 % complete and pure within the binomial error of the class (the
-    full classes are in benchmarks/truth_detect.py). Positions within 2.5 times the Cramer-Rao bound."""
+    """SNR 10, unblended, as many hits as stars: 99 % complete and pure within the class's binomial error.
+
+    The full classes are in benchmarks/truth_detect.py. Positions within 2.5 times the Cramer-Rao bound.
+    """
     rng = np.random.default_rng(4)
     size = 768 if fwhm < 5 else 1024
     xy = jittered_grid(rng, 300, size, max(24, int(6 * fwhm)))
@@ -134,7 +139,7 @@ def test_snr_ten_among_hits(fwhm):
 @pytest.mark.parametrize("fwhm", [1.5, 2.0, 3.0, 5.0])
 @pytest.mark.parametrize("ellipticity", [0.0, 0.15])
 def test_stars_are_not_sharp_and_not_hits(fwhm, ellipticity):
-    """Of 400 clean stars with photon noise (gain 2, SNR 8 to 4000, any sub-pixel phase) at most one is flagged."""
+    """Of 400 clean stars with photon noise (gain 2, SNR 8 to 4000, any phase) at most one is flagged."""
     rng = np.random.default_rng(5)
     xy = jittered_grid(rng, 400, 768, max(28, int(6 * fwhm)))
     flux = flux_of(10 ** rng.uniform(0.9, 3.6, len(xy)), fwhm)
@@ -305,7 +310,7 @@ def test_argument_errors():
 
 @pytest.mark.real
 def test_fixed_hot_pixels_are_sharp(data_root):
-    """hatp32: what stays at its detector position while the field drifts by a hundred pixels is a hot pixel."""
+    """hatp32: what stays at its detector position while the field drifts is a hot pixel."""
     from astropy.io import fits
 
     paths = sorted((data_root / "hatp32").glob("*.FITS"))[0:142:20]

@@ -13,8 +13,9 @@ Sky as_sky(const FloatArray& level, const FloatArray& noise) {
     return sky;
 }
 
-py::array_t<double> detect(const FloatArray& image, const FloatArray& level, const FloatArray& noise, double fwhm,
-                           double narrow, float threshold, float saturation, std::ptrdiff_t strip) {
+py::array_t<double> detect(const FloatArray& image, const FloatArray& level, const FloatArray& noise,
+                           double fwhm, double narrow, float threshold, float saturation,
+                           std::ptrdiff_t strip) {
     const auto view = as_image(image, "image");
     const Sky sky = as_sky(level, noise);
     require(fwhm > 0 && narrow > 0, "fwhm and narrow must be positive");
@@ -28,8 +29,8 @@ py::array_t<double> detect(const FloatArray& image, const FloatArray& level, con
     py::array_t<double> table({static_cast<py::ssize_t>(found.size()), py::ssize_t{8}});
     double* out = table.mutable_data();
     for (const Detection& d : found)
-        for (const double value : {d.x, d.y, double(d.flux), double(d.flux_err), double(d.peak), double(d.sky),
-                                   double(d.sharpness), double(d.flags)})
+        for (const double value : {d.x, d.y, double(d.flux), double(d.flux_err), double(d.peak),
+                                   double(d.sky), double(d.sharpness), double(d.flags)})
             *out++ = value;
     return table;
 }
@@ -43,8 +44,8 @@ std::pair<double, double> widths(const FloatArray& image, const FloatArray& leve
     return {found.mean, found.narrow};
 }
 
-Array<std::int32_t> hits(const FloatArray& image, const FloatArray& level, const FloatArray& noise, double narrow,
-                         float saturation, float shot) {
+Array<std::int32_t> hits(const FloatArray& image, const FloatArray& level, const FloatArray& noise,
+                         double narrow, float saturation, float shot) {
     const auto view = as_image(image, "image");
     const Sky sky = as_sky(level, noise);
     require(narrow > 0, "narrow must be positive");
@@ -69,6 +70,6 @@ void bind_detect(py::module_& m) {
           "narrow"_a, "threshold"_a, "saturation"_a, "strip"_a);
     m.def("detect_widths", &widths, "image"_a.noconvert(), "level"_a.noconvert(), "noise"_a.noconvert(),
           "saturation"_a);
-    m.def("detect_hits", &hits, "image"_a.noconvert(), "level"_a.noconvert(), "noise"_a.noconvert(), "narrow"_a,
-          "saturation"_a, "shot"_a);
+    m.def("detect_hits", &hits, "image"_a.noconvert(), "level"_a.noconvert(), "noise"_a.noconvert(),
+          "narrow"_a, "saturation"_a, "shot"_a);
 }

@@ -14,7 +14,7 @@ constexpr float missing = std::numeric_limits<float>::quiet_NaN();
 constexpr float mad_to_sigma = 1.4826f;
 constexpr float core_width = 1.0f;  // sigma: Huber's psi between the median (0) and the mean (infinity)
 constexpr float mode_factor = 3.2f; // with that psi; equals 2.5 with the median on fields of faint stars
-constexpr float converged = 2e-3f; // sigma: a tenth of the error of the mean of a 64x64 cell
+constexpr float converged = 2e-3f;  // sigma: a tenth of the error of the mean of a 64x64 cell
 constexpr std::ptrdiff_t fewest = 8;
 constexpr float fewest_part = 0.05f; // of a cell's pixels
 
@@ -34,8 +34,8 @@ struct Cell {
     }
 };
 
-/// A robust middle value in one pass: the median of nine, of the medians of nine, ... (Rousseeuw & Bassett 1990,
-/// JASA 85, 97: the remedian). Spoils nothing in `x`; `scratch` takes n / 8 + 27 values.
+/// A robust middle value in one pass: the median of nine, of the medians of nine, ... (Rousseeuw & Bassett
+/// 1990, JASA 85, 97: the remedian). Spoils nothing in `x`; `scratch` takes n / 8 + 27 values.
 float remedian(const float* x, std::ptrdiff_t n, float* scratch) {
     while (n >= 27) {
         const std::ptrdiff_t part = n / 9;
@@ -83,7 +83,8 @@ Statistics statistics(Cell& cell, Clip clip) {
             break;
         const float shift = m.sum / m.n;
         const float next = std::sqrt(std::max(0.0f, m.sum2 / m.n - shift * shift) * m.n / (m.n - 1)) / cut;
-        const bool settled = std::fabs(shift) < converged * sigma && std::fabs(next - sigma) < 5 * converged * sigma;
+        const bool settled =
+            std::fabs(shift) < converged * sigma && std::fabs(next - sigma) < 5 * converged * sigma;
         centre += shift;
         if (!(next > 0))
             return {centre, centre, 0.0f};
@@ -142,7 +143,8 @@ void fill_gaps(Image<float> mesh) {
                 }
                 gaps = true;
                 for (std::ptrdiff_t v = std::max<std::ptrdiff_t>(j - 1, 0); v < std::min(j + 2, mesh.ny); ++v)
-                    for (std::ptrdiff_t u = std::max<std::ptrdiff_t>(i - 1, 0); u < std::min(i + 2, mesh.nx); ++u)
+                    for (std::ptrdiff_t u = std::max<std::ptrdiff_t>(i - 1, 0); u < std::min(i + 2, mesh.nx);
+                         ++u)
                         if (!std::isnan(mesh(v, u))) {
                             sum += mesh(v, u);
                             n += 1;
@@ -156,9 +158,9 @@ void fill_gaps(Image<float> mesh) {
     }
 }
 
-/// Median of a cell and the four means of its opposite neighbours: unlike the plain 3x3 median it leaves every
-/// plane as it is. A cell at the border, which has one pair only, is kept unless it exceeds that pair by `margin`
-/// of its noise; a corner is kept.
+/// Median of a cell and the four means of its opposite neighbours: unlike the plain 3x3 median it leaves
+/// every plane as it is. A cell at the border, which has one pair only, is kept unless it exceeds that pair
+/// by `margin` of its noise; a corner is kept.
 void smooth(Image<float> mesh, Image<float> noise, float margin) {
     std::vector<float> next(mesh.ny * mesh.nx);
     constexpr int step[4][2] = {{0, 1}, {1, 0}, {1, 1}, {1, -1}};
@@ -200,8 +202,8 @@ Cells make_cells(std::ptrdiff_t size, std::ptrdiff_t cell) {
     return {size, std::max<std::ptrdiff_t>(1, (size + cell / 2) / cell)};
 }
 
-void estimate_background(Image<const float> image, Image<const unsigned char> mask, Clip clip, Image<float> level,
-                         Image<float> noise) {
+void estimate_background(Image<const float> image, Image<const unsigned char> mask, Clip clip,
+                         Image<float> level, Image<float> noise) {
     const Cells down{image.ny, level.ny}, across{image.nx, level.nx};
     Cell cell;
     cell.resize((image.ny / level.ny + 1) * (image.nx / level.nx + 1));
@@ -209,8 +211,8 @@ void estimate_background(Image<const float> image, Image<const unsigned char> ma
     for (std::ptrdiff_t j = 0; j < down.n; ++j)
         for (std::ptrdiff_t i = 0; i < across.n; ++i) {
             gather(image, mask, down.edge(j), down.edge(j + 1), across.edge(i), across.edge(i + 1), cell);
-            const auto area = static_cast<float>((down.edge(j + 1) - down.edge(j)) *
-                                                 (across.edge(i + 1) - across.edge(i)));
+            const auto area =
+                static_cast<float>((down.edge(j + 1) - down.edge(j)) * (across.edge(i + 1) - across.edge(i)));
             level(j, i) = noise(j, i) = missing;
             const bool tiny = down.n * across.n == 1 && cell.n > 0; // nothing else to take it from
             if (!tiny && (cell.n < fewest || cell.n < fewest_part * area))
@@ -222,8 +224,8 @@ void estimate_background(Image<const float> image, Image<const unsigned char> ma
                 skew[j * level.nx + i] = (found.mean - found.median) / found.noise;
         }
     // Stars too faint to be clipped pull the mean upwards, the median less: mode = mean - 2.5 (mean - median)
-    // (Bertin & Arnouts 1996, A&AS 117, 393). Huber's estimate lies between the two. Taken over 3x3 cells, since the
-    // noise of the difference is multiplied.
+    // (Bertin & Arnouts 1996, A&AS 117, 393). Huber's estimate lies between the two. Taken over 3x3 cells,
+    // since the noise of the difference is multiplied.
     for (std::ptrdiff_t j = 0; j < level.ny; ++j)
         for (std::ptrdiff_t i = 0; i < level.nx; ++i)
             level(j, i) -= mode_factor * local_middle(skew, level.ny, level.nx, j, i) * noise(j, i);
@@ -255,7 +257,8 @@ Surface::Node Surface::node(std::ptrdiff_t pixel, double cell) const {
     return node;
 }
 
-/// Of nodes outside the mesh: on the straight line through the outermost two (cubic), or the outermost's (linear).
+/// Of nodes outside the mesh: on the straight line through the outermost two (cubic), or the outermost's
+/// (linear).
 float Surface::mesh_at(std::ptrdiff_t j, std::ptrdiff_t i) const {
     if (j >= 0 && j < mesh_.ny && i >= 0 && i < mesh_.nx)
         return mesh_(j, i);
@@ -290,7 +293,9 @@ void Surface::fill(std::ptrdiff_t j) {
     }
 }
 
-const float* Surface::slot(std::ptrdiff_t j) const { return buffer_.data() + (((j % 4) + 4) % 4) * width_; }
+const float* Surface::slot(std::ptrdiff_t j) const {
+    return buffer_.data() + (((j % 4) + 4) % 4) * width_;
+}
 
 void Surface::seek(std::ptrdiff_t y) {
     const Node row = node(y, cell_y_);

@@ -26,8 +26,8 @@ Cells make_cells(std::ptrdiff_t size, std::ptrdiff_t cell);
 
 /// Sky level and noise in each cell of `level` and `noise` (same shape). Pixels that are not finite, or where
 /// `mask` is not 0, do not count. Where no cell has data everything is NaN.
-void estimate_background(Image<const float> image, Image<const unsigned char> mask, Clip clip, Image<float> level,
-                         Image<float> noise);
+void estimate_background(Image<const float> image, Image<const unsigned char> mask, Clip clip,
+                         Image<float> level, Image<float> noise);
 
 /// A mesh as rows of pixels, from top to bottom: Catmull-Rom cubics between the centres of the cells (linear
 /// beyond the outermost), or straight lines. A pixel's value depends on its own position alone.
@@ -36,8 +36,8 @@ class Surface {
     enum class Shape { cubic, linear };
 
     /// Columns [x0, x1) of an image of `shape` ny, nx.
-    Surface(Image<const float> mesh, std::ptrdiff_t ny, std::ptrdiff_t nx, std::ptrdiff_t x0, std::ptrdiff_t x1,
-            Shape shape);
+    Surface(Image<const float> mesh, std::ptrdiff_t ny, std::ptrdiff_t nx, std::ptrdiff_t x0,
+            std::ptrdiff_t x1, Shape shape);
 
     /// Makes row y current. Row y of the surface is sum(weights()[k] * rows()[k][x - x0]), k = 0 to 3.
     void seek(std::ptrdiff_t y);

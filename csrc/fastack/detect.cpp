@@ -14,15 +14,16 @@ namespace {
 
 constexpr double fwhm_to_sigma = 0.42466090014400953;
 
-bool there(float v) { return std::isfinite(v); }
+bool there(float v) {
+    return std::isfinite(v);
+}
 
 /// The sky as `whiten` takes it: level and 1/noise of any row, and of any pixel.
 class Whitener {
   public:
     /// For columns [x0, x1) of the image.
     Whitener(Image<const float> image, Sky sky, std::ptrdiff_t x0, std::ptrdiff_t x1)
-        : x0_(x0),
-          image_(image), level_mesh_(sky.level), inverse_(invert(sky)),
+        : x0_(x0), image_(image), level_mesh_(sky.level), inverse_(invert(sky)),
           inverse_mesh_{inverse_.data(), sky.noise.ny, sky.noise.nx, sky.noise.nx},
           level_(level_mesh_, image.ny, image.nx, x0, x1, Surface::Shape::cubic),
           scale_(inverse_mesh_, image.ny, image.nx, x0, x1, Surface::Shape::linear) {}
@@ -36,7 +37,8 @@ class Whitener {
         scale_.seek(y);
         const float* w = level_.weights();
         const float weight[6] = {w[0], w[1], w[2], w[3], scale_.weights()[1], scale_.weights()[2]};
-        return rows().detect.whiten(image_.row(y) + x0_, level_.rows(), scale_.rows(), weight, level_.width(), out);
+        return rows().detect.whiten(image_.row(y) + x0_, level_.rows(), scale_.rows(), weight, level_.width(),
+                                    out);
     }
 
     /// Level and noise at column x of the row that was asked for last.
@@ -54,8 +56,8 @@ class Whitener {
         return value;
     }
 
-    /// 1/noise. A cell without noise (a constant patch) takes the median of the others; where none has any, the
-    /// rounding of float32 stands in for it.
+    /// 1/noise. A cell without noise (a constant patch) takes the median of the others; where none has any,
+    /// the rounding of float32 stands in for it.
     static std::vector<float> invert(Sky sky) {
         std::vector<float> positive;
         float highest = 0;
@@ -86,7 +88,7 @@ class Whitener {
 struct Kernel {
     double sigma;
     int radius;
-    float tap[largest_radius + 1];    ///< scaled so that the squares of the two-dimensional filter sum up to 1
+    float tap[largest_radius + 1]; ///< scaled so that the squares of the two-dimensional filter sum up to 1
     float square[largest_radius + 1]; ///< tap^2
     double norm;                      ///< sum of the squares of the filter of central height 1
 
@@ -123,22 +125,24 @@ class Strip {
     Strip(Image<const float> image, Sky sky, const Kernel& kernel, float threshold, std::ptrdiff_t x0,
           std::ptrdiff_t x1)
         : image_(image), kernel_(kernel), threshold_(threshold), x0_(x0), x1_(x1),
-          left_(std::max<std::ptrdiff_t>(x0 - 1, 0)), right_(std::min(x1 + 1, image.nx)), width_(right_ - left_),
-          white_(image, sky, cut(left_ - kernel.radius), cut(right_ + kernel.radius)), band_(2 * kernel.radius + 1),
-          row_(width_ + 2 * kernel.radius), light_(band_ * width_),
-          weight_(band_ * width_), missing_(band_, 0), whole_(width_), snr_(3 * (width_ + 2)), zero_(width_, 0.0f),
-          count_(width_ / threshold_block + 1) {
+          left_(std::max<std::ptrdiff_t>(x0 - 1, 0)), right_(std::min(x1 + 1, image.nx)),
+          width_(right_ - left_), white_(image, sky, cut(left_ - kernel.radius), cut(right_ + kernel.radius)),
+          band_(2 * kernel.radius + 1), row_(width_ + 2 * kernel.radius), light_(band_ * width_),
+          weight_(band_ * width_), missing_(band_, 0), whole_(width_), snr_(3 * (width_ + 2)),
+          zero_(width_, 0.0f), count_(width_ / threshold_block + 1) {
         std::fill(row_.begin(), row_.end(), 0.0f);
         for (std::ptrdiff_t x = cut(left_ - kernel_.radius); x < cut(right_ + kernel_.radius); ++x)
             row_[x - left_ + kernel_.radius] = 1.0f;
-        rows().detect.filter_x[kernel_.radius](row_.data() + kernel_.radius, kernel_.square, width_, whole_.data());
+        rows().detect.filter_x[kernel_.radius](row_.data() + kernel_.radius, kernel_.square, width_,
+                                               whole_.data());
     }
 
     /// Maxima in rows [y0, y1).
     void run(std::ptrdiff_t y0, std::ptrdiff_t y1, std::vector<Maximum>& out) {
         std::fill(snr_.begin(), snr_.end(), none);
         const std::ptrdiff_t r = kernel_.radius, first = std::max<std::ptrdiff_t>(y0 - 1, 0);
-        for (std::ptrdiff_t y = std::max<std::ptrdiff_t>(first - r, 0); y < std::min(first + r, image_.ny); ++y)
+        for (std::ptrdiff_t y = std::max<std::ptrdiff_t>(first - r, 0); y < std::min(first + r, image_.ny);
+             ++y)
             filter_row(y);
         for (std::ptrdiff_t y = first; y < std::min(y1 + 1, image_.ny); ++y) {
             if (y + r < image_.ny)
@@ -172,7 +176,8 @@ class Strip {
         rows().detect.filter_x[r](row_.data() + r, kernel_.tap, width_, light_.data() + place(y) * width_);
         if (missing_[place(y)]) {
             rows().detect.present(image_.row(y) + from, to - from, start);
-            rows().detect.filter_x[r](row_.data() + r, kernel_.square, width_, weight_.data() + place(y) * width_);
+            rows().detect.filter_x[r](row_.data() + r, kernel_.square, width_,
+                                      weight_.data() + place(y) * width_);
         }
     }
 
@@ -184,9 +189,9 @@ class Strip {
         for (std::ptrdiff_t j = -r; j <= r; ++j) {
             const bool inside = y + j >= 0 && y + j < image_.ny;
             light[j + r] = inside ? light_.data() + place(y + j) * width_ : zero_.data();
-            weight[j + r] = !inside                   ? zero_.data()
+            weight[j + r] = !inside                  ? zero_.data()
                             : missing_[place(y + j)] ? weight_.data() + place(y + j) * width_
-                                                      : whole_.data();
+                                                     : whole_.data();
             gaps = gaps || (inside && missing_[place(y + j)]);
         }
         float* out = snr(y);
@@ -217,11 +222,13 @@ class Strip {
             if (!count_[block])
                 continue;
             const std::ptrdiff_t end = std::min((block + 1) * threshold_block, width_);
-            for (std::ptrdiff_t i = std::max(block * threshold_block, x0_ - left_); i < std::min(end, x1_ - left_); ++i) {
+            for (std::ptrdiff_t i = std::max(block * threshold_block, x0_ - left_);
+                 i < std::min(end, x1_ - left_); ++i) {
                 const float v = here[i];
                 // Of equal neighbours the last one is the maximum.
-                if (!(v > threshold_ && v >= here[i - 1] && v > here[i + 1] && v >= above[i - 1] && v >= above[i] &&
-                      v >= above[i + 1] && v > below[i - 1] && v > below[i] && v > below[i + 1]))
+                if (!(v > threshold_ && v >= here[i - 1] && v > here[i + 1] && v >= above[i - 1] &&
+                      v >= above[i] && v >= above[i + 1] && v > below[i - 1] && v > below[i] &&
+                      v > below[i + 1]))
                     continue;
                 Maximum m{static_cast<std::int32_t>(left_ + i), static_cast<std::int32_t>(y), {}};
                 for (int k = 0; k < 3; ++k) {
@@ -237,15 +244,16 @@ class Strip {
     Image<const float> image_;
     const Kernel& kernel_;
     float threshold_;
-    std::ptrdiff_t x0_, x1_;            ///< columns whose maxima are wanted
+    std::ptrdiff_t x0_, x1_;              ///< columns whose maxima are wanted
     std::ptrdiff_t left_, right_, width_; ///< the same with a neighbour on either side
     Whitener white_;
     std::ptrdiff_t band_;
-    std::vector<float> row_;            ///< one whitened row, with the filter's radius on either side
-    std::vector<float> light_, weight_; ///< rows filtered in x: the pixels, and the squared taps on present pixels
-    std::vector<int> missing_;          ///< missing pixels in each row of the band
-    std::vector<float> whole_;          ///< what `weight_` is for a row without missing pixels
-    std::vector<float> snr_;            ///< three rows
+    std::vector<float> row_; ///< one whitened row, with the filter's radius on either side
+    std::vector<float> light_,
+        weight_;               ///< rows filtered in x: the pixels, and the squared taps on present pixels
+    std::vector<int> missing_; ///< missing pixels in each row of the band
+    std::vector<float> whole_; ///< what `weight_` is for a row without missing pixels
+    std::vector<float> snr_;   ///< three rows
     std::vector<float> zero_;
     std::vector<std::uint8_t> count_;
 };
@@ -273,10 +281,11 @@ Vertex vertex(float left, float middle, float right) {
     return {shift, std::exp(0.5 * bend * shift * shift)};
 }
 
-/// Whether a point-spread function of the width `fwhm`, or a broader one, cannot make the pixel: it is too bright
-/// for its neighbours. Of a Gaussian sampled anywhere, the mean of the two neighbours on an axis is at least
-/// g = exp(-1/(2 sigma^2)) of the pixel, that of the two pixels next to a pair at least g^2 of the pair's, and four
-/// pixels in a square obey I(0,0) I(1,1) = I(1,0) I(0,1). A Moffat profile is further on the safe side.
+/// Whether a point-spread function of the width `fwhm`, or a broader one, cannot make the pixel: it is too
+/// bright for its neighbours. Of a Gaussian sampled anywhere, the mean of the two neighbours on an axis is at
+/// least g = exp(-1/(2 sigma^2)) of the pixel, that of the two pixels next to a pair at least g^2 of the
+/// pair's, and four pixels in a square obey I(0,0) I(1,1) = I(1,0) I(0,1). A Moffat profile is further on the
+/// safe side.
 class Sharpness {
   public:
     explicit Sharpness(double fwhm) {
@@ -308,7 +317,8 @@ class Sharpness {
                     continue;
                 const float pair = 0.5f * (here + near[side]);
                 const float along = 0.5f * (near[1 - side] + z(2 * u, 2 * v));
-                const float across = 0.25f * (z(dy, dx) + z(-dy, -dx) + z(u + dy, v + dx) + z(u - dy, v - dx));
+                const float across =
+                    0.25f * (z(dy, dx) + z(-dy, -dx) + z(u + dy, v + dx) + z(u - dy, v - dx));
                 if (test.exceeds(pair, 2, along, 2, next_ * next_) || test.exceeds(pair, 2, across, 4, next_))
                     return true;
             }
@@ -320,8 +330,8 @@ class Sharpness {
         return n > 2 && test.exceeds(here, 1, sum / n, n, next_);
     }
 
-    /// The same of a pixel beside hit ones, which `z` gives as NaN: against the mean of what is left of its four
-    /// neighbours.
+    /// The same of a pixel beside hit ones, which `z` gives as NaN: against the mean of what is left of its
+    /// four neighbours.
     template <class Z> bool too_bright(Z&& z, float shot, float limit) const {
         const float here = z(0, 0);
         float sum = 0, n = 0;
@@ -334,11 +344,14 @@ class Sharpness {
     }
 
   private:
-    static constexpr double safety = 0.9;   ///< smallest local width over the frame's: seeing, ellipticity, focus
+    static constexpr double safety =
+        0.9; ///< smallest local width over the frame's: seeing, ellipticity, focus
     static constexpr float mismatch = 0.1f; ///< of a real profile's core against a Gaussian
 
-    static constexpr float companion = 0.4f; ///< part of a pixel's light that makes its neighbour one of a pair
-    /// Smallest I(0,0) I(1,1) / (I(1,0) I(0,1)): that of an ellipticity of 0.4 at 45 degrees and a FWHM of 1.8.
+    static constexpr float companion =
+        0.4f; ///< part of a pixel's light that makes its neighbour one of a pair
+    /// Smallest I(0,0) I(1,1) / (I(1,0) I(0,1)): that of an ellipticity of 0.4 at 45 degrees and a FWHM
+    /// of 1.8.
     static constexpr float corner_part = 0.4f;
 
     /// Of one hit or one star; a star's pixel next to a much brighter hit is not judged together with it.
@@ -354,7 +367,8 @@ class Sharpness {
             const float excess = (1 - mismatch) * here - near / ratio;
             if (!(excess > 0))
                 return false;
-            return excess * excess > limit * limit * (variance(here) / n + variance(near) / (m * ratio * ratio));
+            return excess * excess >
+                   limit * limit * (variance(here) / n + variance(near) / (m * ratio * ratio));
         }
 
         /// Whether the fourth pixel of a square is too dark for the other three.
@@ -448,7 +462,8 @@ Plateau flood(Image<const float> image, float level, std::ptrdiff_t x, std::ptrd
 class Neighbours {
   public:
     Neighbours(Image<const float> image, double cell)
-        : cell_(std::max(cell, 8.0)), nx_(static_cast<std::ptrdiff_t>(static_cast<double>(image.nx) / cell_) + 1),
+        : cell_(std::max(cell, 8.0)),
+          nx_(static_cast<std::ptrdiff_t>(static_cast<double>(image.nx) / cell_) + 1),
           ny_(static_cast<std::ptrdiff_t>(static_cast<double>(image.ny) / cell_) + 1), head_(nx_ * ny_, -1) {}
 
     /// Points are numbered in the order in which they are added.
@@ -499,7 +514,8 @@ class Finder {
         for (std::size_t i = 0; i < singles; ++i)
             if (found_[i].snr > deblend_snr && !(found_[i].flags & (sharp | saturated)))
                 deblend(i);
-        std::erase_if(found_, [&](const Detection& d) { return !(d.flags & (sharp | saturated)) && !stands_out(d); });
+        std::erase_if(found_,
+                      [&](const Detection& d) { return !(d.flags & (sharp | saturated)) && !stands_out(d); });
         std::sort(found_.begin(), found_.end(), [](const Detection& a, const Detection& b) {
             return a.flux != b.flux ? a.flux > b.flux : a.y != b.y ? a.y < b.y : a.x < b.x;
         });
@@ -514,7 +530,8 @@ class Finder {
     static constexpr int fewest_on_plateau = 4;
 
     Detection star(const Maximum& m) const {
-        const Vertex across = vertex(m.snr[3], m.snr[4], m.snr[5]), down = vertex(m.snr[1], m.snr[4], m.snr[7]);
+        const Vertex across = vertex(m.snr[3], m.snr[4], m.snr[5]),
+                     down = vertex(m.snr[1], m.snr[4], m.snr[7]);
         const double snr = m.snr[4] * across.gain * down.gain;
         return describe(m.x + across.shift, m.y + down.shift, snr, m.x, m.y);
     }
@@ -543,24 +560,34 @@ class Finder {
         const double part = kernel_.height(dx * dx + dy * dy);
         const double sharpness = (image_(py, px) - sky) / (noise * height * part);
         const double error = std::sqrt(std::max(0.0, 1 - part * part / kernel_.norm)) / (height * part);
-        const Vicinity z{image_, peak_x, peak_y, sky, noise};
+        const bool hit =
+            psf_.too_sharp(Vicinity{image_, peak_x, peak_y, sky, noise}, shot(sky, noise), 3.5f) ||
+            hit_in_core(px, py, sky, noise);
         std::uint16_t flags = 0;
         if (gap)
             flags |= edge;
         if (peak >= search_.saturation)
             flags |= saturated;
-        if (sharpness > sharp_margin + 3 * error || psf_.too_sharp(z, shot(sky, noise), 3.5f))
+        if (sharpness > sharp_margin + 3 * error || hit)
             flags |= sharp;
         const double scale = noise * kernel_.flux() / std::sqrt(kernel_.norm);
-        return {x,
-                y,
-                static_cast<float>(snr * scale),
-                static_cast<float>(scale),
-                peak - sky,
-                sky,
-                static_cast<float>(sharpness),
-                static_cast<float>(snr),
+        return {x,          y,   static_cast<float>(snr * scale), static_cast<float>(scale),
+                peak - sky, sky, static_cast<float>(sharpness),   static_cast<float>(snr),
                 flags};
+    }
+
+    /// Hits that the filter has merged into one broad maximum: the brightest pixel within half the FWHM.
+    bool hit_in_core(std::ptrdiff_t px, std::ptrdiff_t py, float sky, float noise) const {
+        const auto r = static_cast<std::ptrdiff_t>(0.5 * search_.fwhm);
+        if (r < 2)
+            return false;
+        const Box box(image_, px, py, r);
+        Pixel top{static_cast<std::int32_t>(px), static_cast<std::int32_t>(py)};
+        for (std::ptrdiff_t v = box.y0; v < box.y1; ++v)
+            for (std::ptrdiff_t u = box.x0; u < box.x1; ++u)
+                if (image_(v, u) > image_(top.y, top.x))
+                    top = {static_cast<std::int32_t>(u), static_cast<std::int32_t>(v)};
+        return psf_.too_sharp(Vicinity{image_, top.x, top.y, sky, noise}, shot(sky, noise), 4.5f);
     }
 
     static float shot(float sky, float noise) { return sky > noise ? noise / sky : 0.0f; }
@@ -598,7 +625,8 @@ class Finder {
                     return true;
                 const Plateau plateau = flood(image_, search_.saturation, u, v, seen_);
                 if (plateau.n < fewest_on_plateau)
-                    return false; // a hot pixel, or a star that is saturated in its peak: the filter knows better
+                    return false; // a hot pixel, or a star that is saturated in its peak: the filter knows
+                                  // better
                 found_.push_back(star(m));
                 found_.back().x = plateau.x;
                 found_.back().y = plateau.y;
@@ -613,13 +641,14 @@ class Finder {
         return false;
     }
 
-    /// Looks for a second peak beside a bright star in the less smoothed image, where pairs closer than the filter
-    /// resolves stand apart.
+    /// Looks for a second peak beside a bright star in the less smoothed image, where pairs closer than the
+    /// filter resolves stand apart.
     void deblend(std::size_t index) {
         const Detection main = found_[index]; // a copy: found_ grows
         const double narrow = std::max(0.5 * kernel_.sigma, 0.35);
         const auto half = static_cast<std::ptrdiff_t>(std::ceil(0.5 * search_.fwhm));
-        const std::ptrdiff_t r = static_cast<std::ptrdiff_t>(std::ceil(pair_reach * search_.fwhm)) + 1, n = 2 * r + 1;
+        const std::ptrdiff_t r = static_cast<std::ptrdiff_t>(std::ceil(pair_reach * search_.fwhm)) + 1,
+                             n = 2 * r + 1;
         const std::ptrdiff_t cx = std::lround(main.x), cy = std::lround(main.y);
         if (cx < r + half || cy < r + half || cx + r + half >= image_.nx || cy + r + half >= image_.ny)
             return;
@@ -656,17 +685,20 @@ class Finder {
         Peak top{r, r, -1};
         for (std::ptrdiff_t v = half; v < n - half; ++v)
             for (std::ptrdiff_t u = half; u < n - half; ++u)
-                if (at(u, v) > top.height && std::hypot(static_cast<double>(u - r), static_cast<double>(v - r)) <
-                                                 search_.fwhm)
+                if (at(u, v) > top.height &&
+                    std::hypot(static_cast<double>(u - r), static_cast<double>(v - r)) < search_.fwhm)
                     top = {u, v, at(u, v)};
         // A point-spread function is about symmetric: without the light of the pixel opposite, its centre in
         // between, a star beside the main one stands alone.
-        const double centre_u = static_cast<double>(top.u) + vertex(at(top.u - 1, top.v), top.height, at(top.u + 1, top.v)).shift;
-        const double centre_v = static_cast<double>(top.v) + vertex(at(top.u, top.v - 1), top.height, at(top.u, top.v + 1)).shift;
+        const double centre_u =
+            static_cast<double>(top.u) + vertex(at(top.u - 1, top.v), top.height, at(top.u + 1, top.v)).shift;
+        const double centre_v =
+            static_cast<double>(top.v) + vertex(at(top.u, top.v - 1), top.height, at(top.u, top.v + 1)).shift;
         std::vector<float> rest(n * n, 0.0f);
         for (std::ptrdiff_t v = 0; v < n; ++v)
             for (std::ptrdiff_t u = 0; u < n; ++u) {
-                const double mu = 2 * centre_u - static_cast<double>(u), mv = 2 * centre_v - static_cast<double>(v);
+                const double mu = 2 * centre_u - static_cast<double>(u),
+                             mv = 2 * centre_v - static_cast<double>(v);
                 if (mu < 0 || mv < 0 || mu >= static_cast<double>(n - 1) || mv >= static_cast<double>(n - 1))
                     continue;
                 const auto iu = static_cast<std::ptrdiff_t>(mu), iv = static_cast<std::ptrdiff_t>(mv);
@@ -684,12 +716,13 @@ class Finder {
                 const double error = square * std::sqrt(2 * (1 + photon * std::max(at(u, v), 0.0f)));
                 if (h < 5 * error + asymmetry * top.height)
                     continue;
-                const double apart = std::hypot(static_cast<double>(u) - centre_u, static_cast<double>(v) - centre_v);
+                const double apart =
+                    std::hypot(static_cast<double>(u) - centre_u, static_cast<double>(v) - centre_v);
                 if (apart < 0.9 * search_.fwhm || apart > pair_reach * search_.fwhm)
                     continue;
-                if (h > alone(u - 1, v) && h >= alone(u + 1, v) && h > alone(u, v - 1) && h >= alone(u, v + 1) &&
-                    h > alone(u - 1, v - 1) && h >= alone(u + 1, v + 1) && h > alone(u + 1, v - 1) &&
-                    h >= alone(u - 1, v + 1))
+                if (h > alone(u - 1, v) && h >= alone(u + 1, v) && h > alone(u, v - 1) &&
+                    h >= alone(u, v + 1) && h > alone(u - 1, v - 1) && h >= alone(u + 1, v + 1) &&
+                    h > alone(u + 1, v - 1) && h >= alone(u - 1, v + 1))
                     parts.push_back(part_of(u, v, alone, cx - r, cy - r, narrow));
             }
         if (parts.empty())
@@ -710,8 +743,8 @@ class Finder {
         found_[index].flags |= blended;
     }
 
-    /// Whether a pixel within r of a star is much brighter than the place opposite, or the core broader than a star's:
-    /// cheap, and true of pairs.
+    /// Whether a pixel within r of a star is much brighter than the place opposite, or the core broader than
+    /// a star's: cheap, and true of pairs.
     bool lopsided(const Detection& main, std::ptrdiff_t cx, std::ptrdiff_t cy, std::ptrdiff_t r) const {
         if (main.sharpness < 0.85f)
             return true;
@@ -719,12 +752,15 @@ class Finder {
         const float least = 4 * white_.noise(cy, cx) + 0.5f * asymmetry * main.peak;
         // The point opposite (u, v) is (2 x - u, 2 y - v): for all pixels the same fraction of a pixel off.
         const double mx = 2 * main.x - static_cast<double>(cx), my = 2 * main.y - static_cast<double>(cy);
-        const auto ix = static_cast<std::ptrdiff_t>(std::floor(mx)), iy = static_cast<std::ptrdiff_t>(std::floor(my));
-        const auto tx = static_cast<float>(mx - static_cast<double>(ix)), ty = static_cast<float>(my - static_cast<double>(iy));
+        const auto ix = static_cast<std::ptrdiff_t>(std::floor(mx)),
+                   iy = static_cast<std::ptrdiff_t>(std::floor(my));
+        const auto tx = static_cast<float>(mx - static_cast<double>(ix)),
+                   ty = static_cast<float>(my - static_cast<double>(iy));
         if (ix < r || iy < r || ix + r + 1 >= image_.nx || iy + r + 1 >= image_.ny)
             return false;
         for (std::ptrdiff_t v = -r; v <= r; ++v) {
-            const float *here = image_.row(cy + v) + cx, *low = image_.row(iy - v) + ix, *high = image_.row(iy - v + 1) + ix;
+            const float *here = image_.row(cy + v) + cx, *low = image_.row(iy - v) + ix,
+                        *high = image_.row(iy - v + 1) + ix;
             for (std::ptrdiff_t u = -r; u <= r; ++u) {
                 if (static_cast<float>(u * u + v * v) <= core || !(here[u] > main.sky + least))
                     continue;
@@ -745,8 +781,9 @@ class Finder {
         // a Gaussian smoothed by a narrower one: its height falls by s^2 / (s^2 + n^2)
         const double s2 = kernel_.sigma * kernel_.sigma;
         const double height = at(u, v) * across.gain * down.gain * (s2 + narrow * narrow) / s2;
-        Detection d = describe(static_cast<double>(x0 + u) + across.shift, static_cast<double>(y0 + v) + down.shift,
-                               height * std::sqrt(kernel_.norm), x0 + u, y0 + v);
+        Detection d =
+            describe(static_cast<double>(x0 + u) + across.shift, static_cast<double>(y0 + v) + down.shift,
+                     height * std::sqrt(kernel_.norm), x0 + u, y0 + v);
         return d;
     }
 
@@ -761,8 +798,8 @@ class Finder {
         return found;
     }
 
-    /// Whether a detection rises above the ring about it, and not only above the sky's mesh: bumps of noise on the
-    /// wing of a bright star, on a nebula or on a vignetted border do not.
+    /// Whether a detection rises above the ring about it, and not only above the sky's mesh: bumps of noise
+    /// on the wing of a bright star, on a nebula or on a vignetted border do not.
     bool stands_out(const Detection& d) {
         const std::ptrdiff_t cx = std::lround(d.x), cy = std::lround(d.y);
         const double inner = 1.3 * search_.fwhm + 0.5, outer = inner + 1.5;
@@ -805,8 +842,8 @@ double unweighted(double moment, double weight) {
     return inverse > 0 ? std::sqrt(1 / inverse) : 2 * weight;
 }
 
-/// Width of a source by its second moments under a Gaussian weight of the same width (Bernstein & Jarvis 2002, AJ
-/// 123, 583, section 3.1); NaN where that does not converge or the source is long.
+/// Width of a source by its second moments under a Gaussian weight of the same width (Bernstein & Jarvis
+/// 2002, AJ 123, 583, section 3.1); NaN where that does not converge or the source is long.
 Widths adaptive_widths(Image<const float> image, const Maximum& m, float sky, float noise, double start) {
     constexpr Widths failed{};
     constexpr double narrowest = 0.9, widest = 8.0; // sigma of the weight, pixel
@@ -882,7 +919,8 @@ Widths find_widths_near(double middle, Image<const float> image, Sky sky, float 
     constexpr float threshold = 8.0f, bright = 30.0f;
     constexpr std::size_t enough = 100, most_tried = 200;
     constexpr std::ptrdiff_t parts = 8, order[parts] = {3, 5, 1, 7, 0, 2, 4, 6};
-    // Seen through Gaussian weights a Moffat profile, beta 2.5 to 4, is 5 to 10 % wider than its half maximum says.
+    // Seen through Gaussian weights a Moffat profile, beta 2.5 to 4, is 5 to 10 % wider than its half maximum
+    // says.
     constexpr double moffat = 0.93;
     const Whitener white(image, sky, 0, 0);
     const Kernel kernel(middle);
@@ -893,7 +931,8 @@ Widths find_widths_near(double middle, Image<const float> image, Sky sky, float 
         if (y0 == y1)
             continue;
         std::vector<Maximum> maxima = find_maxima(image, sky, kernel, threshold, y0, y1, image.nx);
-        std::sort(maxima.begin(), maxima.end(), [](const Maximum& a, const Maximum& b) { return a.snr[4] > b.snr[4]; });
+        std::sort(maxima.begin(), maxima.end(),
+                  [](const Maximum& a, const Maximum& b) { return a.snr[4] > b.snr[4]; });
         std::size_t tried = 0;
         for (const Maximum& m : maxima) {
             const float level = white.level(m.y, m.x), noise = white.noise(m.y, m.x);
@@ -961,15 +1000,16 @@ std::vector<Pixel> find_hits(Image<const float> image, Sky sky, Hits how) {
                 continue;
             for (std::ptrdiff_t x = start; x < std::min(start + threshold_block, image.nx); ++x)
                 if (row[x] > brightest_noise) {
-                    bright.push_back({static_cast<std::int32_t>(x), static_cast<std::int32_t>(y), white.row_level(x),
-                                      white.row_noise(x)});
+                    bright.push_back({static_cast<std::int32_t>(x), static_cast<std::int32_t>(y),
+                                      white.row_level(x), white.row_noise(x)});
                     top = std::max(top, image(y, x));
                 }
         }
     }
     const float full = std::isnan(how.saturation) ? top : how.saturation;
     const auto shot = [&](const Bright& p) {
-        const float variance = std::isnan(how.shot) ? (p.sky > p.noise ? p.noise * p.noise / p.sky : 0.0f) : how.shot;
+        const float variance =
+            std::isnan(how.shot) ? (p.sky > p.noise ? p.noise * p.noise / p.sky : 0.0f) : how.shot;
         return variance / p.noise;
     };
     std::unordered_set<std::uint64_t> seen;
@@ -1001,7 +1041,8 @@ std::vector<Pixel> find_hits(Image<const float> image, Sky sky, Hits how) {
                     continue;
                 const Vicinity about{image, u, v, p.sky, p.noise};
                 const auto z = [&](int dx, int dy) {
-                    return seen.count(key(u + dx, v + dy)) ? std::numeric_limits<float>::quiet_NaN() : about(dx, dy);
+                    return seen.count(key(u + dx, v + dy)) ? std::numeric_limits<float>::quiet_NaN()
+                                                           : about(dx, dy);
                 };
                 // A star next to a hit has more light about it than the rest of a hit has.
                 int lit = 0;

@@ -34,9 +34,10 @@ def detect(
     Returns
     -------
     Stars
-        Brightest first (then by y and x), with `xy` (good to about 0.1 pixel), `flux` and `flux_err` of the matched
-        filter, `peak`, `sky`, `sharpness` and `flags`; empty where nothing exceeds the threshold. Hot pixels and
-        cosmic rays stay in the list, flagged ``SHARP``. `flux_err` holds the background's noise alone.
+        Brightest first (then by y and x), with `xy` (good to about 0.1 pixel), `flux` and `flux_err` of the
+        matched filter, `peak`, `sky`, `sharpness` and `flags`; empty where nothing exceeds the threshold.
+        Hot pixels and cosmic rays stay in the list, flagged ``SHARP``. `flux_err` holds the background's
+        noise alone.
 
     Raises
     ------
@@ -47,10 +48,10 @@ def detect(
 
     Notes
     -----
-    The signal-to-noise ratio is that of a Gaussian of the point-spread function's width,
-    ``sum(k d / s) / sqrt(sum(k^2))``, with d the pixel above the sky and s its noise, over the pixels that are
-    there; a detection is a maximum of it. Pairs that the filter cannot resolve are sought in a less smoothed image.
-    Sharpness is the highest pixel over what the filter predicts for it.
+    The signal-to-noise ratio is that of a Gaussian of the point-spread function's width, ``sum(k d / s) /
+    sqrt(sum(k^2))``, with d the pixel above the sky and s its noise, over the pixels that are there; a
+    detection is a maximum of it. Pairs that the filter cannot resolve are sought in a less smoothed image.
+    Sharpness is the middle pixel over what the filter predicts for it.
     """
     pixels, sky = _prepare(image, background)
     if not options.threshold > 0:
@@ -87,7 +88,8 @@ def find_artefacts(
     options : DetectOptions
         Its `saturation` is used.
     gain : float, optional, e-/ADU
-        For the photon noise of the light above the sky; default: as if the sky's noise were photon noise alone.
+        For the photon noise of the light above the sky; default: as if the sky's noise were photon noise
+        alone.
 
     Returns
     -------
@@ -105,8 +107,8 @@ def find_artefacts(
     -----
     As in L.A.Cosmic (van Dokkum 2001, PASP 113, 1420) edges decide that are steeper than the point-spread
     function's, but against that function itself: the mean of a pixel's two neighbours on an axis is at least
-    exp(-1/(2 sigma^2)) of the pixel, wherever the star's centre falls; that of the two pixels beside a pair at
-    least exp(-1/sigma^2) of the pair's.
+    exp(-1/(2 sigma^2)) of the pixel, wherever the star's centre falls; that of the two pixels beside a pair
+    at least exp(-1/sigma^2) of the pair's.
     """
     pixels, sky = _prepare(image, background)
     _check_fwhm(fwhm)
@@ -123,7 +125,9 @@ def _check_fwhm(fwhm: float) -> None:
         raise ValueError(f"fwhm is {fwhm}, not a positive number of pixels")
 
 
-def _widths(pixels: FloatImage, sky: Background, saturation: float, fwhm: float | None) -> tuple[float, float]:
+def _widths(
+    pixels: FloatImage, sky: Background, saturation: float, fwhm: float | None
+) -> tuple[float, float]:
     """FWHM, where it is not given, and that along the shorter axis of the point-spread function."""
     mean, narrow = _pixels.detect_widths(pixels, sky.level, sky.noise, saturation)
     if not np.isfinite(mean):
