@@ -60,7 +60,7 @@ def near(tree_points, points):
 
 
 def sep_list(image, fwhm):
-    """Positions that sep lists at a matched-filter SNR of 5 with the right Gaussian; its `clean` loses stars here."""
+    """Positions that sep lists at a matched-filter SNR of 5; its `clean` would lose stars here."""
     import sep
 
     sky = sep.Background(image)
