@@ -13,43 +13,46 @@ Sky as_sky(const FloatArray& level, const FloatArray& noise) {
     return sky;
 }
 
-py::array_t<double> detect(const FloatArray& image, const FloatArray& level, const FloatArray& noise, double fwhm,
-                           float threshold, float saturation, std::ptrdiff_t strip) {
+py::array_t<double> detect(const FloatArray& image, const FloatArray& level, const FloatArray& noise,
+                           double fwhm, double narrow, float threshold, float saturation,
+                           std::ptrdiff_t strip) {
     const auto view = as_image(image, "image");
     const Sky sky = as_sky(level, noise);
-    require(fwhm > 0, "fwhm must be positive");
+    require(fwhm > 0 && narrow > 0, "fwhm and narrow must be positive");
     require(threshold > 0, "threshold must be positive");
     require(strip > 0, "strip must be positive");
     std::vector<Detection> found;
     {
         py::gil_scoped_release go;
-        found = detect_stars(view, sky, {fwhm, threshold, saturation}, strip);
+        found = detect_stars(view, sky, {fwhm, narrow, threshold, saturation}, strip);
     }
     py::array_t<double> table({static_cast<py::ssize_t>(found.size()), py::ssize_t{8}});
     double* out = table.mutable_data();
     for (const Detection& d : found)
-        for (const double value : {d.x, d.y, double(d.flux), double(d.flux_err), double(d.peak), double(d.sky),
-                                   double(d.sharpness), double(d.flags)})
+        for (const double value : {d.x, d.y, double(d.flux), double(d.flux_err), double(d.peak),
+                                   double(d.sky), double(d.sharpness), double(d.flags)})
             *out++ = value;
     return table;
 }
 
-double fwhm(const FloatArray& image, const FloatArray& level, const FloatArray& noise, float saturation) {
+std::pair<double, double> widths(const FloatArray& image, const FloatArray& level, const FloatArray& noise,
+                                 float saturation) {
     const auto view = as_image(image, "image");
     const Sky sky = as_sky(level, noise);
     py::gil_scoped_release go;
-    return find_fwhm(view, sky, saturation);
+    const Widths found = find_widths(view, sky, saturation);
+    return {found.mean, found.narrow};
 }
 
-Array<std::int32_t> hits(const FloatArray& image, const FloatArray& level, const FloatArray& noise, double fwhm,
-                         float saturation, float shot) {
+Array<std::int32_t> hits(const FloatArray& image, const FloatArray& level, const FloatArray& noise,
+                         double narrow, float saturation, float shot) {
     const auto view = as_image(image, "image");
     const Sky sky = as_sky(level, noise);
-    require(fwhm > 0, "fwhm must be positive");
+    require(narrow > 0, "narrow must be positive");
     std::vector<Pixel> found;
     {
         py::gil_scoped_release go;
-        found = find_hits(view, sky, {fwhm, saturation, shot});
+        found = find_hits(view, sky, {narrow, saturation, shot});
     }
     auto pixels = new_image<std::int32_t>(static_cast<std::ptrdiff_t>(found.size()), 2);
     std::int32_t* out = pixels.mutable_data();
@@ -64,9 +67,9 @@ Array<std::int32_t> hits(const FloatArray& image, const FloatArray& level, const
 
 void bind_detect(py::module_& m) {
     m.def("detect", &detect, "image"_a.noconvert(), "level"_a.noconvert(), "noise"_a.noconvert(), "fwhm"_a,
-          "threshold"_a, "saturation"_a, "strip"_a);
-    m.def("detect_fwhm", &fwhm, "image"_a.noconvert(), "level"_a.noconvert(), "noise"_a.noconvert(),
+          "narrow"_a, "threshold"_a, "saturation"_a, "strip"_a);
+    m.def("detect_widths", &widths, "image"_a.noconvert(), "level"_a.noconvert(), "noise"_a.noconvert(),
           "saturation"_a);
-    m.def("detect_hits", &hits, "image"_a.noconvert(), "level"_a.noconvert(), "noise"_a.noconvert(), "fwhm"_a,
-          "saturation"_a, "shot"_a);
+    m.def("detect_hits", &hits, "image"_a.noconvert(), "level"_a.noconvert(), "noise"_a.noconvert(),
+          "narrow"_a, "saturation"_a, "shot"_a);
 }

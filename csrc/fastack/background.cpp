@@ -12,8 +12,9 @@ namespace {
 constexpr float infinity = std::numeric_limits<float>::infinity();
 constexpr float missing = std::numeric_limits<float>::quiet_NaN();
 constexpr float mad_to_sigma = 1.4826f;
-constexpr float core_width = 1.0f; // sigma: Huber's psi between the median (0) and the mean (infinity)
-constexpr float converged = 2e-3f; // sigma: a tenth of the error of the mean of a 64x64 cell
+constexpr float core_width = 1.0f;  // sigma: Huber's psi between the median (0) and the mean (infinity)
+constexpr float mode_factor = 3.2f; // with that psi; equals 2.5 with the median on fields of faint stars
+constexpr float converged = 2e-3f;  // sigma: a tenth of the error of the mean of a 64x64 cell
 constexpr std::ptrdiff_t fewest = 8;
 constexpr float fewest_part = 0.05f; // of a cell's pixels
 
@@ -33,8 +34,8 @@ struct Cell {
     }
 };
 
-/// A robust middle value in one pass: the median of nine, of the medians of nine, ... (Rousseeuw & Bassett 1990,
-/// JASA 85, 97: the remedian). Spoils nothing in `x`; `scratch` takes n / 8 + 27 values.
+/// A robust middle value in one pass: the median of nine, of the medians of nine, ... (Rousseeuw & Bassett
+/// 1990, JASA 85, 97: the remedian). Spoils nothing in `x`; `scratch` takes n / 8 + 27 values.
 float remedian(const float* x, std::ptrdiff_t n, float* scratch) {
     while (n >= 27) {
         const std::ptrdiff_t part = n / 9;
@@ -67,7 +68,8 @@ Statistics statistics(Cell& cell, Clip clip) {
     row.distance(x, cell.n, centre, apart);
     float sigma = mad_to_sigma * remedian(apart, cell.n, apart + cell.n);
     const float cut = cut_sigma(clip.limit);
-    if (!(sigma > 0)) { // more than half of the samples are equal: coarse numbers, or no noise at all
+    const bool coarse = !(sigma > 0);
+    if (coarse) { // more than half of the samples are equal: coarse numbers, or no noise at all
         const CellMoments all = row.moments(x, cell.padded, centre, std::numeric_limits<float>::max());
         const float mean = all.sum / all.n;
         const float variance = all.sum2 / all.n - mean * mean;
@@ -81,7 +83,8 @@ Statistics statistics(Cell& cell, Clip clip) {
             break;
         const float shift = m.sum / m.n;
         const float next = std::sqrt(std::max(0.0f, m.sum2 / m.n - shift * shift) * m.n / (m.n - 1)) / cut;
-        const bool settled = std::fabs(shift) < converged * sigma && std::fabs(next - sigma) < 5 * converged * sigma;
+        const bool settled =
+            std::fabs(shift) < converged * sigma && std::fabs(next - sigma) < 5 * converged * sigma;
         centre += shift;
         if (!(next > 0))
             return {centre, centre, 0.0f};
@@ -90,7 +93,7 @@ Statistics statistics(Cell& cell, Clip clip) {
             break;
     }
     const CellCore core = row.core(x, cell.padded, centre, clip.limit * sigma, core_width * sigma);
-    const float median = core.n_core > 0 ? centre + core.sum / core.n_core : centre;
+    const float median = core.n_core > 0 && !coarse ? centre + core.sum / core.n_core : centre;
     return {centre, median, sigma};
 }
 
@@ -140,7 +143,8 @@ void fill_gaps(Image<float> mesh) {
                 }
                 gaps = true;
                 for (std::ptrdiff_t v = std::max<std::ptrdiff_t>(j - 1, 0); v < std::min(j + 2, mesh.ny); ++v)
-                    for (std::ptrdiff_t u = std::max<std::ptrdiff_t>(i - 1, 0); u < std::min(i + 2, mesh.nx); ++u)
+                    for (std::ptrdiff_t u = std::max<std::ptrdiff_t>(i - 1, 0); u < std::min(i + 2, mesh.nx);
+                         ++u)
                         if (!std::isnan(mesh(v, u))) {
                             sum += mesh(v, u);
                             n += 1;
@@ -154,9 +158,9 @@ void fill_gaps(Image<float> mesh) {
     }
 }
 
-/// Median of a cell and the four means of its opposite neighbours: unlike the plain 3x3 median it leaves every
-/// plane as it is. A cell at the border, which has one pair only, is kept unless it exceeds that pair by `margin`
-/// of its noise; a corner is kept.
+/// Median of a cell and the four means of its opposite neighbours: unlike the plain 3x3 median it leaves
+/// every plane as it is. A cell at the border, which has one pair only, is kept unless it exceeds that pair
+/// by `margin` of its noise; a corner is kept.
 void smooth(Image<float> mesh, Image<float> noise, float margin) {
     std::vector<float> next(mesh.ny * mesh.nx);
     constexpr int step[4][2] = {{0, 1}, {1, 0}, {1, 1}, {1, -1}};
@@ -198,8 +202,8 @@ Cells make_cells(std::ptrdiff_t size, std::ptrdiff_t cell) {
     return {size, std::max<std::ptrdiff_t>(1, (size + cell / 2) / cell)};
 }
 
-void estimate_background(Image<const float> image, Image<const unsigned char> mask, Clip clip, Image<float> level,
-                         Image<float> noise) {
+void estimate_background(Image<const float> image, Image<const unsigned char> mask, Clip clip,
+                         Image<float> level, Image<float> noise) {
     const Cells down{image.ny, level.ny}, across{image.nx, level.nx};
     Cell cell;
     cell.resize((image.ny / level.ny + 1) * (image.nx / level.nx + 1));
@@ -207,8 +211,8 @@ void estimate_background(Image<const float> image, Image<const unsigned char> ma
     for (std::ptrdiff_t j = 0; j < down.n; ++j)
         for (std::ptrdiff_t i = 0; i < across.n; ++i) {
             gather(image, mask, down.edge(j), down.edge(j + 1), across.edge(i), across.edge(i + 1), cell);
-            const auto area = static_cast<float>((down.edge(j + 1) - down.edge(j)) *
-                                                 (across.edge(i + 1) - across.edge(i)));
+            const auto area =
+                static_cast<float>((down.edge(j + 1) - down.edge(j)) * (across.edge(i + 1) - across.edge(i)));
             level(j, i) = noise(j, i) = missing;
             const bool tiny = down.n * across.n == 1 && cell.n > 0; // nothing else to take it from
             if (!tiny && (cell.n < fewest || cell.n < fewest_part * area))
@@ -220,10 +224,11 @@ void estimate_background(Image<const float> image, Image<const unsigned char> ma
                 skew[j * level.nx + i] = (found.mean - found.median) / found.noise;
         }
     // Stars too faint to be clipped pull the mean upwards, the median less: mode = mean - 2.5 (mean - median)
-    // (Bertin & Arnouts 1996, A&AS 117, 393). Taken over 3x3 cells, since its noise is that of 2.5 medians.
+    // (Bertin & Arnouts 1996, A&AS 117, 393). Huber's estimate lies between the two. Taken over 3x3 cells,
+    // since the noise of the difference is multiplied.
     for (std::ptrdiff_t j = 0; j < level.ny; ++j)
         for (std::ptrdiff_t i = 0; i < level.nx; ++i)
-            level(j, i) -= 2.5f * local_middle(skew, level.ny, level.nx, j, i) * noise(j, i);
+            level(j, i) -= mode_factor * local_middle(skew, level.ny, level.nx, j, i) * noise(j, i);
     fill_gaps(level);
     fill_gaps(noise);
     smooth(level, noise, 0.1f);
@@ -233,7 +238,7 @@ void estimate_background(Image<const float> image, Image<const unsigned char> ma
 Surface::Surface(Image<const float> mesh, std::ptrdiff_t ny, std::ptrdiff_t nx, std::ptrdiff_t x0,
                  std::ptrdiff_t x1, Shape shape)
     : mesh_(mesh), cell_y_(Cells{ny, mesh.ny}.width()), cell_x_(Cells{nx, mesh.nx}.width()), width_(x1 - x0),
-      shape_(shape), columns_(width_), buffer_(4 * width_) {
+      shape_(shape), columns_(width_), nodes_(mesh.nx + 4), buffer_(4 * width_) {
     for (std::ptrdiff_t x = x0; x < x1; ++x)
         columns_[x - x0] = node(x, cell_x_);
 }
@@ -252,8 +257,11 @@ Surface::Node Surface::node(std::ptrdiff_t pixel, double cell) const {
     return node;
 }
 
-/// Of nodes outside the mesh: on the straight line through the outermost two (cubic), or the outermost's (linear).
+/// Of nodes outside the mesh: on the straight line through the outermost two (cubic), or the outermost's
+/// (linear).
 float Surface::mesh_at(std::ptrdiff_t j, std::ptrdiff_t i) const {
+    if (j >= 0 && j < mesh_.ny && i >= 0 && i < mesh_.nx)
+        return mesh_(j, i);
     if (shape_ == Shape::linear || mesh_.ny == 1)
         j = std::clamp<std::ptrdiff_t>(j, 0, mesh_.ny - 1);
     if (shape_ == Shape::linear || mesh_.nx == 1)
@@ -269,24 +277,25 @@ float Surface::mesh_at(std::ptrdiff_t j, std::ptrdiff_t i) const {
     return mesh_(j, i);
 }
 
-float Surface::across(std::ptrdiff_t j, const Node& column) const {
-    float sum = 0;
-    for (int k = 0; k < 4; ++k)
-        sum += column.weights[k] * mesh_at(j, column.first - 1 + k);
-    return sum;
-}
-
 void Surface::fill(std::ptrdiff_t j) {
     const std::ptrdiff_t place = ((j % 4) + 4) % 4;
     if (held_[place] == j)
         return;
     held_[place] = j;
+    for (std::ptrdiff_t i = -2; i < mesh_.nx + 2; ++i)
+        nodes_[i + 2] = mesh_at(j, i);
     float* row = buffer_.data() + place * width_;
-    for (std::ptrdiff_t x = 0; x < width_; ++x)
-        row[x] = across(j, columns_[x]);
+    for (std::ptrdiff_t x = 0; x < width_; ++x) {
+        const Node& column = columns_[x];
+        const float* at = nodes_.data() + column.first + 1;
+        row[x] = column.weights[0] * at[0] + column.weights[1] * at[1] + column.weights[2] * at[2] +
+                 column.weights[3] * at[3];
+    }
 }
 
-const float* Surface::slot(std::ptrdiff_t j) const { return buffer_.data() + (((j % 4) + 4) % 4) * width_; }
+const float* Surface::slot(std::ptrdiff_t j) const {
+    return buffer_.data() + (((j % 4) + 4) % 4) * width_;
+}
 
 void Surface::seek(std::ptrdiff_t y) {
     const Node row = node(y, cell_y_);
@@ -300,8 +309,9 @@ void Surface::seek(std::ptrdiff_t y) {
 float Surface::at(std::ptrdiff_t y, std::ptrdiff_t x) const {
     const Node row = node(y, cell_y_), column = node(x, cell_x_);
     float sum = 0;
-    for (int k = 0; k < 4; ++k)
-        sum += row.weights[k] * across(row.first - 1 + k, column);
+    for (int j = 0; j < 4; ++j)
+        for (int i = 0; i < 4; ++i)
+            sum += row.weights[j] * column.weights[i] * mesh_at(row.first - 1 + j, column.first - 1 + i);
     return sum;
 }
 

@@ -26,8 +26,8 @@ Cells make_cells(std::ptrdiff_t size, std::ptrdiff_t cell);
 
 /// Sky level and noise in each cell of `level` and `noise` (same shape). Pixels that are not finite, or where
 /// `mask` is not 0, do not count. Where no cell has data everything is NaN.
-void estimate_background(Image<const float> image, Image<const unsigned char> mask, Clip clip, Image<float> level,
-                         Image<float> noise);
+void estimate_background(Image<const float> image, Image<const unsigned char> mask, Clip clip,
+                         Image<float> level, Image<float> noise);
 
 /// A mesh as rows of pixels, from top to bottom: Catmull-Rom cubics between the centres of the cells (linear
 /// beyond the outermost), or straight lines. A pixel's value depends on its own position alone.
@@ -36,13 +36,14 @@ class Surface {
     enum class Shape { cubic, linear };
 
     /// Columns [x0, x1) of an image of `shape` ny, nx.
-    Surface(Image<const float> mesh, std::ptrdiff_t ny, std::ptrdiff_t nx, std::ptrdiff_t x0, std::ptrdiff_t x1,
-            Shape shape);
+    Surface(Image<const float> mesh, std::ptrdiff_t ny, std::ptrdiff_t nx, std::ptrdiff_t x0,
+            std::ptrdiff_t x1, Shape shape);
 
     /// Makes row y current. Row y of the surface is sum(weights()[k] * rows()[k][x - x0]), k = 0 to 3.
     void seek(std::ptrdiff_t y);
     const float* const* rows() const { return rows_; }
     const float* weights() const { return weights_; }
+    std::ptrdiff_t width() const { return width_; }
 
     /// The value at one pixel (any column of the image).
     float at(std::ptrdiff_t y, std::ptrdiff_t x) const;
@@ -54,7 +55,6 @@ class Surface {
     };
     Node node(std::ptrdiff_t pixel, double cell) const;
     float mesh_at(std::ptrdiff_t j, std::ptrdiff_t i) const;
-    float across(std::ptrdiff_t j, const Node& column) const;
     void fill(std::ptrdiff_t j);
     const float* slot(std::ptrdiff_t j) const;
 
@@ -63,7 +63,8 @@ class Surface {
     std::ptrdiff_t width_;
     Shape shape_;
     std::vector<Node> columns_;
-    std::vector<float> buffer_;                ///< four mesh rows, interpolated in x
+    std::vector<float> nodes_;                  ///< one mesh row, with two nodes beyond either end
+    std::vector<float> buffer_;                 ///< four mesh rows, interpolated in x
     std::ptrdiff_t held_[4] = {-9, -9, -9, -9}; ///< mesh index of each
     const float* rows_[4] = {};
     float weights_[4] = {};

@@ -14,32 +14,31 @@ namespace {
 
 constexpr double fwhm_to_sigma = 0.42466090014400953;
 
-bool there(float v) { return std::isfinite(v); }
+bool there(float v) {
+    return std::isfinite(v);
+}
 
 /// The sky as `whiten` takes it: level and 1/noise of any row, and of any pixel.
 class Whitener {
   public:
-    Whitener(Image<const float> image, Sky sky)
-        : image_(image), level_mesh_(sky.level), inverse_(invert(sky)),
+    /// For columns [x0, x1) of the image.
+    Whitener(Image<const float> image, Sky sky, std::ptrdiff_t x0, std::ptrdiff_t x1)
+        : x0_(x0), image_(image), level_mesh_(sky.level), inverse_(invert(sky)),
           inverse_mesh_{inverse_.data(), sky.noise.ny, sky.noise.nx, sky.noise.nx},
-          level_(level_mesh_, image.ny, image.nx, 0, image.nx, Surface::Shape::cubic),
-          scale_(inverse_mesh_, image.ny, image.nx, 0, image.nx, Surface::Shape::linear) {}
+          level_(level_mesh_, image.ny, image.nx, x0, x1, Surface::Shape::cubic),
+          scale_(inverse_mesh_, image.ny, image.nx, x0, x1, Surface::Shape::linear) {}
 
     Whitener(const Whitener&) = delete;
     Whitener& operator=(const Whitener&) = delete;
 
-    /// Columns [x0, x1) of row y, in units of the noise. Returns the number of missing pixels.
-    int row(std::ptrdiff_t y, std::ptrdiff_t x0, std::ptrdiff_t x1, float* out) {
+    /// Row y in units of the noise. Returns the number of missing pixels.
+    int row(std::ptrdiff_t y, float* out) {
         level_.seek(y);
         scale_.seek(y);
-        const float *level[4], *scale[4];
-        for (int k = 0; k < 4; ++k) {
-            level[k] = level_.rows()[k] + x0;
-            scale[k] = scale_.rows()[k] + x0;
-        }
         const float* w = level_.weights();
         const float weight[6] = {w[0], w[1], w[2], w[3], scale_.weights()[1], scale_.weights()[2]};
-        return rows().detect.whiten(image_.row(y) + x0, level, scale, weight, x1 - x0, out);
+        return rows().detect.whiten(image_.row(y) + x0_, level_.rows(), scale_.rows(), weight, level_.width(),
+                                    out);
     }
 
     /// Level and noise at column x of the row that was asked for last.
@@ -50,15 +49,15 @@ class Whitener {
     float noise(std::ptrdiff_t y, std::ptrdiff_t x) const { return 1.0f / scale_.at(y, x); }
 
   private:
-    static float sum(const Surface& surface, std::ptrdiff_t x) {
+    float sum(const Surface& surface, std::ptrdiff_t x) const {
         float value = 0;
         for (int k = 0; k < 4; ++k)
-            value += surface.weights()[k] * surface.rows()[k][x];
+            value += surface.weights()[k] * surface.rows()[k][x - x0_];
         return value;
     }
 
-    /// 1/noise. A cell without noise (a constant patch) takes the median of the others; where none has any, the
-    /// rounding of float32 stands in for it.
+    /// 1/noise. A cell without noise (a constant patch) takes the median of the others; where none has any,
+    /// the rounding of float32 stands in for it.
     static std::vector<float> invert(Sky sky) {
         std::vector<float> positive;
         float highest = 0;
@@ -78,6 +77,7 @@ class Whitener {
         return inverse;
     }
 
+    std::ptrdiff_t x0_;
     Image<const float> image_, level_mesh_;
     std::vector<float> inverse_;
     Image<const float> inverse_mesh_;
@@ -88,7 +88,7 @@ class Whitener {
 struct Kernel {
     double sigma;
     int radius;
-    float tap[largest_radius + 1];    ///< scaled so that the squares of the two-dimensional filter sum up to 1
+    float tap[largest_radius + 1]; ///< scaled so that the squares of the two-dimensional filter sum up to 1
     float square[largest_radius + 1]; ///< tap^2
     double norm;                      ///< sum of the squares of the filter of central height 1
 
@@ -106,6 +106,12 @@ struct Kernel {
 
     double height(double r2) const { return std::exp(-0.5 * r2 / (sigma * sigma)); }
     double flux() const { return 2 * M_PI * sigma * sigma; } ///< of height 1
+    double sum() const {                                     ///< of the two-dimensional filter
+        double line = tap[0];
+        for (int j = 1; j <= radius; ++j)
+            line += 2 * tap[j];
+        return line * line;
+    }
 };
 
 struct Maximum {
@@ -116,27 +122,31 @@ struct Maximum {
 /// Runs the matched filter down one strip of columns in a rolling band of rows, and collects the maxima.
 class Strip {
   public:
-    Strip(Image<const float> image, const Kernel& kernel, float threshold, std::ptrdiff_t x0, std::ptrdiff_t x1)
+    Strip(Image<const float> image, Sky sky, const Kernel& kernel, float threshold, std::ptrdiff_t x0,
+          std::ptrdiff_t x1)
         : image_(image), kernel_(kernel), threshold_(threshold), x0_(x0), x1_(x1),
-          left_(std::max<std::ptrdiff_t>(x0 - 1, 0)), right_(std::min(x1 + 1, image.nx)), width_(right_ - left_),
+          left_(std::max<std::ptrdiff_t>(x0 - 1, 0)), right_(std::min(x1 + 1, image.nx)),
+          width_(right_ - left_), white_(image, sky, cut(left_ - kernel.radius), cut(right_ + kernel.radius)),
           band_(2 * kernel.radius + 1), row_(width_ + 2 * kernel.radius), light_(band_ * width_),
-          weight_(band_ * width_), missing_(band_, 0), whole_(width_), snr_(3 * (width_ + 2)), zero_(width_, 0.0f),
-          count_(width_ / threshold_block + 1) {
+          weight_(band_ * width_), missing_(band_, 0), whole_(width_), snr_(3 * (width_ + 2)),
+          zero_(width_, 0.0f), count_(width_ / threshold_block + 1) {
         std::fill(row_.begin(), row_.end(), 0.0f);
         for (std::ptrdiff_t x = cut(left_ - kernel_.radius); x < cut(right_ + kernel_.radius); ++x)
             row_[x - left_ + kernel_.radius] = 1.0f;
-        rows().detect.filter_x[kernel_.radius](row_.data() + kernel_.radius, kernel_.square, width_, whole_.data());
+        rows().detect.filter_x[kernel_.radius](row_.data() + kernel_.radius, kernel_.square, width_,
+                                               whole_.data());
     }
 
     /// Maxima in rows [y0, y1).
-    void run(Whitener& white, std::ptrdiff_t y0, std::ptrdiff_t y1, std::vector<Maximum>& out) {
+    void run(std::ptrdiff_t y0, std::ptrdiff_t y1, std::vector<Maximum>& out) {
         std::fill(snr_.begin(), snr_.end(), none);
         const std::ptrdiff_t r = kernel_.radius, first = std::max<std::ptrdiff_t>(y0 - 1, 0);
-        for (std::ptrdiff_t y = std::max<std::ptrdiff_t>(first - r, 0); y < std::min(first + r, image_.ny); ++y)
-            filter_row(white, y);
+        for (std::ptrdiff_t y = std::max<std::ptrdiff_t>(first - r, 0); y < std::min(first + r, image_.ny);
+             ++y)
+            filter_row(y);
         for (std::ptrdiff_t y = first; y < std::min(y1 + 1, image_.ny); ++y) {
             if (y + r < image_.ny)
-                filter_row(white, y + r);
+                filter_row(y + r);
             filter_column(y);
             if (y > y0)
                 collect(y - 1, out);
@@ -157,16 +167,17 @@ class Strip {
     /// With room for one value on either side, which stays below every threshold.
     float* snr(std::ptrdiff_t y) { return snr_.data() + (y % 3) * (width_ + 2) + 1; }
 
-    void filter_row(Whitener& white, std::ptrdiff_t y) {
+    void filter_row(std::ptrdiff_t y) {
         const std::ptrdiff_t r = kernel_.radius, from = cut(left_ - r), to = cut(right_ + r);
         float* start = row_.data() + from - (left_ - r);
         std::fill(row_.data(), start, 0.0f);
         std::fill(start + (to - from), row_.data() + row_.size(), 0.0f);
-        missing_[place(y)] = white.row(y, from, to, start);
+        missing_[place(y)] = white_.row(y, start);
         rows().detect.filter_x[r](row_.data() + r, kernel_.tap, width_, light_.data() + place(y) * width_);
         if (missing_[place(y)]) {
             rows().detect.present(image_.row(y) + from, to - from, start);
-            rows().detect.filter_x[r](row_.data() + r, kernel_.square, width_, weight_.data() + place(y) * width_);
+            rows().detect.filter_x[r](row_.data() + r, kernel_.square, width_,
+                                      weight_.data() + place(y) * width_);
         }
     }
 
@@ -178,9 +189,9 @@ class Strip {
         for (std::ptrdiff_t j = -r; j <= r; ++j) {
             const bool inside = y + j >= 0 && y + j < image_.ny;
             light[j + r] = inside ? light_.data() + place(y + j) * width_ : zero_.data();
-            weight[j + r] = !inside                   ? zero_.data()
+            weight[j + r] = !inside                  ? zero_.data()
                             : missing_[place(y + j)] ? weight_.data() + place(y + j) * width_
-                                                      : whole_.data();
+                                                     : whole_.data();
             gaps = gaps || (inside && missing_[place(y + j)]);
         }
         float* out = snr(y);
@@ -211,11 +222,13 @@ class Strip {
             if (!count_[block])
                 continue;
             const std::ptrdiff_t end = std::min((block + 1) * threshold_block, width_);
-            for (std::ptrdiff_t i = std::max(block * threshold_block, x0_ - left_); i < std::min(end, x1_ - left_); ++i) {
+            for (std::ptrdiff_t i = std::max(block * threshold_block, x0_ - left_);
+                 i < std::min(end, x1_ - left_); ++i) {
                 const float v = here[i];
                 // Of equal neighbours the last one is the maximum.
-                if (!(v > threshold_ && v >= here[i - 1] && v > here[i + 1] && v >= above[i - 1] && v >= above[i] &&
-                      v >= above[i + 1] && v > below[i - 1] && v > below[i] && v > below[i + 1]))
+                if (!(v > threshold_ && v >= here[i - 1] && v > here[i + 1] && v >= above[i - 1] &&
+                      v >= above[i] && v >= above[i + 1] && v > below[i - 1] && v > below[i] &&
+                      v > below[i + 1]))
                     continue;
                 Maximum m{static_cast<std::int32_t>(left_ + i), static_cast<std::int32_t>(y), {}};
                 for (int k = 0; k < 3; ++k) {
@@ -231,23 +244,25 @@ class Strip {
     Image<const float> image_;
     const Kernel& kernel_;
     float threshold_;
-    std::ptrdiff_t x0_, x1_;            ///< columns whose maxima are wanted
+    std::ptrdiff_t x0_, x1_;              ///< columns whose maxima are wanted
     std::ptrdiff_t left_, right_, width_; ///< the same with a neighbour on either side
+    Whitener white_;
     std::ptrdiff_t band_;
-    std::vector<float> row_;            ///< one whitened row, with the filter's radius on either side
-    std::vector<float> light_, weight_; ///< rows filtered in x: the pixels, and the squared taps on present pixels
-    std::vector<int> missing_;          ///< missing pixels in each row of the band
-    std::vector<float> whole_;          ///< what `weight_` is for a row without missing pixels
-    std::vector<float> snr_;            ///< three rows
+    std::vector<float> row_; ///< one whitened row, with the filter's radius on either side
+    std::vector<float> light_,
+        weight_;               ///< rows filtered in x: the pixels, and the squared taps on present pixels
+    std::vector<int> missing_; ///< missing pixels in each row of the band
+    std::vector<float> whole_; ///< what `weight_` is for a row without missing pixels
+    std::vector<float> snr_;   ///< three rows
     std::vector<float> zero_;
     std::vector<std::uint8_t> count_;
 };
 
-std::vector<Maximum> find_maxima(Image<const float> image, Whitener& white, const Kernel& kernel, float threshold,
+std::vector<Maximum> find_maxima(Image<const float> image, Sky sky, const Kernel& kernel, float threshold,
                                  std::ptrdiff_t y0, std::ptrdiff_t y1, std::ptrdiff_t strip) {
     std::vector<Maximum> maxima;
     for (std::ptrdiff_t x0 = 0; x0 < image.nx; x0 += strip)
-        Strip(image, kernel, threshold, x0, std::min(x0 + strip, image.nx)).run(white, y0, y1, maxima);
+        Strip(image, sky, kernel, threshold, x0, std::min(x0 + strip, image.nx)).run(y0, y1, maxima);
     return maxima;
 }
 
@@ -266,9 +281,11 @@ Vertex vertex(float left, float middle, float right) {
     return {shift, std::exp(0.5 * bend * shift * shift)};
 }
 
-/// Whether a point-spread function of the width `fwhm`, or a broader one, cannot make the pixel: it is too bright
-/// for its neighbours. Of a Gaussian sampled anywhere, the mean of the two neighbours on an axis is at least
-/// exp(-1/(2 sigma^2)) of the pixel, and that of the two next to a pair of pixels exp(-1/sigma^2) of the pair's.
+/// Whether a point-spread function of the width `fwhm`, or a broader one, cannot make the pixel: it is too
+/// bright for its neighbours. Of a Gaussian sampled anywhere, the mean of the two neighbours on an axis is at
+/// least g = exp(-1/(2 sigma^2)) of the pixel, that of the two pixels next to a pair at least g^2 of the
+/// pair's, and four pixels in a square obey I(0,0) I(1,1) = I(1,0) I(0,1). A Moffat profile is further on the
+/// safe side.
 class Sharpness {
   public:
     explicit Sharpness(double fwhm) {
@@ -282,37 +299,39 @@ class Sharpness {
         const float here = z(0, 0);
         if (!there(here))
             return false;
-        const float own = 1 + shot * std::max(here, 0.0f);
+        const Test test{shot, limit};
         float sum = 0, n = 0;
-        bool found = false;
-        for (int axis = 0; axis < 2 && !found; ++axis) {
+        for (int axis = 0; axis < 2; ++axis) {
             const int dx = axis == 0, dy = axis == 1;
-            const float before = z(-dx, -dy), after = z(dx, dy);
-            if (there(before))
-                sum += before, n += 1;
-            if (there(after))
-                sum += after, n += 1;
-            if (!there(before) || !there(after))
-                continue;
-            found = exceeds(here, own, 0.5f * (before + after), 0.5f, next_, shot, limit);
-            // the pixel and its neighbour as one, against the pixels before and behind both
-            for (int side = -1; side <= 1 && !found; side += 2) {
-                const float mate = side < 0 ? before : after, inner = side < 0 ? after : before;
-                const float outer = z(2 * side * dx, 2 * side * dy);
-                if (!there(outer) || mate < 0.3f * here)
+            const float near[2] = {z(-dx, -dy), z(dx, dy)};
+            for (const float value : near)
+                if (there(value)) {
+                    sum += value;
+                    n += 1;
+                }
+            if (test.exceeds(here, 1, 0.5f * (near[0] + near[1]), 2, next_))
+                return true;
+            for (int side = 0; side < 2; ++side) {
+                const int u = side ? dx : -dx, v = side ? dy : -dy;
+                if (!alike(here, near[side]))
                     continue;
-                const float pair = 0.5f * (here + mate);
-                found = exceeds(pair, 0.5f * (1 + shot * std::max(pair, 0.0f)), 0.5f * (inner + outer), 0.5f,
-                                next_ * next_, shot, limit);
+                const float pair = 0.5f * (here + near[side]);
+                const float along = 0.5f * (near[1 - side] + z(2 * u, 2 * v));
+                const float across =
+                    0.25f * (z(dy, dx) + z(-dy, -dx) + z(u + dy, v + dx) + z(u - dy, v - dx));
+                if (test.exceeds(pair, 2, along, 2, next_ * next_) || test.exceeds(pair, 2, across, 4, next_))
+                    return true;
             }
         }
-        if (!found && n > 2)
-            found = exceeds(here, own, sum / n, 1 / n, next_, shot, limit);
-        return found;
+        for (const int u : {-1, 1})
+            for (const int v : {-1, 1})
+                if (test.corner(here, z(u, 0), z(0, v), z(u, v)))
+                    return true;
+        return n > 2 && test.exceeds(here, 1, sum / n, n, next_);
     }
 
-    /// The same of a pixel beside hit ones, which `z` gives as NaN: against the mean of what is left of its four
-    /// neighbours.
+    /// The same of a pixel beside hit ones, which `z` gives as NaN: against the mean of what is left of its
+    /// four neighbours.
     template <class Z> bool too_bright(Z&& z, float shot, float limit) const {
         const float here = z(0, 0);
         float sum = 0, n = 0;
@@ -321,22 +340,79 @@ class Sharpness {
                 sum += near;
                 n += 1;
             }
-        return n == 0 ||
-               exceeds(here, 1 + shot * std::max(here, 0.0f), sum / n, 1 / n, next_, shot, limit);
+        return n == 0 || Test{shot, limit}.exceeds(here, 1, sum / n, n, next_);
     }
 
   private:
-    static constexpr double safety = 0.88;  ///< smallest local width over the frame's: seeing, ellipticity, focus
+    static constexpr double safety =
+        0.9; ///< smallest local width over the frame's: seeing, ellipticity, focus
     static constexpr float mismatch = 0.1f; ///< of a real profile's core against a Gaussian
 
-    static bool exceeds(float here, float variance, float near, float part, float ratio, float shot, float limit) {
-        const float near_variance = part * (1 + shot * std::max(near, 0.0f));
-        const float excess = here - near / ratio;
-        return excess > limit * std::sqrt(variance + near_variance / (ratio * ratio)) + mismatch * here;
-    }
+    static constexpr float companion =
+        0.4f; ///< part of a pixel's light that makes its neighbour one of a pair
+    /// Smallest I(0,0) I(1,1) / (I(1,0) I(0,1)): that of an ellipticity of 0.4 at 45 degrees and a FWHM
+    /// of 1.8.
+    static constexpr float corner_part = 0.4f;
+
+    /// Of one hit or one star; a star's pixel next to a much brighter hit is not judged together with it.
+    static bool alike(float here, float mate) { return mate > companion * here && here > companion * mate; }
+
+    struct Test {
+        float shot, limit;
+
+        float variance(float z) const { return 1 + shot * std::max(z, 0.0f); }
+
+        /// Whether `here`, a mean of n pixels, exceeds `near` / ratio, a mean of m. False where one is NaN.
+        bool exceeds(float here, float n, float near, float m, float ratio) const {
+            const float excess = (1 - mismatch) * here - near / ratio;
+            if (!(excess > 0))
+                return false;
+            return excess * excess >
+                   limit * limit * (variance(here) / n + variance(near) / (m * ratio * ratio));
+        }
+
+        /// Whether the fourth pixel of a square is too dark for the other three.
+        bool corner(float here, float beside, float below, float across) const {
+            if (!alike(here, beside) || !alike(here, below))
+                return false;
+            const float b = corner_part * beside / here, c = corner_part * below / here;
+            const float excess = b * below - across;
+            if (!(excess > 0))
+                return false;
+            const float spread = variance(across) + c * c * variance(beside) + b * b * variance(below) +
+                                 b * b * c * c / (corner_part * corner_part) * variance(here);
+            return excess * excess > limit * limit * spread;
+        }
+    };
 
     float next_;
 };
+
+/// Neighbours of a pixel, above the sky in units of the noise; NaN outside the image.
+struct Vicinity {
+    Image<const float> image;
+    std::ptrdiff_t x, y;
+    float sky, noise;
+
+    float operator()(std::ptrdiff_t dx, std::ptrdiff_t dy) const {
+        const auto u = static_cast<std::size_t>(x + dx), v = static_cast<std::size_t>(y + dy);
+        if (u >= static_cast<std::size_t>(image.nx) || v >= static_cast<std::size_t>(image.ny))
+            return std::numeric_limits<float>::quiet_NaN();
+        return (image(y + dy, x + dx) - sky) / noise;
+    }
+};
+
+/// Median of the 5x5 pixels about one.
+float middle_of_25(const Vicinity& z) {
+    float values[25];
+    int n = 0;
+    for (int dy = -2; dy <= 2; ++dy)
+        for (int dx = -2; dx <= 2; ++dx)
+            if (const float value = z(dx, dy); there(value))
+                values[n++] = value;
+    std::nth_element(values, values + n / 2, values + n);
+    return values[n / 2];
+}
 
 /// A square of pixels, cut at the image's border.
 struct Box {
@@ -386,7 +462,8 @@ Plateau flood(Image<const float> image, float level, std::ptrdiff_t x, std::ptrd
 class Neighbours {
   public:
     Neighbours(Image<const float> image, double cell)
-        : cell_(std::max(cell, 8.0)), nx_(static_cast<std::ptrdiff_t>(static_cast<double>(image.nx) / cell_) + 1),
+        : cell_(std::max(cell, 8.0)),
+          nx_(static_cast<std::ptrdiff_t>(static_cast<double>(image.nx) / cell_) + 1),
           ny_(static_cast<std::ptrdiff_t>(static_cast<double>(image.ny) / cell_) + 1), head_(nx_ * ny_, -1) {}
 
     /// Points are numbered in the order in which they are added.
@@ -422,8 +499,8 @@ class Neighbours {
 class Finder {
   public:
     Finder(Image<const float> image, const Whitener& white, const Kernel& kernel, Search search)
-        : image_(image), white_(white), kernel_(kernel), search_(search), psf_(search.fwhm),
-          reach_(static_cast<std::ptrdiff_t>(std::ceil(search.fwhm))), near_(image, ghost_reach * search.fwhm) {}
+        : image_(image), white_(white), kernel_(kernel), search_(search), psf_(search.narrow),
+          reach_(static_cast<std::ptrdiff_t>(std::ceil(search.fwhm))), near_(image, 2 * search.fwhm) {}
 
     std::vector<Detection> run(const std::vector<Maximum>& maxima) {
         if (std::isnan(search_.saturation))
@@ -437,7 +514,8 @@ class Finder {
         for (std::size_t i = 0; i < singles; ++i)
             if (found_[i].snr > deblend_snr && !(found_[i].flags & (sharp | saturated)))
                 deblend(i);
-        drop_ghosts();
+        std::erase_if(found_,
+                      [&](const Detection& d) { return !(d.flags & (sharp | saturated)) && !stands_out(d); });
         std::sort(found_.begin(), found_.end(), [](const Detection& a, const Detection& b) {
             return a.flux != b.flux ? a.flux > b.flux : a.y != b.y ? a.y < b.y : a.x < b.x;
         });
@@ -447,12 +525,13 @@ class Finder {
   private:
     static constexpr double sharp_margin = 1.2; ///< sharpness of a real star that is still a star's
     static constexpr float deblend_snr = 15.0f;
-    static constexpr float ghost_contrast = 20.0f;
-    static constexpr double ghost_reach = 8.0; ///< FWHM
+    static constexpr float asymmetry = 0.04f; ///< of a single star, over its height
+    static constexpr double pair_reach = 2.4; ///< FWHM; farther neighbours have a maximum of their own
     static constexpr int fewest_on_plateau = 4;
 
     Detection star(const Maximum& m) const {
-        const Vertex across = vertex(m.snr[3], m.snr[4], m.snr[5]), down = vertex(m.snr[1], m.snr[4], m.snr[7]);
+        const Vertex across = vertex(m.snr[3], m.snr[4], m.snr[5]),
+                     down = vertex(m.snr[1], m.snr[4], m.snr[7]);
         const double snr = m.snr[4] * across.gain * down.gain;
         return describe(m.x + across.shift, m.y + down.shift, snr, m.x, m.y);
     }
@@ -476,32 +555,39 @@ class Finder {
         for (std::ptrdiff_t v = window.y0; v < window.y1 && !gap; ++v)
             for (std::ptrdiff_t u = window.x0; u < window.x1; ++u)
                 gap = gap || !there(image_(v, u));
-        const double dx = static_cast<double>(peak_x) - x, dy = static_cast<double>(peak_y) - y;
+        // The middle pixel, not the highest, which is a biased choice where the noise decides.
+        const double dx = static_cast<double>(px) - x, dy = static_cast<double>(py) - y;
         const double part = kernel_.height(dx * dx + dy * dy);
-        const double sharpness = (peak - sky) / (noise * height * part);
+        const double sharpness = (image_(py, px) - sky) / (noise * height * part);
         const double error = std::sqrt(std::max(0.0, 1 - part * part / kernel_.norm)) / (height * part);
-        const auto z = [&](int du, int dv) {
-            const std::ptrdiff_t u = peak_x + du, v = peak_y + dv;
-            const bool inside = u >= 0 && u < image_.nx && v >= 0 && v < image_.ny;
-            return inside ? (image_(v, u) - sky) / noise : std::numeric_limits<float>::quiet_NaN();
-        };
+        const bool hit =
+            psf_.too_sharp(Vicinity{image_, peak_x, peak_y, sky, noise}, shot(sky, noise), 3.5f) ||
+            hit_in_core(px, py, sky, noise);
         std::uint16_t flags = 0;
         if (gap)
             flags |= edge;
         if (peak >= search_.saturation)
             flags |= saturated;
-        if (sharpness > sharp_margin + 3 * error || psf_.too_sharp(z, shot(sky, noise), 3.5f))
+        if (sharpness > sharp_margin + 3 * error || hit)
             flags |= sharp;
         const double scale = noise * kernel_.flux() / std::sqrt(kernel_.norm);
-        return {x,
-                y,
-                static_cast<float>(snr * scale),
-                static_cast<float>(scale),
-                peak - sky,
-                sky,
-                static_cast<float>(sharpness),
-                static_cast<float>(snr),
+        return {x,          y,   static_cast<float>(snr * scale), static_cast<float>(scale),
+                peak - sky, sky, static_cast<float>(sharpness),   static_cast<float>(snr),
                 flags};
+    }
+
+    /// Hits that the filter has merged into one broad maximum: the brightest pixel within half the FWHM.
+    bool hit_in_core(std::ptrdiff_t px, std::ptrdiff_t py, float sky, float noise) const {
+        const auto r = static_cast<std::ptrdiff_t>(0.5 * search_.fwhm);
+        if (r < 2)
+            return false;
+        const Box box(image_, px, py, r);
+        Pixel top{static_cast<std::int32_t>(px), static_cast<std::int32_t>(py)};
+        for (std::ptrdiff_t v = box.y0; v < box.y1; ++v)
+            for (std::ptrdiff_t u = box.x0; u < box.x1; ++u)
+                if (image_(v, u) > image_(top.y, top.x))
+                    top = {static_cast<std::int32_t>(u), static_cast<std::int32_t>(v)};
+        return psf_.too_sharp(Vicinity{image_, top.x, top.y, sky, noise}, shot(sky, noise), 4.5f);
     }
 
     static float shot(float sky, float noise) { return sky > noise ? noise / sky : 0.0f; }
@@ -539,7 +625,8 @@ class Finder {
                     return true;
                 const Plateau plateau = flood(image_, search_.saturation, u, v, seen_);
                 if (plateau.n < fewest_on_plateau)
-                    return false; // a hot pixel, or a star that is saturated in its peak: the filter knows better
+                    return false; // a hot pixel, or a star that is saturated in its peak: the filter knows
+                                  // better
                 found_.push_back(star(m));
                 found_.back().x = plateau.x;
                 found_.back().y = plateau.y;
@@ -554,79 +641,90 @@ class Finder {
         return false;
     }
 
-    /// Looks for a second peak beside a bright star in the less smoothed image, where pairs closer than the filter
-    /// resolves stand apart.
+    /// Looks for a second peak beside a bright star in the less smoothed image, where pairs closer than the
+    /// filter resolves stand apart.
     void deblend(std::size_t index) {
         const Detection main = found_[index]; // a copy: found_ grows
         const double narrow = std::max(0.5 * kernel_.sigma, 0.35);
-        const auto half = static_cast<std::ptrdiff_t>(std::ceil(0.5 * search_.fwhm)) ;
-        const std::ptrdiff_t r = static_cast<std::ptrdiff_t>(std::ceil(1.6 * search_.fwhm)) + 1, n = 2 * r + 1;
+        const auto half = static_cast<std::ptrdiff_t>(std::ceil(0.5 * search_.fwhm));
+        const std::ptrdiff_t r = static_cast<std::ptrdiff_t>(std::ceil(pair_reach * search_.fwhm)) + 1,
+                             n = 2 * r + 1;
         const std::ptrdiff_t cx = std::lround(main.x), cy = std::lround(main.y);
         if (cx < r + half || cy < r + half || cx + r + half >= image_.nx || cy + r + half >= image_.ny)
             return;
-        double tap[32], sum = 0;
+        if (!lopsided(main, cx, cy, r))
+            return;
+        float tap[32], sum = 0, square = 0;
         for (std::ptrdiff_t j = 0; j <= half; ++j) {
-            tap[j] = std::exp(-0.5 * static_cast<double>(j * j) / (narrow * narrow));
+            tap[j] = static_cast<float>(std::exp(-0.5 * static_cast<double>(j * j) / (narrow * narrow)));
             sum += j ? 2 * tap[j] : tap[j];
         }
-        double square = 0;
         for (std::ptrdiff_t j = -half; j <= half; ++j)
             square += tap[std::abs(j)] * tap[std::abs(j)] / (sum * sum);
         const float sky = main.sky, noise = white_.noise(cy, cx);
         std::vector<float> lines((n + 2 * half) * n), smooth(n * n);
         for (std::ptrdiff_t v = 0; v < n + 2 * half; ++v)
             for (std::ptrdiff_t u = 0; u < n; ++u) {
-                double value = 0;
+                float value = 0;
                 for (std::ptrdiff_t j = -half; j <= half; ++j)
                     value += tap[std::abs(j)] * (image_(cy - r - half + v, cx - r + u + j) - sky);
-                lines[v * n + u] = static_cast<float>(value / (sum * noise));
+                lines[v * n + u] = value / (sum * noise);
             }
         for (std::ptrdiff_t v = 0; v < n; ++v)
             for (std::ptrdiff_t u = 0; u < n; ++u) {
-                double value = 0;
+                float value = 0;
                 for (std::ptrdiff_t j = -half; j <= half; ++j)
                     value += tap[std::abs(j)] * lines[(v + half + j) * n + u];
-                smooth[v * n + u] = static_cast<float>(value / sum);
+                smooth[v * n + u] = value / sum;
             }
         const auto at = [&](std::ptrdiff_t u, std::ptrdiff_t v) { return smooth[v * n + u]; };
         struct Peak {
             std::ptrdiff_t u, v;
             float height;
         };
-        std::vector<Peak> peaks;
+        Peak top{r, r, -1};
+        for (std::ptrdiff_t v = half; v < n - half; ++v)
+            for (std::ptrdiff_t u = half; u < n - half; ++u)
+                if (at(u, v) > top.height &&
+                    std::hypot(static_cast<double>(u - r), static_cast<double>(v - r)) < search_.fwhm)
+                    top = {u, v, at(u, v)};
+        // A point-spread function is about symmetric: without the light of the pixel opposite, its centre in
+        // between, a star beside the main one stands alone.
+        const double centre_u =
+            static_cast<double>(top.u) + vertex(at(top.u - 1, top.v), top.height, at(top.u + 1, top.v)).shift;
+        const double centre_v =
+            static_cast<double>(top.v) + vertex(at(top.u, top.v - 1), top.height, at(top.u, top.v + 1)).shift;
+        std::vector<float> rest(n * n, 0.0f);
+        for (std::ptrdiff_t v = 0; v < n; ++v)
+            for (std::ptrdiff_t u = 0; u < n; ++u) {
+                const double mu = 2 * centre_u - static_cast<double>(u),
+                             mv = 2 * centre_v - static_cast<double>(v);
+                if (mu < 0 || mv < 0 || mu >= static_cast<double>(n - 1) || mv >= static_cast<double>(n - 1))
+                    continue;
+                const auto iu = static_cast<std::ptrdiff_t>(mu), iv = static_cast<std::ptrdiff_t>(mv);
+                const auto tu = static_cast<float>(mu - static_cast<double>(iu));
+                const auto tv = static_cast<float>(mv - static_cast<double>(iv));
+                rest[v * n + u] = at(u, v) - ((1 - tv) * ((1 - tu) * at(iu, iv) + tu * at(iu + 1, iv)) +
+                                              tv * ((1 - tu) * at(iu, iv + 1) + tu * at(iu + 1, iv + 1)));
+            }
+        const auto alone = [&](std::ptrdiff_t u, std::ptrdiff_t v) { return rest[v * n + u]; };
+        const auto photon = static_cast<double>(shot(sky, noise));
+        std::vector<Detection> parts;
         for (std::ptrdiff_t v = 1; v < n - 1; ++v)
             for (std::ptrdiff_t u = 1; u < n - 1; ++u) {
-                const float h = at(u, v);
-                if (h > at(u - 1, v) && h >= at(u + 1, v) && h > at(u, v - 1) && h >= at(u, v + 1) &&
-                    h > at(u - 1, v - 1) && h >= at(u + 1, v + 1) && h > at(u + 1, v - 1) && h >= at(u - 1, v + 1))
-                    peaks.push_back({u, v, h});
+                const float h = alone(u, v);
+                const double error = square * std::sqrt(2 * (1 + photon * std::max(at(u, v), 0.0f)));
+                if (h < 5 * error + asymmetry * top.height)
+                    continue;
+                const double apart =
+                    std::hypot(static_cast<double>(u) - centre_u, static_cast<double>(v) - centre_v);
+                if (apart < 0.9 * search_.fwhm || apart > pair_reach * search_.fwhm)
+                    continue;
+                if (h > alone(u - 1, v) && h >= alone(u + 1, v) && h > alone(u, v - 1) &&
+                    h >= alone(u, v + 1) && h > alone(u - 1, v - 1) && h >= alone(u + 1, v + 1) &&
+                    h > alone(u + 1, v - 1) && h >= alone(u - 1, v + 1))
+                    parts.push_back(part_of(u, v, alone, cx - r, cy - r, narrow));
             }
-        std::sort(peaks.begin(), peaks.end(), [](const Peak& a, const Peak& b) { return a.height > b.height; });
-        if (peaks.size() < 2)
-            return;
-        const Peak top = peaks[0];
-        const double photon = shot(sky, noise);
-        std::vector<Detection> parts;
-        for (std::size_t k = 1; k < peaks.size() && k < 6; ++k) {
-            const Peak p = peaks[k];
-            const double du = static_cast<double>(p.u - top.u), dv = static_cast<double>(p.v - top.v);
-            const double apart = std::hypot(du, dv);
-            const double error = std::sqrt(square * square * (1 + photon * p.height));
-            if (apart < 0.8 * search_.fwhm || apart > 1.7 * search_.fwhm || p.height < 6 * error)
-                continue;
-            float saddle = p.height;
-            for (int s = 1; s < 8; ++s) {
-                const double fu = static_cast<double>(top.u) + du * s / 8, fv = static_cast<double>(top.v) + dv * s / 8;
-                const auto u = static_cast<std::ptrdiff_t>(fu), v = static_cast<std::ptrdiff_t>(fv);
-                const auto tu = static_cast<float>(fu - static_cast<double>(u));
-                const auto tv = static_cast<float>(fv - static_cast<double>(v));
-                saddle = std::min(saddle, (1 - tv) * ((1 - tu) * at(u, v) + tu * at(u + 1, v)) +
-                                              tv * ((1 - tu) * at(u, v + 1) + tu * at(u + 1, v + 1)));
-            }
-            if (p.height - saddle < 5 * error + 0.02 * p.height)
-                continue;
-            parts.push_back(part_of(p.u, p.v, at, cx - r, cy - r, narrow));
-        }
         if (parts.empty())
             return;
         const Detection first = part_of(top.u, top.v, at, cx - r, cy - r, narrow);
@@ -645,6 +743,36 @@ class Finder {
         found_[index].flags |= blended;
     }
 
+    /// Whether a pixel within r of a star is much brighter than the place opposite, or the core broader than
+    /// a star's: cheap, and true of pairs.
+    bool lopsided(const Detection& main, std::ptrdiff_t cx, std::ptrdiff_t cy, std::ptrdiff_t r) const {
+        if (main.sharpness < 0.85f)
+            return true;
+        const auto core = static_cast<float>(0.64 * search_.fwhm * search_.fwhm);
+        const float least = 4 * white_.noise(cy, cx) + 0.5f * asymmetry * main.peak;
+        // The point opposite (u, v) is (2 x - u, 2 y - v): for all pixels the same fraction of a pixel off.
+        const double mx = 2 * main.x - static_cast<double>(cx), my = 2 * main.y - static_cast<double>(cy);
+        const auto ix = static_cast<std::ptrdiff_t>(std::floor(mx)),
+                   iy = static_cast<std::ptrdiff_t>(std::floor(my));
+        const auto tx = static_cast<float>(mx - static_cast<double>(ix)),
+                   ty = static_cast<float>(my - static_cast<double>(iy));
+        if (ix < r || iy < r || ix + r + 1 >= image_.nx || iy + r + 1 >= image_.ny)
+            return false;
+        for (std::ptrdiff_t v = -r; v <= r; ++v) {
+            const float *here = image_.row(cy + v) + cx, *low = image_.row(iy - v) + ix,
+                        *high = image_.row(iy - v + 1) + ix;
+            for (std::ptrdiff_t u = -r; u <= r; ++u) {
+                if (static_cast<float>(u * u + v * v) <= core || !(here[u] > main.sky + least))
+                    continue;
+                const float opposite = (1 - ty) * ((1 - tx) * low[-u] + tx * low[1 - u]) +
+                                       ty * ((1 - tx) * high[-u] + tx * high[1 - u]);
+                if (here[u] - opposite > least)
+                    return true;
+            }
+        }
+        return false;
+    }
+
     template <class At>
     Detection part_of(std::ptrdiff_t u, std::ptrdiff_t v, const At& at, std::ptrdiff_t x0, std::ptrdiff_t y0,
                       double narrow) const {
@@ -653,8 +781,9 @@ class Finder {
         // a Gaussian smoothed by a narrower one: its height falls by s^2 / (s^2 + n^2)
         const double s2 = kernel_.sigma * kernel_.sigma;
         const double height = at(u, v) * across.gain * down.gain * (s2 + narrow * narrow) / s2;
-        Detection d = describe(static_cast<double>(x0 + u) + across.shift, static_cast<double>(y0 + v) + down.shift,
-                               height * std::sqrt(kernel_.norm), x0 + u, y0 + v);
+        Detection d =
+            describe(static_cast<double>(x0 + u) + across.shift, static_cast<double>(y0 + v) + down.shift,
+                     height * std::sqrt(kernel_.norm), x0 + u, y0 + v);
         return d;
     }
 
@@ -669,46 +798,29 @@ class Finder {
         return found;
     }
 
-    /// Drops bumps of noise on the wing of a much brighter star: what does not rise above the ring about it.
-    void drop_ghosts() {
-        std::vector<bool> ghost(found_.size(), false);
-        for (const Detection& bright : found_) {
-            if (bright.snr < ghost_contrast * search_.threshold || (bright.flags & sharp))
-                continue;
-            near_.about(bright.x, bright.y, [&](int k) {
-                const Detection& d = found_[k];
-                if (!ghost[k] && d.snr * ghost_contrast < bright.snr && !(d.flags & sharp))
-                    ghost[k] = !stands_out(d);
-            });
-        }
-        std::size_t kept = 0;
-        for (std::size_t k = 0; k < found_.size(); ++k)
-            if (!ghost[k])
-                found_[kept++] = found_[k];
-        found_.resize(kept);
-    }
-
-    bool stands_out(const Detection& d) const {
+    /// Whether a detection rises above the ring about it, and not only above the sky's mesh: bumps of noise
+    /// on the wing of a bright star, on a nebula or on a vignetted border do not.
+    bool stands_out(const Detection& d) {
         const std::ptrdiff_t cx = std::lround(d.x), cy = std::lround(d.y);
         const double inner = 1.3 * search_.fwhm + 0.5, outer = inner + 1.5;
-        std::vector<float> ring;
+        ring_.clear();
         const Box box(image_, cx, cy, static_cast<std::ptrdiff_t>(outer));
         for (std::ptrdiff_t v = box.y0; v < box.y1; ++v)
             for (std::ptrdiff_t u = box.x0; u < box.x1; ++u) {
-                const double r = std::hypot(static_cast<double>(u) - d.x, static_cast<double>(v) - d.y);
-                if (r >= inner && r < outer && there(image_(v, u)))
-                    ring.push_back(image_(v, u));
+                const double dx = static_cast<double>(u) - d.x, dy = static_cast<double>(v) - d.y;
+                const double r2 = dx * dx + dy * dy;
+                if (r2 >= inner * inner && r2 < outer * outer && there(image_(v, u)))
+                    ring_.push_back(image_(v, u));
             }
-        if (ring.size() < 5)
-            return false;
-        std::nth_element(ring.begin(), ring.begin() + ring.size() / 2, ring.end());
+        if (ring_.size() < 5)
+            return true;
+        const auto middle = ring_.begin() + static_cast<std::ptrdiff_t>(ring_.size() / 2);
+        std::nth_element(ring_.begin(), middle, ring_.end());
         const float noise = white_.noise(cy, cx);
-        const float wing = std::max(0.0f, (ring[ring.size() / 2] - d.sky) / noise);
-        double sum = 0;
-        for (int j = -kernel_.radius; j <= kernel_.radius; ++j)
-            sum += kernel_.tap[std::abs(j)];
-        const double error = std::sqrt(1 + static_cast<double>(shot(d.sky, noise)) * wing);
-        return d.snr - wing * sum * sum > search_.threshold * error;
+        const double wing = std::max(0.0f, (*middle - d.sky) / noise);
+        const double photons = std::sqrt(1 + static_cast<double>(shot(d.sky, noise)) * wing);
+        const double level_error = std::sqrt(0.5 * M_PI / static_cast<double>(ring_.size()));
+        return d.snr - (wing - 1.5 * level_error) * kernel_.sum() > search_.threshold * photons;
     }
 
     Image<const float> image_;
@@ -718,16 +830,24 @@ class Finder {
     Sharpness psf_;
     std::ptrdiff_t reach_;
     Neighbours near_;
+    std::vector<float> ring_;
     std::vector<Detection> found_;
     std::vector<Plateau> plateaus_;
     std::unordered_set<std::uint64_t> seen_;
 };
 
-/// Width of a source by its second moments under a Gaussian weight of the same width (Bernstein & Jarvis 2002, AJ
-/// 123, 583, section 3.1); NaN where that does not converge or the source is long.
-double adaptive_fwhm(Image<const float> image, const Maximum& m, float sky, float noise, double start) {
-    constexpr double failed = std::numeric_limits<double>::quiet_NaN();
+/// Sigma of a Gaussian whose second moment under a weight of that sigma is `moment`.
+double unweighted(double moment, double weight) {
+    const double inverse = 1 / moment - 1 / (weight * weight);
+    return inverse > 0 ? std::sqrt(1 / inverse) : 2 * weight;
+}
+
+/// Width of a source by its second moments under a Gaussian weight of the same width (Bernstein & Jarvis
+/// 2002, AJ 123, 583, section 3.1); NaN where that does not converge or the source is long.
+Widths adaptive_widths(Image<const float> image, const Maximum& m, float sky, float noise, double start) {
+    constexpr Widths failed{};
     constexpr double narrowest = 0.9, widest = 8.0; // sigma of the weight, pixel
+    constexpr double longest = 0.5;                 // (a^2 - b^2) / (a^2 + b^2) under the weight
     double sigma = start, x = m.x, y = m.y;
     for (int round = 0; round < 20; ++round) {
         const double weight = std::max(sigma, narrowest);
@@ -761,16 +881,15 @@ double adaptive_fwhm(Image<const float> image, const Maximum& m, float sky, floa
         syy = syy / sum - sy * sy;
         sxy = sxy / sum - sx * sy;
         const double size = 0.5 * (sxx + syy), length = std::hypot(0.5 * (sxx - syy), sxy);
-        if (!(size > 0) || length > 0.4 * size)
+        if (!(size > 0) || length > longest * size)
             return failed;
-        const double inverse = 1 / size - 1 / (weight * weight);
-        const double next = inverse > 0 ? std::min(std::sqrt(1 / inverse), 2 * weight) : 1.5 * weight;
+        const double next = std::min(unweighted(size, weight), 1.5 * weight);
         if (next > widest || std::hypot(sx, sy) > 2)
             return failed;
         x += 2 * sx; // the weight halves the distance from its centre to the source's
         y += 2 * sy;
         if (std::fabs(next - sigma) < 0.005 * sigma)
-            return next / fwhm_to_sigma;
+            return {next / fwhm_to_sigma, unweighted(size - length, weight) / fwhm_to_sigma};
         sigma = next;
     }
     return failed;
@@ -793,42 +912,46 @@ double crowded_middle(std::vector<double> values) {
 
 } // namespace
 
-double find_fwhm(Image<const float> image, Sky sky, float saturation) {
-    constexpr double middle = 3.0, narrowest = 1.4; // pixel
-    constexpr float threshold = 15.0f;
+namespace {
+
+Widths find_widths_near(double middle, Image<const float> image, Sky sky, float saturation) {
+    constexpr double narrowest = 1.4; // pixel
+    constexpr float threshold = 8.0f, bright = 30.0f;
     constexpr std::size_t enough = 100, most_tried = 200;
     constexpr std::ptrdiff_t parts = 8, order[parts] = {3, 5, 1, 7, 0, 2, 4, 6};
-    // Seen through Gaussian weights a Moffat profile, beta 2.5 to 4, is 5 to 10 % wider than its half maximum says.
+    // Seen through Gaussian weights a Moffat profile, beta 2.5 to 4, is 5 to 10 % wider than its half maximum
+    // says.
     constexpr double moffat = 0.93;
-    Whitener white(image, sky);
+    const Whitener white(image, sky, 0, 0);
     const Kernel kernel(middle);
     const Sharpness psf(narrowest);
-    std::vector<double> widths;
+    std::vector<double> widths, narrow;
     for (std::ptrdiff_t part : order) {
         const std::ptrdiff_t y0 = part * image.ny / parts, y1 = (part + 1) * image.ny / parts;
         if (y0 == y1)
             continue;
-        std::vector<Maximum> maxima = find_maxima(image, white, kernel, threshold, y0, y1, image.nx);
-        std::sort(maxima.begin(), maxima.end(), [](const Maximum& a, const Maximum& b) { return a.snr[4] > b.snr[4]; });
+        std::vector<Maximum> maxima = find_maxima(image, sky, kernel, threshold, y0, y1, image.nx);
+        std::sort(maxima.begin(), maxima.end(),
+                  [](const Maximum& a, const Maximum& b) { return a.snr[4] > b.snr[4]; });
         std::size_t tried = 0;
         for (const Maximum& m : maxima) {
             const float level = white.level(m.y, m.x), noise = white.noise(m.y, m.x);
-            const auto z = [&](int dx, int dy) {
-                const std::ptrdiff_t x = m.x + dx, y = m.y + dy;
-                const bool inside = x >= 0 && x < image.nx && y >= 0 && y < image.ny;
-                return inside ? (image(y, x) - level) / noise : std::numeric_limits<float>::quiet_NaN();
-            };
+            const Vicinity z{image, m.x, m.y, level, noise};
             bool usable = true;
             for (int v = -1; v <= 1 && usable; ++v)
                 for (int u = -1; u <= 1 && usable; ++u) {
-                    const auto about = [&](int dx, int dy) { return z(u + dx, v + dy); };
+                    const Vicinity about{image, m.x + u, m.y + v, level, noise};
                     usable = there(z(u, v)) && !(z(u, v) * noise + level >= saturation) &&
                              !(z(u, v) > 8 && psf.too_sharp(about, 0.0f, 3.5f));
                 }
             if (!usable)
                 continue;
-            if (const double width = adaptive_fwhm(image, m, level, noise, fwhm_to_sigma * middle); width > 1.2)
-                widths.push_back(width);
+            if (const Widths found = adaptive_widths(image, m, level, noise, fwhm_to_sigma * middle);
+                found.mean > 1.2) {
+                widths.push_back(found.mean);
+                if (m.snr[4] > bright) // noise makes every faint source long
+                    narrow.push_back(found.narrow / found.mean);
+            }
             if (++tried == most_tried)
                 break;
         }
@@ -836,57 +959,63 @@ double find_fwhm(Image<const float> image, Sky sky, float saturation) {
             break;
     }
     if (widths.size() < 3)
-        return std::numeric_limits<double>::quiet_NaN();
-    return moffat * crowded_middle(std::move(widths));
+        return {};
+    const double mean = moffat * crowded_middle(std::move(widths));
+    return {mean, narrow.size() < 3 ? mean : mean * crowded_middle(std::move(narrow))};
+}
+
+} // namespace
+
+Widths find_widths(Image<const float> image, Sky sky, float saturation) {
+    constexpr double middle = 3.0; // pixel
+    const Widths first = find_widths_near(middle, image, sky, saturation);
+    // A filter of half the width misses the faint and measures a biased choice.
+    return first.mean > 1.5 * middle ? find_widths_near(first.mean, image, sky, saturation) : first;
 }
 
 std::vector<Detection> detect_stars(Image<const float> image, Sky sky, Search search, std::ptrdiff_t strip) {
-    Whitener white(image, sky);
+    const Whitener white(image, sky, 0, 0);
     const Kernel kernel(search.fwhm);
     return Finder(image, white, kernel, search)
-        .run(find_maxima(image, white, kernel, search.threshold, 0, image.ny, strip));
+        .run(find_maxima(image, sky, kernel, search.threshold, 0, image.ny, strip));
 }
 
 std::vector<Pixel> find_hits(Image<const float> image, Sky sky, Hits how) {
-    constexpr float brightest_noise = 6.0f, core_limit = 4.0f, wing_limit = 2.0f, wing_noise = 3.0f;
+    constexpr float brightest_noise = 6.0f, core_limit = 4.0f, wing_limit = 2.0f, wing_noise = 3.5f;
     struct Bright {
         std::int32_t x, y;
         float sky, noise;
     };
-    Whitener white(image, sky);
-    const Sharpness psf(how.fwhm);
+    Whitener white(image, sky, 0, image.nx);
+    const Sharpness psf(how.narrow);
     std::vector<Bright> bright;
     std::vector<float> row(image.nx);
     std::vector<std::uint8_t> count(image.nx / threshold_block + 1);
     float top = -std::numeric_limits<float>::infinity();
     for (std::ptrdiff_t y = 0; y < image.ny; ++y) {
-        white.row(y, 0, image.nx, row.data());
+        white.row(y, row.data());
         rows().detect.count_above(row.data(), image.nx, brightest_noise, count.data());
-        for (std::ptrdiff_t x = 0; x < image.nx; ++x) {
-            if (x % threshold_block == 0 && !count[x / threshold_block]) {
-                x += threshold_block - 1;
+        for (std::ptrdiff_t start = 0; start < image.nx; start += threshold_block) {
+            if (!count[start / threshold_block])
                 continue;
-            }
-            if (!(row[x] > brightest_noise))
-                continue;
-            bright.push_back({static_cast<std::int32_t>(x), static_cast<std::int32_t>(y), white.row_level(x),
-                              white.row_noise(x)});
-            top = std::max(top, image(y, x));
+            for (std::ptrdiff_t x = start; x < std::min(start + threshold_block, image.nx); ++x)
+                if (row[x] > brightest_noise) {
+                    bright.push_back({static_cast<std::int32_t>(x), static_cast<std::int32_t>(y),
+                                      white.row_level(x), white.row_noise(x)});
+                    top = std::max(top, image(y, x));
+                }
         }
     }
     const float full = std::isnan(how.saturation) ? top : how.saturation;
     const auto shot = [&](const Bright& p) {
-        const float variance = std::isnan(how.shot) ? (p.sky > p.noise ? p.noise * p.noise / p.sky : 0.0f) : how.shot;
+        const float variance =
+            std::isnan(how.shot) ? (p.sky > p.noise ? p.noise * p.noise / p.sky : 0.0f) : how.shot;
         return variance / p.noise;
     };
     std::unordered_set<std::uint64_t> seen;
     std::vector<Bright> hits;
     for (const Bright& p : bright) {
-        const auto z = [&](int dx, int dy) {
-            const std::ptrdiff_t x = p.x + dx, y = p.y + dy;
-            const bool inside = x >= 0 && x < image.nx && y >= 0 && y < image.ny;
-            return inside ? (image(y, x) - p.sky) / p.noise : std::numeric_limits<float>::quiet_NaN();
-        };
+        const Vicinity z{image, p.x, p.y, p.sky, p.noise};
         if (!psf.too_sharp(z, shot(p), core_limit))
             continue;
         const Box box(image, p.x, p.y, 2);
@@ -902,19 +1031,25 @@ std::vector<Pixel> find_hits(Image<const float> image, Sky sky, Hits how) {
     // Wings: what hangs on a hit and is too bright for those of its neighbours that are not hit.
     for (std::size_t i = 0; i < hits.size(); ++i) {
         const Bright p = hits[i];
+        if (const Vicinity about{image, p.x, p.y, p.sky, p.noise}; middle_of_25(about) > 1.0f)
+            continue; // on a star, whose pixels are not the hit's wings
         const Box box(image, p.x, p.y, 1);
         for (std::ptrdiff_t v = box.y0; v < box.y1; ++v)
             for (std::ptrdiff_t u = box.x0; u < box.x1; ++u) {
                 const float here = (image(v, u) - p.sky) / p.noise;
                 if (!(here > wing_noise) || image(v, u) >= full || seen.count(key(u, v)))
                     continue;
+                const Vicinity about{image, u, v, p.sky, p.noise};
                 const auto z = [&](int dx, int dy) {
-                    const std::ptrdiff_t x = u + dx, y = v + dy;
-                    const bool inside = x >= 0 && x < image.nx && y >= 0 && y < image.ny;
-                    return inside && !seen.count(key(x, y)) ? (image(y, x) - p.sky) / p.noise
-                                                            : std::numeric_limits<float>::quiet_NaN();
+                    return seen.count(key(u + dx, v + dy)) ? std::numeric_limits<float>::quiet_NaN()
+                                                           : about(dx, dy);
                 };
-                if (!psf.too_bright(z, shot(p), wing_limit))
+                // A star next to a hit has more light about it than the rest of a hit has.
+                int lit = 0;
+                for (int dy = -1; dy <= 1; ++dy)
+                    for (int dx = -1; dx <= 1; ++dx)
+                        lit += (dx || dy) && z(dx, dy) > std::max(0.25f * here, 2.0f);
+                if (lit > 1 || !psf.too_bright(z, shot(p), wing_limit))
                     continue;
                 seen.insert(key(u, v));
                 hits.push_back({static_cast<std::int32_t>(u), static_cast<std::int32_t>(v), p.sky, p.noise});

@@ -4,6 +4,7 @@
 #include "fastack/view.hpp"
 
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 namespace fastack {
@@ -17,13 +18,13 @@ struct Sky {
 enum DetectionFlag : std::uint16_t { saturated = 1, edge = 2, blended = 4, sharp = 16 };
 
 struct Detection {
-    double x, y;      ///< pixel
-    float flux;       ///< of the fitted Gaussian, ADU
-    float flux_err;   ///< from the background's noise
-    float peak;       ///< highest pixel of the 3x3 about the maximum, above the sky
-    float sky;        ///< level at the maximum
-    float sharpness;  ///< `peak` over what the matched filter predicts for that pixel
-    float snr;        ///< of the matched filter
+    double x, y;     ///< pixel
+    float flux;      ///< of the fitted Gaussian, ADU
+    float flux_err;  ///< from the background's noise
+    float peak;      ///< highest pixel of the 3x3 about the maximum, above the sky
+    float sky;       ///< level at the maximum
+    float sharpness; ///< `peak` over what the matched filter predicts for that pixel
+    float snr;       ///< of the matched filter
     std::uint16_t flags;
 };
 
@@ -33,6 +34,7 @@ struct Pixel {
 
 struct Search {
     double fwhm;      ///< of the point-spread function, pixel
+    double narrow;    ///< the same along its shorter axis
     float threshold;  ///< matched-filter signal-to-noise ratio
     float saturation; ///< ADU; NaN: taken from the image where its highest value forms plateaus
 };
@@ -41,13 +43,19 @@ struct Search {
 /// Results do not depend on how the image is cut into strips; `strip` is the width of one, for tests.
 std::vector<Detection> detect_stars(Image<const float> image, Sky sky, Search search, std::ptrdiff_t strip);
 
-/// Full width at half maximum of the image's unsharp sources, found with a filter of middle width; NaN where
-/// fewer than three can be measured.
-double find_fwhm(Image<const float> image, Sky sky, float saturation);
+/// Full widths at half maximum, pixel: geometric mean of both axes, and along the shorter one.
+struct Widths {
+    double mean = std::numeric_limits<double>::quiet_NaN();
+    double narrow = std::numeric_limits<double>::quiet_NaN();
+};
+
+/// Of the image's unsharp sources, found with a filter of middle width; NaN where fewer than three can be
+/// measured.
+Widths find_widths(Image<const float> image, Sky sky, float saturation);
 
 /// Variance of one pixel: of the sky, plus `shot` (1/gain) times the light above it.
 struct Hits {
-    double fwhm;
+    double narrow; ///< full width at half maximum along the shorter axis of the point-spread function, pixel
     float saturation; ///< ADU; NaN: not known
     float shot;       ///< ADU; NaN: at most what the sky's own noise allows
 };

@@ -1,10 +1,16 @@
-// Included inside the namespace of one instruction set (see level.inl). No STL here: an inline function of the
-// standard library that is compiled for AVX-512 may be the copy that the linker keeps for all.
+// Included inside the namespace of one instruction set (see level.inl). No STL here: an inline function of
+// the standard library that is compiled for AVX-512 may be the copy that the linker keeps for all.
 
 // Written so that the compiler makes them one instruction each.
-inline float lower(float a, float b) { return a < b ? a : b; }
-inline float upper(float a, float b) { return a > b ? a : b; }
-inline float median3(float a, float b, float c) { return upper(lower(a, b), lower(upper(a, b), c)); }
+inline float lower(float a, float b) {
+    return a < b ? a : b;
+}
+inline float upper(float a, float b) {
+    return a > b ? a : b;
+}
+inline float median3(float a, float b, float c) {
+    return upper(lower(a, b), lower(upper(a, b), c));
+}
 
 void median_of_nine(const float* __restrict__ x, ptrdiff_t n, float* __restrict__ out) {
     for (ptrdiff_t i = 0; i < n; ++i) {
@@ -74,7 +80,8 @@ void blend(const float* const* rows, const float* weight, ptrdiff_t n, float* __
         out[i] = wa * a[i] + wb * b[i] + wc * c[i] + wd * d[i];
 }
 
-void subtract(const float* __restrict__ x, const float* __restrict__ level, ptrdiff_t n, float* __restrict__ out) {
+void subtract(const float* __restrict__ x, const float* __restrict__ level, ptrdiff_t n,
+              float* __restrict__ out) {
     for (ptrdiff_t i = 0; i < n; ++i)
         out[i] = x[i] - level[i];
 }

@@ -1,10 +1,11 @@
-// Included inside the namespace of one instruction set (see level.inl). No STL here: an inline function of the
-// standard library that is compiled for AVX-512 may be the copy that the linker keeps for all.
+// Included inside the namespace of one instruction set (see level.inl). No STL here: an inline function of
+// the standard library that is compiled for AVX-512 may be the copy that the linker keeps for all.
 
-int whiten(const float* __restrict__ x, const float* const* level, const float* const* scale, const float* weight,
-           ptrdiff_t n, float* __restrict__ out) {
+int whiten(const float* __restrict__ x, const float* const* level, const float* const* scale,
+           const float* weight, ptrdiff_t n, float* __restrict__ out) {
     const float *a = level[0], *b = level[1], *c = level[2], *d = level[3], *p = scale[1], *q = scale[2];
-    const float wa = weight[0], wb = weight[1], wc = weight[2], wd = weight[3], wp = weight[4], wq = weight[5];
+    const float wa = weight[0], wb = weight[1], wc = weight[2], wd = weight[3], wp = weight[4],
+                wq = weight[5];
     int missing = 0;
     for (ptrdiff_t i = 0; i < n; ++i) {
         const float sky = wa * a[i] + wb * b[i] + wc * c[i] + wd * d[i];
@@ -22,7 +23,8 @@ void present(const float* __restrict__ x, ptrdiff_t n, float* __restrict__ out) 
 }
 
 // The radius is a constant of the compiler, so that the taps stay in registers.
-template <int R> void filter_x(const float* __restrict__ in, const float* tap, ptrdiff_t n, float* __restrict__ out) {
+template <int R>
+void filter_x(const float* __restrict__ in, const float* tap, ptrdiff_t n, float* __restrict__ out) {
     float t[R + 1];
     for (int j = 0; j <= R; ++j)
         t[j] = tap[j];
@@ -72,10 +74,10 @@ constexpr DetectRows detect_rows = {
     whiten,
     present,
     {filter_x<0>, filter_x<1>, filter_x<2>, filter_x<3>, filter_x<4>, filter_x<5>, filter_x<6>, filter_x<7>,
-     filter_x<8>, filter_x<9>, filter_x<10>, filter_x<11>, filter_x<12>, filter_x<13>, filter_x<14>, filter_x<15>,
-     filter_x<16>},
+     filter_x<8>, filter_x<9>, filter_x<10>, filter_x<11>, filter_x<12>, filter_x<13>, filter_x<14>,
+     filter_x<15>, filter_x<16>},
     {filter_y<0>, filter_y<1>, filter_y<2>, filter_y<3>, filter_y<4>, filter_y<5>, filter_y<6>, filter_y<7>,
-     filter_y<8>, filter_y<9>, filter_y<10>, filter_y<11>, filter_y<12>, filter_y<13>, filter_y<14>, filter_y<15>,
-     filter_y<16>},
+     filter_y<8>, filter_y<9>, filter_y<10>, filter_y<11>, filter_y<12>, filter_y<13>, filter_y<14>,
+     filter_y<15>, filter_y<16>},
     count_above,
 };

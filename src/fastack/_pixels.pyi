@@ -94,18 +94,19 @@ def detect(
     level: NDArray[np.float32],
     noise: NDArray[np.float32],
     fwhm: float,
+    narrow: float,
     threshold: float,
     saturation: float,
     strip: int,
 ) -> NDArray[np.float64]: ...  # (n, 8): x, y, flux, flux_err, peak, sky, sharpness, flags
-def detect_fwhm(
+def detect_widths(
     image: NDArray[np.float32], level: NDArray[np.float32], noise: NDArray[np.float32], saturation: float
-) -> float: ...
+) -> tuple[float, float]: ...  # FWHM: mean of both axes, shorter axis
 def detect_hits(
     image: NDArray[np.float32],
     level: NDArray[np.float32],
     noise: NDArray[np.float32],
-    fwhm: float,
+    narrow: float,
     saturation: float,
     shot: float,
 ) -> NDArray[np.int32]: ...  # (k, 2): x, y

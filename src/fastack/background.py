@@ -31,16 +31,14 @@ def as_pixels(image: Any) -> FloatImage:
         If `image` has not two dimensions, or no pixels.
     """
     if isinstance(image, np.ma.MaskedArray):
-        image = image.astype(np.float32).filled(np.nan)
+        image = np.ma.filled(image.astype(np.float32), np.nan)
     pixels = np.ascontiguousarray(image, np.float32) if np.ndim(image) == 2 else np.asarray(image)
     if pixels.ndim != 2 or pixels.size == 0:
         raise ValueError(f"image has shape {pixels.shape}; needed is (ny, nx) with at least one pixel")
     return pixels
 
 
-def estimate(
-    image: Any, *, mask: Any = None, options: BackgroundOptions = BackgroundOptions()
-) -> Background:
+def estimate(image: Any, *, mask: Any = None, options: BackgroundOptions = BackgroundOptions()) -> Background:
     """Sky level and pixel noise in the cells of a mesh.
 
     Parameters
@@ -64,9 +62,10 @@ def estimate(
 
     Notes
     -----
-    In each cell a clipped mean, corrected for stars too faint to be clipped by mode = mean - 2.5 (mean - median)
-    (Bertin & Arnouts 1996, A&AS 117, 393), the difference taken over 3x3 cells; a clipped standard deviation,
-    corrected for the cut tails; then a median filter that leaves planes as they are.
+    In each cell a clipped mean, corrected for stars too faint to be clipped by mode = mean - 2.5 (mean -
+    median) (Bertin & Arnouts 1996, A&AS 117, 393; Huber's estimate and a factor of 3.2 in place of the
+    median and 2.5), the difference taken over 3x3 cells; a clipped standard deviation, corrected for the cut
+    tails; then a median filter that leaves planes as they are.
     """
     pixels = as_pixels(image)
     left_out: NDArray[np.uint8] | None = None
@@ -86,15 +85,15 @@ def estimate(
 
 
 def render(background: Background, window: tuple[slice, slice] | None = None) -> FloatImage:
-    """The sky level in every pixel.
+    """Render the sky level in every pixel.
 
     Parameters
     ----------
     background : Background
         What `estimate` returned.
     window : (slice, slice), optional
-        Rows and columns that are wanted, of step 1; default the whole image. A pixel has the same value, bit for
-        bit, in every window.
+        Rows and columns that are wanted, of step 1; default the whole image. A pixel has the same value, bit
+        for bit, in every window.
 
     Returns
     -------
@@ -115,7 +114,7 @@ def render(background: Background, window: tuple[slice, slice] | None = None) ->
 
 
 def subtract(image: Any, background: Background) -> FloatImage:
-    """The image without its sky.
+    """Take the sky off an image.
 
     Parameters
     ----------

@@ -34,9 +34,10 @@ def detect(
     Returns
     -------
     Stars
-        Brightest first (then by y and x), with `xy` (good to about 0.1 pixel), `flux` and `flux_err` of the matched
-        filter, `peak`, `sky`, `sharpness` and `flags`; empty where nothing exceeds the threshold. Hot pixels and
-        cosmic rays stay in the list, flagged ``SHARP``. `flux_err` holds the background's noise alone.
+        Brightest first (then by y and x), with `xy` (good to about 0.1 pixel), `flux` and `flux_err` of the
+        matched filter, `peak`, `sky`, `sharpness` and `flags`; empty where nothing exceeds the threshold.
+        Hot pixels and cosmic rays stay in the list, flagged ``SHARP``. `flux_err` holds the background's
+        noise alone.
 
     Raises
     ------
@@ -47,22 +48,19 @@ def detect(
 
     Notes
     -----
-    The signal-to-noise ratio is that of a Gaussian of the point-spread function's width,
-    ``sum(k d / s) / sqrt(sum(k^2))``, with d the pixel above the sky and s its noise, over the pixels that are
-    there; a detection is a maximum of it. Pairs that the filter cannot resolve are sought in a less smoothed image.
-    Sharpness is the highest pixel over what the filter predicts for it.
+    The signal-to-noise ratio is that of a Gaussian of the point-spread function's width, ``sum(k d / s) /
+    sqrt(sum(k^2))``, with d the pixel above the sky and s its noise, over the pixels that are there; a
+    detection is a maximum of it. Pairs that the filter cannot resolve are sought in a less smoothed image.
+    Sharpness is the middle pixel over what the filter predicts for it.
     """
     pixels, sky = _prepare(image, background)
     if not options.threshold > 0:
         raise ValueError(f"threshold is {options.threshold}, not a positive number")
     saturation = np.nan if options.saturation is None else options.saturation
-    fwhm = options.fwhm
-    if fwhm is None:
-        fwhm = _pixels.detect_fwhm(pixels, sky.level, sky.noise, saturation)
-        fwhm = fwhm if np.isfinite(fwhm) else _DEFAULT_FWHM
-    elif not (np.isfinite(fwhm) and fwhm > 0):
-        raise ValueError(f"fwhm is {fwhm}, not a positive number of pixels")
-    table = _pixels.detect(pixels, sky.level, sky.noise, fwhm, options.threshold, saturation, _STRIP)
+    if options.fwhm is not None:
+        _check_fwhm(options.fwhm)
+    mean, narrow = _widths(pixels, sky, saturation, options.fwhm)
+    table = _pixels.detect(pixels, sky.level, sky.noise, mean, narrow, options.threshold, saturation, _STRIP)
     table = table[: options.max_stars]
     names = ("flux", "flux_err", "peak", "sky", "sharpness", "flags")
     return Stars.make(table[:, :2], **dict(zip(names, table[:, 2:].T, strict=True)))
@@ -85,11 +83,13 @@ def find_artefacts(
     background : Background, optional
         Of this image; default: estimated here.
     fwhm : float, pixel
-        Of the point-spread function. The test allows for stars 12 % narrower.
+        Of the point-spread function. The stars' elongation is found from the image; the
+        test allows for stars 10 % narrower than that.
     options : DetectOptions
         Its `saturation` is used.
     gain : float, optional, e-/ADU
-        For the photon noise of the light above the sky; default: as if the sky's noise were photon noise alone.
+        For the photon noise of the light above the sky; default: as if the sky's noise were photon noise
+        alone.
 
     Returns
     -------
@@ -107,17 +107,33 @@ def find_artefacts(
     -----
     As in L.A.Cosmic (van Dokkum 2001, PASP 113, 1420) edges decide that are steeper than the point-spread
     function's, but against that function itself: the mean of a pixel's two neighbours on an axis is at least
-    exp(-1/(2 sigma^2)) of the pixel, wherever the star's centre falls; that of the two pixels beside a pair at
-    least exp(-1/sigma^2) of the pair's.
+    exp(-1/(2 sigma^2)) of the pixel, wherever the star's centre falls; that of the two pixels beside a pair
+    at least exp(-1/sigma^2) of the pair's.
     """
     pixels, sky = _prepare(image, background)
-    if not (np.isfinite(fwhm) and fwhm > 0):
-        raise ValueError(f"fwhm is {fwhm}, not a positive number of pixels")
+    _check_fwhm(fwhm)
     if gain is not None and not gain > 0:
         raise ValueError(f"gain is {gain}, not a positive number of electrons per ADU")
     saturation = np.nan if options.saturation is None else options.saturation
     shot = np.nan if gain is None else 1 / gain
-    return _pixels.detect_hits(pixels, sky.level, sky.noise, fwhm, saturation, shot)
+    _, narrow = _widths(pixels, sky, saturation, fwhm)
+    return _pixels.detect_hits(pixels, sky.level, sky.noise, narrow, saturation, shot)
+
+
+def _check_fwhm(fwhm: float) -> None:
+    if not (np.isfinite(fwhm) and fwhm > 0):
+        raise ValueError(f"fwhm is {fwhm}, not a positive number of pixels")
+
+
+def _widths(
+    pixels: FloatImage, sky: Background, saturation: float, fwhm: float | None
+) -> tuple[float, float]:
+    """FWHM, where it is not given, and that along the shorter axis of the point-spread function."""
+    mean, narrow = _pixels.detect_widths(pixels, sky.level, sky.noise, saturation)
+    if not np.isfinite(mean):
+        mean = narrow = _DEFAULT_FWHM if fwhm is None else fwhm
+    # A trailed star is as narrow as an untrailed one across its trail.
+    return (mean, narrow) if fwhm is None else (fwhm, min(fwhm, fwhm * narrow / mean))
 
 
 def _prepare(image: Any, background: Background | None) -> tuple[FloatImage, Background]:

@@ -185,8 +185,8 @@ class FrameQuality:
 class Background:
     """Sky level and noise on a coarse mesh.
 
-    The mesh point [j, i] stands at the centre of its cell: pixel ``x = (i + 0.5) * cell_x - 0.5``, y alike; the
-    last row and column of cells take up the remainder of the image.
+    The mesh point [j, i] stands at the centre of its cell: pixel ``x = (i + 0.5) * cell_x - 0.5``, y alike. Cells
+    divide the image evenly, so their sides need not be whole numbers.
     """
 
     level: FloatImage  #: (my, mx) sky level, ADU
