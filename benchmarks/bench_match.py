@@ -1,6 +1,6 @@
 """Matching two lists of which 40 % are common; correctness first, then times, beside astroalign.
 
-python -m pytest benchmarks/bench_match.py --benchmark-only
+Run with ``python -m pytest benchmarks/bench_match.py``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from fastack.types import Transform
 
 
 def lists(n: int, seed: int = 1, common: float = 0.4) -> reference.Case:
-    """Lists of n stars on 2048 x 2048 pixels, turned about the centre, errors of 0.2 px and 0.3 mag."""
+    """Draw lists of n stars on 2048 x 2048 pixels, turned about the centre, errors of 0.2 px and 0.3 mag."""
     rng = np.random.default_rng(seed)
     k, side = int(common * n), 2048
     angle = rng.uniform(0, 2 * np.pi)
@@ -47,7 +47,7 @@ def bench_match(benchmark, n: int) -> None:
 @pytest.mark.parametrize("n", [500, 5000])
 def bench_match_with_guess(benchmark, n: int) -> None:
     cases = [lists(n, seed) for seed in range(10)]
-    guesses = [Transform.affine(case.truth + [[0, 0, 2.0], [0, 0, -1.0]]) for case in cases]
+    guesses = [Transform.affine(case.truth + np.array([[0, 0, 2.0], [0, 0, -1.0]])) for case in cases]
     for case, guess in zip(cases, guesses, strict=True):
         assert reference.verdict(case, match(case.a, case.b, guess=guess).index) == "solved"
     benchmark(lambda: [match(c.a, c.b, guess=g) for c, g in zip(cases, guesses, strict=True)])
@@ -56,7 +56,7 @@ def bench_match_with_guess(benchmark, n: int) -> None:
 @pytest.mark.benchmark(group="match, 80 % common, 200 stars")
 @pytest.mark.parametrize("who", ["fastack", "astroalign"])
 def bench_beside_astroalign(benchmark, who: str) -> None:
-    """An easy field, which both solve: astroalign looks at the 50 brightest stars."""
+    """Time an easy field, which both solve: astroalign looks at the 50 brightest stars."""
     cases = [lists(200, seed, common=0.8) for seed in range(10)]
 
     def ours(case: reference.Case) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Fitting a transform to 100 and 1000 pairs; correctness first, then times, beside scikit-image.
 
-python -m pytest benchmarks/bench_transform.py --benchmark-only
+Run with ``python -m pytest benchmarks/bench_transform.py``.
 """
 
 from __future__ import annotations

@@ -93,18 +93,16 @@ def test_any_similarity(seed: int, shift: float, scale: float, angle: float, mir
     assert (order[index[:, 1]] == index[:, 0]).all()
 
 
-def _still_sky(
-    rng: np.random.Generator, *, hot: int, stars: int, move: float
-) -> tuple[np.ndarray, np.ndarray]:
+def _moved_sky(rng: np.random.Generator, hot: int, stars: int, move: float) -> tuple[np.ndarray, np.ndarray]:
     sky, fixed = rng.uniform(0, 1000, (stars, 2)), rng.uniform(0, 1000, (hot, 2))
-    a, b = np.concatenate([sky, fixed]), np.concatenate([sky + (move, 0), fixed])
+    a, b = np.concatenate([sky, fixed]), np.concatenate([sky + np.array([move, 0]), fixed])
     order = rng.permutation(len(a))
     return (a + rng.normal(0, 0.1, a.shape))[order], (b + rng.normal(0, 0.1, b.shape))[order]
 
 
 @pytest.mark.parametrize("move", [3.0, 10.0, 100.0])
 def test_hot_pixels_do_not_hold_the_sky(move: float) -> None:
-    a, b = _still_sky(np.random.default_rng(6), hot=100, stars=50, move=move)
+    a, b = _moved_sky(np.random.default_rng(6), 100, 50, move)
     index = match(a, b).index
     assert np.median(b[index[:, 1], 0] - a[index[:, 0], 0]) == pytest.approx(
         move, abs=5 * 0.14 / np.sqrt(50) * 1.25
@@ -112,14 +110,14 @@ def test_hot_pixels_do_not_hold_the_sky(move: float) -> None:
 
 
 def test_a_sky_that_stood_still_matches() -> None:
-    a, b = _still_sky(np.random.default_rng(7), hot=20, stars=80, move=0.0)
+    a, b = _moved_sky(np.random.default_rng(7), 20, 80, 0.0)
     index = match(a, b).index
     assert len(index) == 100
     assert (index[:, 0] == index[:, 1]).all()
 
 
 def _field(rng: np.random.Generator, fixed: np.ndarray) -> Stars:
-    """New stars among hot pixels that have been recognised."""
+    """Make new stars among hot pixels that have been recognised."""
     xy = np.concatenate([rng.uniform(0, 1000, (30, 2)), fixed])
     return Stars.make(xy, flags=np.repeat([0, StarFlag.SHARP], [30, len(fixed)]))
 
@@ -142,7 +140,7 @@ def test_sharp_stars_match_where_nothing_else_does() -> None:
 def test_guess_is_followed() -> None:
     rng = np.random.default_rng(9)
     case = reference.case("60 % unmatched", rng)
-    guess = Transform.affine(case.truth + [[0, 0, 3.0], [0, 0, -4.0]])
+    guess = Transform.affine(case.truth + np.array([[0, 0, 3.0], [0, 0, -4.0]]))
     pairs = match(case.a, case.b, guess=guess)
     assert reference.verdict(case, pairs.index) == "solved"
     # few triangles' worth of hypotheses: the odds are better than without it
@@ -204,7 +202,7 @@ def test_refine_converges_to_the_least_squares_similarity() -> None:
 
 
 def test_false_alarms_are_not_undercounted() -> None:
-    """Without any limit the best odds of unrelated fields stay near or below 0: 30 cases, each above 3 at e^-3."""
+    """The best log odds of two unrelated fields exceed 3 in at most e^-3 of all cases."""
     rng = np.random.default_rng(14)
     high = 0
     for _ in range(30):

@@ -30,8 +30,9 @@ def _fit(case: reference.Case, **options: object) -> Transform:
 def test_corner_error_against_the_bound(model: str, outliers: float) -> None:
     """40 cases of 40 to 500 stars, seed 5, in the true model.
 
-    The mean of (error / bound)^2 has a relative scatter of at most sqrt(2 / 2 / 40), for a shift (two free numbers):
-    1.2^2 lies 2.8 sigma above 1 there, and further off for the others. Undetected outliers cost a little more.
+    The mean of (error / bound)^2 has a relative scatter of at most sqrt(2 / 2 / 40), for a shift (two free
+    numbers): 1.2^2 lies 2.8 sigma above 1 there, and further off for the others. Undetected outliers cost a
+    little more.
     """
     rng = np.random.default_rng([5, reference.MODELS.index(model)])
     ratios = []
@@ -79,7 +80,7 @@ def test_errors_that_are_too_small_get_a_floor() -> None:
     err = np.where(np.arange(200) < 5, 1e-3, 0.05)
     squares = []
     for _ in range(50):
-        found = fit(a, a + (3, 4) + rng.normal(0, 0.1, a.shape), frame_err=err)
+        found = fit(a, a + np.array([3, 4]) + rng.normal(0, 0.1, a.shape), frame_err=err)
         squares.append(np.mean((found(a) - a - (3, 4)) ** 2))
     # 0.1 px in 200 stars is 0.007 px; five stars alone would give 0.045
     assert np.sqrt(np.mean(squares)) < 1.5 * 0.1 / np.sqrt(200)
@@ -180,7 +181,7 @@ def test_register_follows_a_drift_of_two_pixels() -> None:
     sky, fixed = rng.uniform(0, 800, (200, 2)), rng.uniform(0, 800, (100, 2))
     error = rng.normal(0, 0.1, (2, 300, 2))
     a = Stars.make(np.concatenate([sky, fixed]) + error[0])
-    b = Stars.make(np.concatenate([sky + (1.5, 0.5), fixed]) + error[1])
+    b = Stars.make(np.concatenate([sky + np.array([1.5, 0.5]), fixed]) + error[1])
     for guess in (None, Transform.identity()):
         transform, pairs = register(a, b, guess=guess)
         np.testing.assert_allclose(transform([[400, 400]]) - 400, [[1.5, 0.5]], atol=5 * 0.14 / np.sqrt(200))
@@ -188,7 +189,7 @@ def test_register_follows_a_drift_of_two_pixels() -> None:
 
 
 def test_register_through_distortion() -> None:
-    """Cubic distortion of 6 px at the corners of a turned frame: pairs beyond the tolerance of a similarity."""
+    """Cubic distortion of 6 px at the corners: pairs beyond the tolerance of a similarity."""
     rng = np.random.default_rng(15)
     a = rng.uniform(0, 4000, (400, 2))
     r2 = np.sum((a - 2000) ** 2, axis=1, keepdims=True) / 2000**2
@@ -295,7 +296,7 @@ def test_saturated_and_sharp_stars_stay_out_of_the_fit() -> None:
     xy = rng.uniform(0, 1000, (60, 2))
     flags = np.zeros(60)
     flags[:10], flags[10:15] = StarFlag.SATURATED, StarFlag.SHARP
-    moved = xy + (30, 10) + rng.normal(0, 0.05, xy.shape)
+    moved = xy + np.array([30, 10]) + rng.normal(0, 0.05, xy.shape)
     moved[:10] += 0.3
     transform, pairs = register(Stars.make(xy, flags=flags), Stars.make(moved))
     assert pairs.index[:, 0].min() >= 15

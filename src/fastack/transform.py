@@ -198,8 +198,9 @@ class _Pairs:
         """Whether the stars are spread over the field well enough for a model."""
         if model not in SPREAD:
             return True
-        values = np.linalg.svd(self.basis[keep, : TERMS[model]], compute_uv=False)
-        return bool(values[-1] > SPREAD[model] * values[0])
+        basis = self.basis[keep, : TERMS[model]]
+        squares = np.linalg.eigvalsh(basis.T @ basis)
+        return bool(squares[0] > SPREAD[model] ** 2 * squares[-1])
 
     def better(self, lower: str, higher: _Solution) -> bool:
         """F test of the higher model against the lower one, on the same stars and weights."""
