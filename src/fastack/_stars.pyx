@@ -123,7 +123,7 @@ cdef inline void apply(const Similarity* t, double x, double y, double* u, doubl
 
 cdef Py_ssize_t pair_up(const Similarity* t, const double[:, ::1] a, Cells b, double r,
                         Py_ssize_t* owner, double* d2) noexcept nogil:
-    """Nearest neighbours one to one: `owner[j]` is the row of `a` that falls on b's row j (or -1), `d2` its distance."""
+    """Nearest neighbours one to one: `owner[j]` is the row of `a` that falls on b's row j, or -1."""
     cdef Py_ssize_t i, j, n = 0
     cdef double x, y, d
     for j in range(b.n):
@@ -200,11 +200,11 @@ cdef double judge(Fit* fit, const double[:, ::1] a, const double[:, ::1] b, Cell
     With `local`, the density of stars is also measured around the mapped stars themselves (a chance match of two
     clusters finds many neighbours at any radius) and the higher one counts.
     """
-    cdef Py_ssize_t i, j, n, round_, inside = 0, near = 0
-    cdef double r, x, y, best, width = 4 * tolerance
+    cdef Py_ssize_t i, n, step, inside = 0, near = 0
+    cdef double r, x, y, width = 4 * tolerance
     cdef Similarity start
-    for round_ in range(5):
-        r = 1.5 * tolerance if round_ < 2 else tolerance
+    for step in range(5):
+        r = 1.5 * tolerance if step < 2 else tolerance
         start = fit.map
         n = pair_up(&start, a, cells, r, owner, d2)
         if n < 3 or not least_squares(a, b, owner, start.parity, fit):
@@ -212,7 +212,8 @@ cdef double judge(Fit* fit, const double[:, ::1] a, const double[:, ::1] b, Cell
     pair_up(&fit.map, a, cells, tolerance, owner, d2)
     for i in range(a.shape[0]):
         apply(&fit.map, a[i, 0], a[i, 1], &x, &y)
-        if cells.x0 - r <= x <= cells.x0 + cells.nx * cells.cell and cells.y0 - r <= y <= cells.y0 + cells.ny * cells.cell:
+        if (cells.x0 - r <= x <= cells.x0 + cells.nx * cells.cell
+                and cells.y0 - r <= y <= cells.y0 + cells.ny * cells.cell):
             inside += 1
             if local:
                 near += cells.count(x, y, width) - cells.count(x, y, tolerance)
@@ -223,10 +224,10 @@ cdef double judge(Fit* fit, const double[:, ::1] a, const double[:, ::1] b, Cell
 
 cdef double best_odds(Fit* fit, const double[:, ::1] a, const double[:, ::1] b, double tolerance, double density,
                       double inside, Py_ssize_t* owner, double* d2) noexcept nogil:
-    cdef Py_ssize_t j, level
+    cdef Py_ssize_t j, _level
     cdef double r = tolerance, best = -INFINITE
     cdef Fit tight
-    for level in range(3):
+    for _level in range(3):
         for j in range(b.shape[0]):
             if owner[j] >= 0 and d2[j] > r * r:
                 owner[j] = -1
@@ -394,7 +395,7 @@ cdef void compare(Search* q, const double[:, ::1] a, const double[:, ::1] b, Cel
                   Py_ssize_t na, const Triangle* tb, const Py_ssize_t* start, const Py_ssize_t* order,
                   Py_ssize_t* owner, double* d2) noexcept nogil:
     """Every triangle of `a` against those of `b` with the same shape."""
-    cdef Py_ssize_t i, k, n, row, cu, cv, u0, u1, v0, v1
+    cdef Py_ssize_t i, k, row, cu, u0, u1, v0, v1
     cdef double eps, u, v, sign, ha, hb
     cdef int way
     cdef int vertex[3]

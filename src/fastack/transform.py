@@ -34,7 +34,8 @@ SPREAD = {"affine": 0.03, "quadratic": 0.01, "cubic": 0.005}  # least to greates
 SIGNIFICANCE = {"similarity": 3e-3, "affine": 1e-2, "quadratic": 3e-4, "cubic": 1e-4}
 WORTH = 1.5  # errors by which a higher model must move the edges of the stars' area
 UNLIKELY = 1e-5  # probability of chi^2 from which the given errors are called too small
-SAMPLES = 100  # pairs of stars behind the first guess
+SAMPLES = 80  # pairs of stars behind the first guess
+JURY = 80  # stars that judge it, at most
 FINEST = 1e-4  # pixel: differences below it justify nothing
 ROUNDS = 20  # of clipping, and of pairing again
 
@@ -197,8 +198,9 @@ class _Pairs:
         """Whether the stars are spread over the field well enough for a model."""
         if model not in SPREAD:
             return True
-        values = np.linalg.svd(self.basis[keep, : TERMS[model]], compute_uv=False)
-        return bool(values[-1] > SPREAD[model] * values[0])
+        basis = self.basis[keep, : TERMS[model]]
+        squares = np.linalg.eigvalsh(basis.T @ basis)
+        return bool(squares[0] > SPREAD[model] ** 2 * squares[-1])
 
     def better(self, lower: str, higher: _Solution) -> bool:
         """F test of the higher model against the lower one, on the same stars and weights."""
@@ -249,8 +251,8 @@ class _Pairs:
     def expected(self, m: int, keep: Mask, variance: Array) -> Array:
         """Error of a residual over the star's own: below 1 for the stars behind the fit, above for others."""
         scaled = self.basis[:, :m] / np.sqrt(variance)[:, None]
-        inverse = np.linalg.pinv(scaled[keep])
-        leverage = np.sum((scaled @ inverse) ** 2, axis=1)
+        inverse = np.linalg.pinv(scaled[keep].T @ scaled[keep])
+        leverage = np.sum(scaled @ inverse * scaled, axis=1)
         return np.asarray(np.sqrt(np.where(keep, np.maximum(1 - leverage, 0.05), 1 + leverage)))
 
     def floor(self, model: str, c: Array, keep: Mask) -> float:
@@ -288,6 +290,9 @@ class _Pairs:
             cos, sin = weight @ (x * p + y * q) / size, weight @ (x * q - y * p) / size
             linear = np.array([[cos, sin], [-self.parity * sin, self.parity * cos]])
             return np.concatenate([[centre - mean @ linear], linear])
+        if len(b) > 5 * basis.shape[1] and self.spread(model, keep):
+            weighted = basis * weight[:, None]
+            return np.asarray(np.linalg.solve(weighted.T @ basis, weighted.T @ b))
         root = np.sqrt(weight)[:, None]
         return np.asarray(np.linalg.lstsq(basis * root, b * root, rcond=None)[0])
 
@@ -341,7 +346,7 @@ def _first_guess(u: Array, v: Array, b: Array, clip: float) -> tuple[float, floa
     rng = np.random.default_rng(1)
     i = rng.integers(0, n, SAMPLES)
     j = (i + rng.integers(1, n, SAMPLES)) % n
-    some = np.linspace(0, n - 1, min(n, 200)).astype(int)
+    some = np.linspace(0, n - 1, min(n, JURY)).astype(int)
     w = b[:, 0] + 1j * b[:, 1]
     best = (np.inf, 1.0, 1.0, everything)
     for parity in (1.0, -1.0):
