@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from reference import resample as twin
 
 from fastack.options import ResampleOptions
-from fastack.resample import resample_tile
-from fastack.types import Transform
+from fastack.resample import autocorrelation, input_window, mean_autocorrelation, resample, resample_tile
+from fastack.simulate import render_stars
+from fastack.types import PixelFlag, Transform
 
-KERNELS = ["nearest", "bilinear", "bicubic", "lanczos2", "lanczos3", "lanczos4", "area"]
+SEPARABLE = ["nearest", "bilinear", "bicubic", "lanczos2", "lanczos3", "lanczos4"]
+KERNELS = [*SEPARABLE, "area"]
 
 
-def turned(degrees, *, scale=1.0, mirrored=False, centre=(34.0, 30.0), shift=(0.3, -0.7)):
+def turned(degrees, *, scale=1.0, mirrored=False, centre=(25.0, 20.0), shift=(0.3, -0.7)):
     """Rotation about a point, then a shift."""
     t = np.deg2rad(degrees)
     matrix = scale * np.array([[np.cos(t), -np.sin(t)], [np.sin(t), np.cos(t)]])
@@ -23,24 +27,408 @@ def turned(degrees, *, scale=1.0, mirrored=False, centre=(34.0, 30.0), shift=(0.
     return Transform.affine(np.c_[matrix, origin - matrix @ origin + shift])
 
 
+def distorted(order, amount=1.0, degrees=0.3):
+    """A small rotation with a quadratic or cubic distortion of about `amount` pixel at 20 pixels from the middle."""
+    m = 6 if order == 2 else 10
+    rng = np.random.default_rng(order)
+    cx, cy = (rng.normal(size=m) * amount for _ in range(2))
+    c, s = 20 * np.cos(np.deg2rad(degrees)), 20 * np.sin(np.deg2rad(degrees))
+    cx[:3], cy[:3] = (25.3, c, -s), (19.6, s, c)
+    return Transform(cx=cx, cy=cy, order=order, origin=(24.0, 21.0), scale=20.0)
+
+
+MAPS = {
+    "0": turned(0),
+    "0.01": turned(0.01),
+    "0.2": turned(0.2),
+    "2": turned(2),
+    "3.5": turned(3.5),
+    "17": turned(17),
+    "45": turned(45),
+    "90": turned(90),
+    "179.5": turned(179.5),
+    "-91": turned(-91),
+    "mirrored": turned(1, mirrored=True, centre=(25, 20)),
+    "scale 0.5": turned(5, scale=0.5),
+    "scale 0.999": turned(0.5, scale=0.999),
+    "scale 2": turned(-30, scale=2.0),
+    "quadratic": distorted(2, 0.3),
+    "cubic": distorted(3, 0.3),
+    "slight cubic": distorted(3, 1e-4),
+}
+
+
+def tile_of(image, transform, tile, kernel="lanczos3", **values):
+    """All planes of one tile, from the section that `input_window` names."""
+    options = ResampleOptions(kernel=kernel, max_lost=values.pop("max_lost", 0.5))
+    shape = (tile[1] - tile[0], tile[3] - tile[2])
+    planes = {
+        "out": np.full(shape, -1, np.float32),
+        "factor": np.zeros(shape, np.uint8),
+        "flags": np.zeros(shape, np.uint8),
+        "saturated_count": np.zeros(shape, np.uint16),
+    }
+    y0, y1, x0, x1 = input_window(transform, tile, image.shape, options) or (0, 0, 0, 0)
+    section = np.ascontiguousarray(image[y0:y1, x0:x1])
+    resample_tile(section, (x0, y0), image.shape, transform, tile, options=options, **planes, **values)
+    return planes
+
+
+def holed(image, fraction=0.01, seed=2):
+    out = image.copy()
+    out[np.random.default_rng(seed).random(image.shape) < fraction] = np.nan
+    return out
+
+
+@pytest.fixture(scope="module")
+def noise():
+    return np.random.default_rng(1).normal(size=(40, 50)).astype(np.float32)
+
+
+# --- against the twin
+
+
+def near(kernel, image, transform, holes):
+    """Bound of |fast - twin|: 1e-4 in each of the weights, times the pixels, times the noise that holes amplify."""
+    taps = {"nearest": 1, "bilinear": 2, "bicubic": 4, "lanczos2": 4, "lanczos3": 6, "lanczos4": 8, "area": 4}[kernel]
+    rms = 5 * np.sqrt(taps * taps) * np.nanstd(image) * 1e-4
+    return (4 if holes else 1) * rms * max(transform.magnification**2, 1)
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize(("degrees", "mirrored"), [(0, False), (2, True), (17, False), (180, False)])
-def test_twin(kernel, degrees, mirrored):
-    rng = np.random.default_rng(1)
-    image = rng.normal(size=(40, 50)).astype(np.float32)
-    transform = turned(degrees, mirrored=mirrored, centre=(25.0, 20.0))
-    out, factor = np.empty((30, 37), np.float32), np.empty((30, 37), np.uint8)
-    resample_tile(
-        image,
-        (0, 0),
-        image.shape,
-        transform,
-        (0, 30, 0, 37),
-        out=out,
-        factor=factor,
-        options=ResampleOptions(kernel=kernel),
-    )
-    expected, variance, _ = twin.resample(image, transform, out.shape, kernel)
-    np.testing.assert_allclose(out, expected, atol=3e-4)
-    given = np.isfinite(expected)
-    np.testing.assert_allclose(factor[given], np.clip(255 * variance[given], 1, 255), atol=1)
+@pytest.mark.parametrize("name", ["0", "2", "17", "179.5", "mirrored", "cubic"])
+def test_twin(kernel, name, noise):
+    """Pixels, variance factor and missing pixels of each kernel, with 1 % of the input missing."""
+    image, transform = holed(noise), MAPS[name]
+    planes = tile_of(image, transform, (3, 24, 5, 40), kernel, scale=1.5, offset=7.0, sky=0.25)
+    shifted = transform.shifted(5, 3)
+    out, factor, lost = twin.resample(image, shifted, (21, 35), kernel, scale=1.5, offset=7.0, sky=0.25)
+    # A weight of 1e-4 more or less decides where the lost weight is within 1e-3 of the limit.
+    sure = np.abs(lost - 0.5) > 1e-3
+    tight = np.isfinite(out) & np.isfinite(planes["out"])
+    assert np.mean(tight != np.isfinite(out)) < 0.01
+    np.testing.assert_array_equal(np.isfinite(planes["out"])[sure], tight[sure])
+    np.testing.assert_allclose(planes["out"][tight], out[tight], atol=1.5 * near(kernel, image, transform, True))
+    expected = np.clip(255 * factor[tight], 1, 255)
+    np.testing.assert_allclose(planes["factor"][tight], expected, atol=1, rtol=2e-3)
+    flagged = (planes["flags"] & PixelFlag.INTERPOLATED) != 0
+    np.testing.assert_array_equal(flagged[tight & (lost > 1e-3)], True)
+    np.testing.assert_array_equal(flagged[tight & (lost == 0)], False)
+
+
+@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("kernel", ["bicubic", "lanczos3", "lanczos4"])
+def test_weights(kernel, name, isa):
+    """Every weight within 1e-4 of the exact kernel's: read off as the images of single pixels."""
+    transform = MAPS[name]
+    image = np.zeros((40, 50), np.float32)
+    image[4::9, 4::9] = 1  # further apart than any kernel's support
+    out = tile_of(image, transform, (2, 38, 3, 50), kernel, sky=0.0)["out"]
+    exact, _, _ = twin.resample(image, transform.shifted(3, 2), out.shape, kernel)
+    jacobian = np.abs(np.linalg.det(transform.jacobian(np.argwhere(np.ones(out.shape))[:, ::-1] + [3, 2])))
+    error = np.abs(out - exact) / jacobian.reshape(out.shape)
+    assert np.isfinite(exact).sum() > 300
+    assert np.nanmax(error) < 1e-4
+
+
+@pytest.mark.parametrize("kernel", ["bilinear", "lanczos3", "area"])
+def test_variance(kernel, noise):
+    var = np.random.default_rng(3).uniform(1, 2, noise.shape)
+    for transform in (turned(2), turned(30, scale=1.2)):
+        image, got = resample(
+            noise, transform, shape=(30, 37), variance=var, options=ResampleOptions(kernel=kernel)
+        )
+        expected = twin.variance(var, transform, (30, 37), kernel)
+        np.testing.assert_allclose(got, expected, rtol=2e-3)
+        np.testing.assert_array_equal(np.isnan(image), np.isnan(got))
+
+
+# --- invariants
+
+
+@pytest.mark.parametrize("kernel", SEPARABLE)
+@pytest.mark.parametrize("missing", [0.0, 0.02])
+def test_copies(kernel, missing, noise):
+    """Identity, whole-pixel shifts, quarter turns and reflections are copies, bit by bit."""
+    image = holed(noise, missing)
+    np.testing.assert_array_equal(resample(image, np.eye(2, 3), options=ResampleOptions(kernel=kernel)), image)
+    moved = resample(image, [[1, 0, 3], [0, 1, -2]], options=ResampleOptions(kernel=kernel))
+    np.testing.assert_array_equal(moved[2:, :-3], image[:-2, 3:])
+    ny, nx = image.shape
+    flips = {
+        "180": ([[-1, 0, nx - 1], [0, -1, ny - 1]], image.shape, image[::-1, ::-1]),
+        "90": ([[0, 1, 0], [-1, 0, ny - 1]], (nx, ny), np.rot90(image, -1)),
+        "mirrored": ([[-1, 0, nx - 1], [0, 1, 0]], image.shape, image[:, ::-1]),
+        "transposed": ([[0, 1, 0], [1, 0, 0]], (nx, ny), image.T),
+    }
+    for name, (matrix, shape, expected) in flips.items():
+        got = resample(image, matrix, shape=shape, options=ResampleOptions(kernel=kernel))
+        np.testing.assert_array_equal(got, expected, err_msg=name)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_any_tiling_gives_the_same_bits(kernel, noise):
+    """Random divisions of the output, each from its own smallest section, with missing pixels and partial cover."""
+    rng = np.random.default_rng(4)
+    image = holed(np.tile(noise, (2, 2)), 0.01)
+    for transform in (turned(1.5), turned(181, scale=0.9995), turned(88, mirrored=True), turned(12, scale=1.3)):
+        whole = tile_of(image, transform, (0, 90, -7, 110), kernel)
+        rows = [0, *sorted(rng.choice(np.arange(1, 90), 3, replace=False)), 90]
+        columns = [-7, *sorted(rng.choice(np.arange(-6, 110), 4, replace=False)), 110]
+        for y0, y1 in zip(rows, rows[1:], strict=False):
+            for x0, x1 in zip(columns, columns[1:], strict=False):
+                part = tile_of(image, transform, (int(y0), int(y1), int(x0), int(x1)), kernel)
+                for plane, values in part.items():
+                    bits = values.view({4: "u4", 2: "u2", 1: "u1"}[values.itemsize])
+                    expected = whole[plane].view(bits.dtype)[y0:y1, x0 + 7 : x1 + 7]
+                    np.testing.assert_array_equal(bits, expected, err_msg=f"{plane} {y0} {x0}")
+
+
+def test_missing_pixels_touch_their_neighbours_only(noise):
+    """A pixel whose kernel holds no missing one has the same bits as without."""
+    image = noise.copy()
+    image[20, 25] = np.nan
+    for transform in (turned(1), turned(20)):
+        whole, holed_ = resample(noise, transform), resample(image, transform)
+        xy = transform(np.argwhere(np.ones(noise.shape))[:, ::-1]).reshape(*noise.shape, 2)
+        far = np.abs(xy - [25, 20]).max(axis=-1) > 3.01
+        np.testing.assert_array_equal(whole[far].view("u4"), holed_[far].view("u4"))
+        assert np.isnan(holed_).sum() > np.isnan(whole).sum()
+
+
+def test_instruction_sets_agree(noise, isa):
+    """Every kernel on every level, against the lowest one."""
+    from fastack import _pixels
+
+    image = holed(100 + noise, 0.01)
+    for kernel in KERNELS:
+        for transform in (turned(1.5), turned(30, scale=1.1)):
+            here = tile_of(image, transform, (0, 40, 0, 50), kernel)
+            _pixels._choose_isa(_pixels.isa_levels()[0])
+            lowest = tile_of(image, transform, (0, 40, 0, 50), kernel)
+            _pixels._choose_isa(isa)
+            np.testing.assert_allclose(here["out"], lowest["out"], rtol=1e-6)
+            np.testing.assert_allclose(here["factor"], lowest["factor"], atol=1)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("level", [1.0, 1000.0, 0.0])
+def test_constant(kernel, level, isa):
+    """A constant stays within 2 units in the last place, with missing pixels; zero stays zero."""
+    image = holed(np.full((120, 130), level, np.float32), 0.02)
+    for degrees in (0.5, 30):
+        out = resample(image, turned(degrees), options=ResampleOptions(kernel=kernel))
+        out = out[np.isfinite(out)]
+        assert out.size > 5000
+        assert np.abs(out - np.float32(level)).max() <= (2 * np.spacing(np.float32(level)) if level else 0)
+
+
+def test_infinite_counts_as_missing(noise):
+    bad, worse = noise.copy(), noise.copy()
+    bad[10, 10], worse[10, 10] = np.nan, np.inf
+    np.testing.assert_array_equal(resample(bad, turned(1)), resample(worse, turned(1)))
+
+
+# --- flux and shape
+
+
+@pytest.mark.parametrize("name", ["0.2", "2", "45", "90", "scale 0.5", "mirrored", "slight cubic"])
+def test_stars(name):
+    """Flux and shape of well-sampled stars under rotation, scale and distortion, against stars rendered in place.
+
+    The exact image on the output grid is the input's profile at the transformed positions, times the Jacobian.
+    """
+    transform = MAPS[name]
+    at = np.array([[25.2, 20.4]])
+    image = render_stars((60, 60), transform(at) + 5, 1000.0, fwhm=5.0, beta=6, pixel="sampled")
+    moved = Transform.affine(np.c_[transform.matrix, transform([[0, 0]])[0] + 5]) if transform.order == 1 else None
+    if moved is None:
+        cx, cy = transform.cx.copy(), transform.cy.copy()
+        cx[0] += 5
+        cy[0] += 5
+        moved = Transform(cx=cx, cy=cy, order=3, origin=transform.origin, scale=transform.scale)
+    shape = (110, 110) if name == "scale 0.5" else (50, 55)
+    out = resample(image, moved, shape=shape)
+    xy = np.argwhere(np.ones(shape))[:, ::-1]
+    dx, dy = (moved(xy) - moved(at)).T
+    from fastack.simulate import moffat
+
+    truth = (1000 * moffat(dx, dy, fwhm=5.0, beta=6) * np.abs(np.linalg.det(moved.jacobian(xy)))).reshape(shape)
+    near_star = np.hypot(*(xy - at).T).reshape(shape) < 20
+    assert np.nansum(out[near_star]) == pytest.approx(truth[near_star].sum(), rel=1e-4)
+    assert np.nanmax(np.abs(out - truth)[near_star]) < 2e-3 * truth.max()
+
+
+@pytest.mark.parametrize("fwhm", [2.5, 4.0])
+def test_width(fwhm):
+    """Lanczos-3 widens a star of 2.5 px and more by less than 3 %, in the mean over the phases."""
+    rng = np.random.default_rng(5)
+    n = 60
+    xy = np.stack(np.meshgrid(np.arange(8), np.arange(8)), -1).reshape(-1, 2)[:n] * 40 + 30 + rng.random((n, 2))
+    image = render_stars((340, 340), xy, 1.0, fwhm=fwhm, beta=4, pixel="sampled", radius=18)
+    shift = rng.random(2)
+    out = resample(image, [[1, 0, shift[0]], [0, 1, shift[1]]])
+    ratios = [equivalent_width(out, at - shift) / equivalent_width(image, at) for at in xy]
+    assert np.mean(ratios) < 1.03
+
+
+def equivalent_width(image, at):
+    """Half-light diameter of a star: the radius at which the curve of growth of the sampled profile passes one half."""
+    x, y = np.round(at).astype(int)
+    stamp = image[y - 15 : y + 16, x - 15 : x + 16].astype(float)
+    dy, dx = np.mgrid[-15:16, -15:16]
+    sigma2 = 2.0**2  # a weighted second moment: insensitive to the wings
+    weight = np.exp(-0.5 * ((dx - (at[0] - x)) ** 2 + (dy - (at[1] - y)) ** 2) / sigma2)
+    r2 = (dx - (at[0] - x)) ** 2 + (dy - (at[1] - y)) ** 2
+    moment = (weight * stamp * r2).sum() / (weight * stamp).sum() / 2
+    return 1 / np.sqrt(1 / moment - 1 / sigma2)
+
+
+# --- noise
+
+
+@pytest.mark.parametrize(
+    ("kernel", "sigma"),
+    [("nearest", 1.0), ("bilinear", 0.667), ("bicubic", 0.814), ("lanczos2", 0.818), ("lanczos3", 0.893), ("lanczos4", 0.914)],
+)
+def test_noise_of_a_pixel(kernel, sigma):
+    """Standard deviation of a pixel after resampling over before, in the mean over the phases."""
+    rng = np.random.default_rng(6)
+    image = rng.normal(size=(600, 600)).astype(np.float32)
+    # 0.618 pixel from pixel to pixel: all phases alike
+    transform = Transform.affine([[1.0, 0.00618, 0.1], [-0.00618, 1.0, 3.2]])
+    planes = tile_of(image, transform, (20, 580, 20, 580), kernel)
+    # rms over 3e5 pixels, correlated over a few: 0.3 % at 3 sigma; the table gives the mean of sigma over the phases
+    phases = (np.arange(64) + 0.5) / 64
+    line = [np.sqrt(autocorrelation(kernel, p, 0.0).max()) for p in phases]
+    assert np.mean(line) ** 2 == pytest.approx(sigma, abs=0.002)
+    predicted = np.sqrt(planes["factor"].mean() / 255)
+    assert np.std(planes["out"]) == pytest.approx(predicted, rel=0.006)
+
+
+@pytest.mark.parametrize("kernel", ["bilinear", "lanczos3"])
+def test_autocorrelation(kernel):
+    """Covariance of neighbours, against 5e5 resampled pixels of white noise (4 sigma: 0.006)."""
+    image = np.random.default_rng(7).normal(size=(720, 720)).astype(np.float32)
+    transform = Transform.affine([[1.0, -0.01, 0.4], [0.01, 1.0, 0.7]])
+    out = tile_of(image, transform, (10, 700, 10, 700), kernel)["out"].astype(float)
+    mean = mean_autocorrelation(transform, (700, 700), ResampleOptions(kernel=kernel))
+    middle = mean.shape[0] // 2
+    for dy in range(3):
+        for dx in range(3):
+            got = np.mean(out[dy:, dx:] * out[: out.shape[0] - dy, : out.shape[1] - dx])
+            assert got == pytest.approx(mean[middle + dy, middle + dx], abs=0.006)
+    # interpolation keeps constants, and so the noise of a large sum
+    assert mean.sum() == pytest.approx(1, abs=1e-9)
+
+
+# --- saturation, window, edges
+
+
+@pytest.mark.parametrize("name", ["0.2", "17", "90", "scale 0.5", "cubic"])
+def test_saturated(name, noise):
+    transform = MAPS[name]
+    places = np.array([[20, 15], [21, 15], [30, 28], [400, 3]], np.int32)
+    planes = tile_of(noise, transform, (0, 40, 0, 50), saturated=places)
+    xy = transform(np.argwhere(np.ones((40, 50)))[:, ::-1])
+    touched = np.zeros(len(xy), bool)
+    for place in places[:3]:
+        touched |= (np.abs(xy - place) < 1).all(axis=1)
+    assert touched.sum() >= 3
+    np.testing.assert_array_equal(planes["saturated_count"].ravel(), touched)
+    np.testing.assert_array_equal((planes["flags"].ravel() & PixelFlag.SATURATED) != 0, touched)
+
+
+def test_saturated_copy_is_one_pixel(noise):
+    planes = tile_of(noise, Transform.identity(), (0, 40, 0, 50), saturated=np.array([[7, 9]], np.int32))
+    assert np.argwhere(planes["saturated_count"]).tolist() == [[9, 7]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.floats(-180, 180),
+    st.floats(0.4, 2.5),
+    st.booleans(),
+    st.sampled_from([0.0, 0.5, 3.0]),
+    st.sampled_from(KERNELS),
+    st.tuples(st.integers(-20, 60), st.integers(1, 40), st.integers(-20, 60), st.integers(1, 60)),
+)
+def test_input_window_holds_all_that_counts(degrees, scale, mirrored, bend, kernel, place):
+    """Brute force: no input pixel with weight lies outside of the window, and the window is not wasteful."""
+    base = turned(degrees, scale=scale, mirrored=mirrored)
+    transform = distorted(3, bend) if bend else base
+    y0, x0 = place[0], place[2]
+    tile = (y0, y0 + place[1], x0, x0 + place[3])
+    shape = (60, 70)
+    window = input_window(transform, tile, shape, ResampleOptions(kernel=kernel))
+    border = [(x, y) for x in (x0, x0 + place[3] - 1) for y in range(tile[0], tile[1])]
+    border += [(x, y) for y in (y0, y0 + place[1] - 1) for x in range(tile[2], tile[3])]
+    middle = np.random.default_rng(1).uniform([x0, y0], [tile[3] - 1, tile[1] - 1], (20, 2)).round()
+    for x, y in [*border[::3], *middle]:
+        ys, xs, k = twin.weights(kernel, transform, x, y)
+        j, i = np.nonzero(np.abs(k) > 1e-9)
+        seen = (ys[j] >= 0) & (ys[j] < shape[0]) & (xs[i] >= 0) & (xs[i] < shape[1])
+        if seen.any():
+            assert window is not None
+            assert window[0] <= ys[j][seen].min() and ys[j][seen].max() < window[1]
+            assert window[2] <= xs[i][seen].min() and xs[i][seen].max() < window[3]
+
+
+def test_no_overlap(noise):
+    transform = turned(3, shift=(500, 0))
+    assert input_window(transform, (0, 16, 0, 16), noise.shape) is None
+    out = tile_of(noise, transform, (0, 16, 0, 16))["out"]
+    assert np.isnan(out).all()
+    for kernel in KERNELS:
+        assert np.isnan(resample(noise, transform, options=ResampleOptions(kernel=kernel))).all()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_frames_smaller_than_the_kernel(kernel):
+    for shape in ((1, 1), (2, 3), (1, 7)):
+        image = np.ones(shape, np.float32)
+        np.testing.assert_array_equal(resample(image, np.eye(2, 3), options=ResampleOptions(kernel=kernel)), image)
+        out = resample(image, turned(10, centre=(0, 0), shift=(0.1, 0.1)), options=ResampleOptions(kernel=kernel))
+        exact, _, _ = twin.resample(image, turned(10, centre=(0, 0), shift=(0.1, 0.1)), shape, kernel)
+        np.testing.assert_allclose(out, exact, atol=1e-4)
+    assert resample(np.ones((0, 5)), np.eye(2, 3)).shape == (0, 5)
+
+
+def test_wild_maps(noise):
+    """Maps that leave the frame at once, fold or blow up give NaN or numbers, never a crash."""
+    for matrix in ([[1e7, 0, 0], [0, 1e7, 0]], [[1e-6, 0, 20], [0, 1e-6, 20]], [[0, 0, 5], [0, 0, 5]], [[1, 0, 1e12], [0, 1, 0]]):
+        for kernel in KERNELS:
+            assert resample(noise, matrix, options=ResampleOptions(kernel=kernel)).shape == noise.shape
+    assert resample(noise, distorted(3, 1e6)).shape == noise.shape
+
+
+# --- the Python layer
+
+
+def test_any_array(noise):
+    expected = resample(noise, turned(1))
+    masked = np.ma.array(noise, mask=np.zeros(noise.shape, bool))
+    masked[5, 5] = np.ma.masked
+    for values in (noise.tolist(), noise.astype(">f8"), np.asfortranarray(noise), noise[::1]):
+        np.testing.assert_array_equal(resample(values, turned(1)), expected)
+    hole = noise.copy()
+    hole[5, 5] = np.nan
+    np.testing.assert_array_equal(resample(masked, turned(1)), resample(hole, turned(1)))
+
+
+def test_errors(noise):
+    with pytest.raises(ValueError, match="two dimensions"):
+        resample(noise[0], turned(1))
+    with pytest.raises(ValueError, match="2, 3"):
+        resample(noise, np.eye(3))
+    with pytest.raises(ValueError, match="not finite"):
+        resample(noise, [[1, 0, np.nan], [0, 1, 0]])
+    with pytest.raises(ValueError, match="unknown kernel"):
+        resample(noise, turned(1), options=ResampleOptions(kernel="sinc"))
+    out = np.empty((16, 16), np.float32)
+    with pytest.raises(ValueError, match="input window"):
+        resample_tile(noise[:10].copy(), (0, 0), noise.shape, turned(1), (0, 16, 0, 16), out=out)
+    with pytest.raises(ValueError, match="tile's shape"):
+        resample_tile(noise, (0, 0), noise.shape, turned(1), (0, 16, 0, 17), out=out)
+    with pytest.raises(TypeError):
+        resample_tile(noise.astype(float), (0, 0), noise.shape, turned(1), (0, 16, 0, 16), out=out)

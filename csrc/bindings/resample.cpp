@@ -58,13 +58,13 @@ void bind_resample(py::module_& m) {
         "resample_tile",
         [](const FloatArray& section, const Pair& section_origin, const Pair& frame_shape, const DoubleArray& cx,
            const DoubleArray& cy, std::array<double, 2> origin, double unit, const Four& tile, const std::string& kernel,
-           float max_lost, float scale, float offset, float sky, std::optional<FloatArray> out,
+           float max_lost, float scale, float offset, float sky, float level, std::optional<FloatArray> out,
            std::optional<Array<std::uint8_t>> factor, const std::optional<Array<std::int32_t>>& saturated,
            std::optional<Array<std::uint16_t>> saturated_count, std::optional<Array<std::uint8_t>> flags, bool square) {
             const Box box = as_box(tile);
             const Map map = as_map(cx, cy, origin, unit);
             Section from{as_image(section, "section"), section_origin[0], section_origin[1], frame_shape[0],
-                         frame_shape[1], scale, offset, sky, {}};
+                         frame_shape[1], scale, offset, sky, level, {}};
             if (saturated) {
                 require(saturated->ndim() == 2 && saturated->shape(1) == 2, "saturated must have shape (k, 2)");
                 from.saturated = {saturated->data(), saturated->size()};
@@ -77,7 +77,7 @@ void bind_resample(py::module_& m) {
             resample_tile(from, map, box, how, to);
         },
         "section"_a.noconvert(), "section_origin"_a, "frame_shape"_a, "cx"_a.noconvert(), "cy"_a.noconvert(), "origin"_a,
-        "unit"_a, "tile"_a, "kernel"_a, "max_lost"_a, "scale"_a, "offset"_a, "sky"_a, "out"_a.noconvert(),
+        "unit"_a, "tile"_a, "kernel"_a, "max_lost"_a, "scale"_a, "offset"_a, "sky"_a, "level"_a, "out"_a.noconvert(),
         "factor"_a.noconvert(), "saturated"_a.noconvert(), "saturated_count"_a.noconvert(), "flags"_a.noconvert(),
         "square"_a);
 }

@@ -221,7 +221,7 @@ ResampleLine line_at(const Map& m, double v, bool folded) {
     return line;
 }
 
-/// A part of the turned frame with its sky subtracted, NaN around it.
+/// A part of the turned frame less `level`, NaN around it.
 class Buffer {
   public:
     std::ptrdiff_t height = 0, width = 0;
@@ -248,7 +248,7 @@ class Buffer {
             const std::ptrdiff_t a = turn.sign_p * in.x0, b = turn.sign_q * in.y0;
             const float* const from = turn.transposed ? section.pixels.row(a - section.y0) + (b - section.x0)
                                                       : section.pixels.row(b - section.y0) + (a - section.x0);
-            rows().resample.turn(from, dp, dq, in.x1 - in.x0, in.y1 - in.y0, section.sky,
+            rows().resample.turn(from, dp, dq, in.x1 - in.x0, in.y1 - in.y0, section.level,
                                  to + (in.y0 - q0) * width + (in.x0 - p0), width);
             std::fill_n(to, (in.y0 - q0) * width, nan);
             std::fill_n(to + (in.y1 - q0) * width, (q0 + height - in.y1) * width, nan);
@@ -379,6 +379,7 @@ void resample_group(const Work& work, const Buffer& buffer, std::ptrdiff_t y0, s
                       .scale = work.section.scale,
                       .offset = work.section.offset,
                       .max_lost = work.how.max_lost,
+                      .back = work.section.level - work.section.sky,
                       .factor = work.factor,
                       .square = work.how.square,
                       .out = out,
@@ -507,12 +508,12 @@ void area_pixel(const Work& work, const std::array<Point, 4>& corners, double ja
                 continue;
             good += k;
             squares += k * k;
-            value += (work.how.square ? k * k : k) * (static_cast<double>(pixel) - s.sky);
+            value += (work.how.square ? k * k : k) * (static_cast<double>(pixel) - s.level);
         }
     }
     const bool gone = !(good > 0) || total - good > work.how.max_lost * total;
     const double norm = work.how.square ? good * good : good, scale = work.how.square ? jacobian * jacobian : jacobian;
-    work.to.out(y, x) = gone ? nan : static_cast<float>(s.scale * scale * (value / norm) + s.offset);
+    work.to.out(y, x) = gone ? nan : static_cast<float>(s.scale * scale * (value / norm + (s.level - s.sky)) + s.offset);
     if (work.to.factor) {
         const double factor = gone ? 1 : work.factor * jacobian * jacobian * squares / (good * good);
         work.to.factor(y, x) = static_cast<unsigned char>(std::clamp(std::round(factor), 1.0, 255.0));

@@ -27,6 +27,7 @@ struct Section {
     std::ptrdiff_t x0 = 0, y0 = 0;  // frame pixel of pixels(0, 0)
     std::ptrdiff_t ny = 0, nx = 0;  // of the whole frame
     float scale = 1, offset = 0, sky = 0;
+    float level = 0; // subtracted before the interpolation and added after it, which keeps an even sky exact
     Span<const std::int32_t> saturated; // x, y of each saturated pixel of the frame
 };
 

@@ -50,10 +50,11 @@ struct ResampleTask {
     int block;
     int rows;
     float first;                         // first row - center row
-    const float* buffer;                 // sky subtracted, NaN = missing
+    const float* buffer;                 // less a constant, NaN = missing
     std::ptrdiff_t stride, height, width;
     std::int32_t p0, q0;                 // turned position of buffer[0]
     float scale, offset, max_lost;
+    float back;                          // added to the interpolated value: subtracted from the buffer - sky
     float factor;                        // 255 / |J_frame|^2
     bool square;                         // sum k^2 s / (sum k)^2 in place of sum k s / sum k
     float* out;                          // (rows, 16), rows `out_stride` apart
@@ -71,9 +72,9 @@ struct ResampleRows {
     void (*straight[5])(const ResampleTask&);
     /// By taps / 2. Any other map.
     void (*free[5])(const ResampleTask&);
-    /// dst[j * stride + i] = src[i * dp + j * dq] - sky; either |dp| or |dq| is 1.
+    /// dst[j * stride + i] = src[i * dp + j * dq] - level; either |dp| or |dq| is 1.
     void (*turn)(const float* src, std::ptrdiff_t dp, std::ptrdiff_t dq, std::ptrdiff_t nx, std::ptrdiff_t ny,
-                 float sky, float* dst, std::ptrdiff_t stride);
+                 float level, float* dst, std::ptrdiff_t stride);
     /// missing[i] = whether any of the 16 pixels of cell i is not finite.
     void (*scan)(const float* row, std::ptrdiff_t cells, unsigned char* missing);
 };

@@ -93,7 +93,8 @@ template <bool Masked> RESAMPLE_INLINE void finish(const ResampleTask& task, int
         const I flag = touched & ~gone & 1;
         *reinterpret_cast<Bytes*>(task.interpolated + row * block_columns + at) = __builtin_convertvector(flag, Bytes);
     }
-    store(task.out + row * task.out_stride + at, (task.scale * (task.square ? jacobian * jacobian : jacobian)) * value + task.offset);
+    const F scale = task.scale * (task.square ? jacobian * jacobian : jacobian);
+    store(task.out + row * task.out_stride + at, scale * (value + task.back) + task.offset);
     F factor = task.factor * (jacobian * jacobian) * s.squares + 0.5f;
     factor = factor > 1.0f ? factor : all(1.0f);
     factor = factor < 255.0f ? factor : all(255.0f);
@@ -442,21 +443,21 @@ template <int N> void free_rows(const ResampleTask& task) {
 
 // --- the frame, turned into the buffer
 
-void turn_row(const float* __restrict__ src, std::ptrdiff_t n, float sky, float* __restrict__ dst) {
+void turn_row(const float* __restrict__ src, std::ptrdiff_t n, float level, float* __restrict__ dst) {
     for (std::ptrdiff_t i = 0; i < n; ++i)
-        dst[i] = src[i] - sky;
+        dst[i] = src[i] - level;
 }
 
-void turn_row_back(const float* __restrict__ src, std::ptrdiff_t n, float sky, float* __restrict__ dst) {
+void turn_row_back(const float* __restrict__ src, std::ptrdiff_t n, float level, float* __restrict__ dst) {
     for (std::ptrdiff_t i = 0; i < n; ++i)
-        dst[i] = src[-i] - sky;
+        dst[i] = src[-i] - level;
 }
 
-void turn(const float* src, std::ptrdiff_t dp, std::ptrdiff_t dq, std::ptrdiff_t nx, std::ptrdiff_t ny, float sky,
+void turn(const float* src, std::ptrdiff_t dp, std::ptrdiff_t dq, std::ptrdiff_t nx, std::ptrdiff_t ny, float level,
           float* dst, std::ptrdiff_t stride) {
     if (dp == 1 || dp == -1) {
         for (std::ptrdiff_t j = 0; j < ny; ++j)
-            (dp == 1 ? turn_row : turn_row_back)(src + j * dq, nx, sky, dst + j * stride);
+            (dp == 1 ? turn_row : turn_row_back)(src + j * dq, nx, level, dst + j * stride);
         return;
     }
     using V = Window<8>::V;
@@ -467,7 +468,7 @@ void turn(const float* src, std::ptrdiff_t dp, std::ptrdiff_t dq, std::ptrdiff_t
             if (j + 8 <= ny && i + 8 <= nx) {
                 V x[8];
                 for (int n = 0; n < 8; ++n)
-                    x[n] = *reinterpret_cast<const Window<8>::Loose*>(from + n * dp + (dq < 0 ? -7 : 0)) - sky;
+                    x[n] = *reinterpret_cast<const Window<8>::Loose*>(from + n * dp + (dq < 0 ? -7 : 0)) - level;
                 transpose(x);
                 for (int n = 0; n < 8; ++n)
                     memcpy(to + (dq < 0 ? 7 - n : n) * stride, &x[n], sizeof(V));
@@ -475,7 +476,7 @@ void turn(const float* src, std::ptrdiff_t dp, std::ptrdiff_t dq, std::ptrdiff_t
             }
             for (std::ptrdiff_t m = 0; m < 8 && j + m < ny; ++m)
                 for (std::ptrdiff_t n = 0; n < 8 && i + n < nx; ++n)
-                    to[m * stride + n] = from[n * dp + m * dq] - sky;
+                    to[m * stride + n] = from[n * dp + m * dq] - level;
         }
 }
 

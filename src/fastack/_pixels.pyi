@@ -136,6 +136,7 @@ def resample_tile(
     scale: float,
     offset: float,
     sky: float,
+    level: float,
     out: NDArray[np.float32] | None,  # the tile's shape, as the planes below
     factor: NDArray[np.uint8] | None,
     saturated: NDArray[np.int32] | None,  # (k, 2)

@@ -92,7 +92,7 @@ def resample(
         raise ValueError(f"shape must not be negative, got {(ny, nx)}")
     out = np.empty((ny, nx), np.float32)
     tile = (0, ny, 0, nx)
-    _call(pixels, (0, 0), pixels.shape, mapping, tile, out=out, options=options)
+    _call(pixels, (0, 0), pixels.shape, mapping, tile, out=out, level=_level(pixels, mapping), options=options)
     if variance is None:
         return out
     spread = np.empty((ny, nx), np.float32)
@@ -206,6 +206,7 @@ def resample_tile(
         scale=scale,
         offset=offset,
         sky=sky,
+        level=sky,
         saturated=saturated,
         saturated_count=saturated_count,
         flags=flags,
@@ -297,6 +298,17 @@ def _image(values: ArrayLike, name: str) -> FloatImage:
     return pixels
 
 
+def _level(pixels: FloatImage, transform: Transform) -> float:
+    """What to subtract before the interpolation, that an even image stays even; nothing where pixels are copied."""
+    numbers = (*transform.matrix.ravel(), *transform([[0.0, 0.0]])[0])
+    if transform.order == 1 and all(float(number).is_integer() for number in numbers):
+        return 0.0
+    step = max(1, int(np.sqrt(pixels.size / 10_000)))
+    some = pixels[::step, ::step]
+    some = some[np.isfinite(some)]
+    return float(np.median(some)) if some.size else 0.0
+
+
 def _affine(matrix: ArrayLike) -> Transform:
     values = np.asarray(matrix, float)
     if values.shape != (2, 3):
@@ -323,6 +335,7 @@ def _call(
     scale: float = 1.0,
     offset: float = 0.0,
     sky: float = 0.0,
+    level: float = 0.0,
     saturated: Any = None,
     saturated_count: Any = None,
     flags: Any = None,
@@ -344,6 +357,7 @@ def _call(
         scale,
         offset,
         sky,
+        level,
         out,
         factor,
         saturated,
