@@ -205,9 +205,10 @@ def search(
         number of places tried.
     """
     cdef Py_ssize_t n = camera.shape[0], t, s, row, tried = 0, pause = camera_index.shape[0]
-    cdef int i, j, k, r, c, bx, by, r_low, r_high, c_low, c_high, cx, cy, star, best, relation
+    cdef int i, j, k, r, c, bx, by, r_low, r_high, c_low, c_high, cell_low, cell_high, cx, cy, star, best, relation
     cdef int stamp = 0
-    cdef double tolerance, rb, rc, ratio, spread, cu, cv, u, v, x, y, z, dx, dy, d2, s2, best_d2, reach, odds, best_odds, a
+    cdef double tolerance, rb, rc, ratio, spread, cu, cv, u, v, x, y, z, dx, dy, d2, s2, best_d2, reach, a
+    cdef double odds, best_odds
     cdef double miss = log(distractors)
     cdef double cam[9]
     cdef double tri[9]
@@ -275,7 +276,8 @@ def search(
                     best = -1
                     best_d2 = reach
                     for cy in range(max(by - 1, 0), min(by + 2, ny)):
-                        for cx in range(cell_start[cy * nx + max(bx - 1, 0)], cell_start[cy * nx + min(bx + 1, nx - 1) + 1]):
+                        cell_low, cell_high = cy * nx + max(bx - 1, 0), cy * nx + min(bx + 1, nx - 1) + 1
+                        for cx in range(cell_start[cell_low], cell_start[cell_high]):
                             star = cell_star[cx]
                             dx, dy = sky[star, 0] / sky[star, 2] - x, sky[star, 1] / sky[star, 2] - y
                             d2 = dx * dx + dy * dy
@@ -290,6 +292,7 @@ def search(
                             + (1 - distractors) * exp(-0.5 * best_d2 / s2) / (2 * PI * s2 * density[best])
                         )
                     best_odds = max(best_odds, odds)
+                    # a place that has earned something may lose half of it again before it is left
                     if odds < best_odds + bail - (0.5 * best_odds if best_odds < sure else 0.5 * sure):
                         break
                 odds = best_odds

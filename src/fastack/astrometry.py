@@ -1101,7 +1101,7 @@ class Solution:
             limit = 5 * float(np.quantile(faint, 0.1)) if len(faint) else np.nan
         return ZeroPoint(
             zp=zp,
-            err=1.2533 * scatter / np.sqrt(n),
+            err=float(1.2533 * scatter / np.sqrt(n)),
             scatter=scatter,
             n=n,
             limiting_mag=zp - 2.5 * float(np.log10(limit)),
