@@ -1,16 +1,16 @@
 """Combining kernels beside their peers; every answer is checked before it is timed.
 
-    pytest benchmarks/bench_combine.py --benchmark-only --benchmark-group-by=group
+pytest benchmarks/bench_combine.py --benchmark-only --benchmark-group-by=group
 """
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from reference import combine as twin
 
 from fastack.combine import NoiseModel, combine
 from fastack.options import CombineOptions
-from reference import combine as twin
 
 N, SHAPE = 100, (96, 128)
 

@@ -37,7 +37,7 @@ def keep_percentile(x, low, high):
 
 
 def drop_ends(x, n_low, n_high):
-    """Without the lowest and the highest; of equal ones the earlier frame's go first, at the lower end first."""
+    """Drop the lowest and the highest; of equal ones the earlier frame's go first, at the lower end first."""
     keep = np.isfinite(x)
     keep[np.argsort(np.where(keep, x, np.inf), kind="stable")[:n_low]] = False
     keep[np.argsort(np.where(keep, -x, np.inf), kind="stable")[:n_high]] = False
@@ -119,7 +119,7 @@ def lower_median(x):
 
 
 def keep_noise(x, local, k, frames, pedestal, kappa, rounds, near=None, shift=0.0):
-    """Which samples of one pixel the noise model and the structure of the stack allow, and the value they give."""
+    """Which samples of one pixel the noise model and the structure of the stack allow."""
     start, curvature, bend, span = local
     weight, shot, sky, floor, seeing, tolerance, jitter = frames
     low, high, pair, grow = kappa
@@ -164,7 +164,7 @@ def keep_noise(x, local, k, frames, pedestal, kappa, rounds, near=None, shift=0.
 
 
 def smooth_excess(frame, start, pedestal, y, x, distance):
-    """What a frame's surroundings of (y, x) have in excess of the first stack, where that shows light in reach."""
+    """What a frame's surroundings of (y, x) have in excess of the first stack, if that shows light in reach."""
     excess, light = [], 0.0
     for dy, dx in ((a, b) for a in (-3, 0, 3) for b in (-3, 0, 3) if a or b):
         at = np.s_[max(y + dy - 1, 0) : max(y + dy + 2, 0), max(x + dx - 1, 0) : max(x + dx + 2, 0)]
