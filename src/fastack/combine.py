@@ -26,8 +26,8 @@ class NoiseModel:
     """What is known of the noise of n frames; float64 arrays of n values, one per frame.
 
     The variance of a sample of frame i, on the scale of the output, is
-    ``k s^2 a^2 (((Y - p) / (s a) + b) f / g + (r f / g)^2)`` with Y the stack's value, p the output's pedestal, k
-    the sum of the squared resampling coefficients and f the shade.
+    ``k s^2 a^2 (((Y - p) / (s a) + b) f / g + (r f / g)^2)`` with Y the stack's value, p the output's
+    pedestal, k the sum of the squared resampling coefficients and f the shade.
     """
 
     weight: Array  #: of the frame in the mean, > 0

@@ -164,7 +164,7 @@ def keep_noise(x, local, k, frames, pedestal, kappa, rounds, near=None, shift=0.
 
 
 def smooth_excess(frame, start, pedestal, y, x, distance):
-    """What a frame's surroundings of (y, x) have in excess of the first stack, if that shows light in reach."""
+    """What a frame's surroundings of (y, x) have in excess of the first stack, if that has light there."""
     excess, light = [], 0.0
     for dy, dx in ((a, b) for a in (-3, 0, 3) for b in (-3, 0, 3) if a or b):
         at = np.s_[max(y + dy - 1, 0) : max(y + dy + 2, 0), max(x + dx - 1, 0) : max(x + dx + 2, 0)]
