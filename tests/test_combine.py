@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import combine as twin
 
 from fastack import _pixels
 from fastack.combine import HALO, NoiseModel, _constants, combine, combine_tile
 from fastack.options import CombineOptions
 from fastack.types import PixelFlag
-from reference import combine as twin
 
 METHODS = [
     "none",
@@ -219,9 +220,9 @@ def test_same_bits_however_the_output_is_tiled(isa, method):
 
     def tiles(ys, xs):
         rows = []
-        for y0, y1 in zip(ys, ys[1:], strict=False):
+        for y0, y1 in pairwise(ys):
             row = []
-            for x0, x1 in zip(xs, xs[1:], strict=False):
+            for x0, x1 in pairwise(xs):
                 at = (slice(None), slice(y0, y1 + 2 * HALO), slice(x0, x1 + 2 * HALO))
                 part = combine_tile(
                     np.ascontiguousarray(cube[at]),

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <vector>
 
 namespace fastack {
@@ -19,6 +20,21 @@ constexpr int WIDE = 4; // blocks loaded together: whole cache lines of every fr
 constexpr float BEND_LIMIT = 3.5f;
 constexpr float RANGE_LIMIT = 5.5f;
 constexpr float RANGE_NOISE = 3.0f; // mean range of nine normal deviates
+
+// A frame's excess over the stack is smooth where most of its surroundings have this part of it, and where the stack
+// has light of this part of it in reach.
+constexpr float SMOOTH = 0.4f;
+constexpr float SMOOTH_LIGHT = 0.1f;
+// Nothing in the sky is darker than the sky by so many sigmas of a frame: overshoots of the interpolation are no structure.
+constexpr float DARK = 5.0f;
+
+/// Copy to a whole block; what is not there becomes `rest`. The full case is a few instructions, not a call.
+template <class T> void copy_lanes(const T* from, int lanes, T* to, T rest) {
+    if (lanes == LANES)
+        std::memcpy(to, from, LANES * sizeof(T));
+    else
+        std::fill(std::copy_n(from, lanes, to), to + LANES, rest);
+}
 
 struct Region {
     ptrdiff_t y0, y1, x0, x1;
@@ -50,15 +66,14 @@ struct Structure {
     Plane start, curvature, bend, range;
 };
 
-/// A rejected sample: where and of which frame.
+/// A sample to be looked at again: where, of which frame, and why.
 struct Mark {
     ptrdiff_t y, x;
     int frame;
+    float strength; // distance from the stack of the rejected sample beside it (or of itself)
+    float shift;    // smooth excess of its frame around it
 
-    bool operator<(const Mark& o) const {
-        return y != o.y ? y < o.y : x != o.x ? x < o.x : frame < o.frame;
-    }
-    bool operator==(const Mark& o) const { return y == o.y && x == o.x && frame == o.frame; }
+    bool operator<(const Mark& o) const { return x != o.x ? x < o.x : frame < o.frame; } // within a row
 };
 
 class Combiner {
@@ -69,7 +84,8 @@ class Combiner {
           window_{input.y0, input.y1, input.x0, input.x1}, n_(frames.n),
           samples_(size_t(n_) * LANES * WIDE), work_(size_t(n_) * LANES * 2),
           has_variance_(frames.shot || input.variance), shot_(has_variance_ ? size_t(n_) * LANES : 0),
-          floor_(shot_.size()), factor_(input.factor ? shot_.size() : 0), shade_(input.shade ? shot_.size() : 0) {}
+          floor_(shot_.size()), factor_(input.factor ? shot_.size() : 0), shade_(input.shade ? shot_.size() : 0),
+          near_(setup.reject == Reject::noise ? size_t(n_) * LANES : 0), shift_(near_.size()) {}
 
     void run() {
         if (setup_.reject == Reject::noise)
@@ -80,23 +96,28 @@ class Combiner {
     }
 
   private:
+    /// Row by row, the second look one row behind the first, while the samples are still in the cache.
     void run_noise() {
         Structure structure = find_structure();
-        std::vector<Mark> marks;
-        const bool grow = setup_.kappa_grow > 0;
-        const Region region = grow ? window_.grown(1, input_) : window_;
-        for (ptrdiff_t y = region.y0; y < region.y1; ++y)
-            combine_row(y, region, &structure, grow ? &marks : nullptr);
-        if (!marks.empty())
-            second_look(structure, marks);
+        const Region region = window_.grown(1, input_);
+        std::vector<Mark> rejected, marks[3]; // of the rows y - 1, y, y + 1, by row modulo 3
+        for (ptrdiff_t y = region.y0; y <= region.y1; ++y) {
+            rejected.clear();
+            if (y < region.y1)
+                combine_row(y, region, &structure, &rejected);
+            for (const Mark& mark : rejected)
+                spread(structure, mark, marks);
+            if (y > region.y0)
+                second_look(structure, y - 1, marks[(y - 1) % 3]);
+        }
     }
 
     Structure find_structure() {
         const int radius = input_.radius;
         const Region inner = window_.grown(1, input_);     // where samples are tested
         const Region curved = window_.grown(2, input_);    // where the curvature is known
-        const Region all = window_.grown(2 + radius, input_);
-        Plane start(all, radius + 2), sigma(all, 0);
+        const Region all = window_.grown(combine_reach(radius), input_);
+        Plane start(all, radius + 2), sigma(all, 0); // NaN around it
         for (ptrdiff_t y = all.y0; y < all.y1; ++y)
             for_blocks(all.x0, all.x1, [&](ptrdiff_t x, int width) {
                 load(y, x, width);
@@ -111,12 +132,18 @@ class Combiner {
                 }
             });
 
+        Plane level = start;
+        const float darkest = frames_.pedestal - DARK * std::sqrt(frames_.mean_floor);
+        if (!input_.variance)
+            for (float& value : level.pixels)
+                value = value < darkest ? darkest : value; // NaN stays
+
         Plane raw(curved, 1, 0.0f), range(curved, 0);
         std::vector<float> work(4 * (curved.nx() + 2 * radius));
         for (ptrdiff_t y = curved.y0; y < curved.y1; ++y) {
             const float* lines[7];
             for (int k = 0; k <= 2 * radius; ++k)
-                lines[k] = start.at(y - radius + k, curved.x0 - radius);
+                lines[k] = level.at(y - radius + k, curved.x0 - radius);
             rows().combine.structure_row(lines, radius, curved.nx(), work.data(), raw.at(y, curved.x0),
                                          range.at(y, curved.x0));
         }
@@ -132,41 +159,111 @@ class Combiner {
         return {std::move(start), std::move(curvature), std::move(bend), std::move(range)};
     }
 
-    /// Samples beside a rejected one of the same frame are looked at again, with a lower limit: interpolation and
-    /// charge spread have carried the artefact there too.
-    void second_look(Structure& structure, const std::vector<Mark>& marks) {
-        std::vector<Mark> beside;
-        beside.reserve(9 * marks.size());
-        for (const Mark& mark : marks)
-            for (ptrdiff_t y = std::max(mark.y - 1, window_.y0); y < std::min(mark.y + 2, window_.y1); ++y)
-                for (ptrdiff_t x = std::max(mark.x - 1, window_.x0); x < std::min(mark.x + 2, window_.x1); ++x)
-                    beside.push_back({y, x, mark.frame});
-        std::sort(beside.begin(), beside.end());
-        beside.erase(std::unique(beside.begin(), beside.end()), beside.end());
+    /// What was rejected is looked at again, with its surroundings in its own frame. Where they exceed the stack
+    /// alike, it is no artefact but a wing of a wider star or a patch of sky: that excess is taken off. Otherwise
+    /// its neighbours are held against a lower limit: interpolation has carried the artefact there too.
+    void spread(Structure& structure, const Mark& rejected, std::vector<Mark>* marks) const {
+        const float excess = smooth_excess(structure, rejected);
+        const bool smooth = std::abs(excess) > SMOOTH * std::abs(rejected.strength);
+        const ptrdiff_t reach = smooth ? 0 : 1;
+        const float strength = smooth ? 0.0f : std::abs(rejected.strength);
+        const ptrdiff_t y0 = std::max(rejected.y - reach, window_.y0), y1 = std::min(rejected.y + reach + 1, window_.y1);
+        const ptrdiff_t x0 = std::max(rejected.x - reach, window_.x0), x1 = std::min(rejected.x + reach + 1, window_.x1);
+        for (ptrdiff_t y = y0; y < y1; ++y)
+            for (ptrdiff_t x = x0; x < x1; ++x)
+                marks[y % 3].push_back({y, x, rejected.frame, strength, excess});
+    }
 
-        std::vector<uint8_t> near(size_t(n_) * LANES);
-        for (size_t at = 0; at < beside.size();) {
-            const ptrdiff_t y = beside[at].y;
+    void second_look(Structure& structure, ptrdiff_t y, std::vector<Mark>& marks) {
+        std::stable_sort(marks.begin(), marks.end());
+        for (size_t at = 0; at < marks.size();) {
             ptrdiff_t columns[LANES];
             int lanes = 0;
-            std::fill(near.begin(), near.end(), uint8_t(0));
-            for (; at < beside.size() && beside[at].y == y; ++at) {
-                if (!lanes || columns[lanes - 1] != beside[at].x) {
-                    if (lanes == LANES)
-                        break;
-                    columns[lanes++] = beside[at].x;
-                }
-                near[size_t(beside[at].frame) * LANES + lanes - 1] = 1;
+            std::fill(near_.begin(), near_.end(), uint8_t(0));
+            std::fill(shift_.begin(), shift_.end(), 0.0f);
+            while (at < marks.size() && lanes < LANES) {
+                size_t end = at;
+                while (end < marks.size() && marks[end].x == marks[at].x)
+                    ++end;
+                columns[lanes] = marks[at].x;
+                mark_pixel(&marks[at], end - at, near_.data() + lanes, shift_.data() + lanes);
+                ++lanes;
+                at = end;
             }
             gather(y, columns, lanes);
             CombineBlock block = make_block(samples_.data(), &structure);
-            block.near = near.data();
+            block.near = near_.data();
+            block.shift = shift_.data();
             for (int l = 0; l < lanes; ++l)
                 set_structure(structure, y, columns[l], 1, l);
             rows().combine.combine(setup_, frames_, block);
             for (int l = 0; l < lanes; ++l)
                 write(block, y, columns[l], 1, l);
         }
+        marks.clear();
+    }
+
+    /// Fill one lane from the marks of one pixel. Where every sample of the pixel is beside some rejected one,
+    /// only the strongest artefact's frame is held for guilty: the others were rejected for its sake.
+    void mark_pixel(const Mark* marks, size_t count, uint8_t* near, float* shift) const {
+        int frames = 0, present = 0, strongest = -1;
+        float most = 0;
+        for (size_t k = 0; k < count; ++k) {
+            const Mark& mark = marks[k];
+            const ptrdiff_t at = ptrdiff_t(mark.frame) * LANES;
+            const bool first = k == 0 || marks[k - 1].frame != mark.frame;
+            if (first || std::abs(mark.shift) < std::abs(shift[at]))
+                shift[at] = mark.shift;
+            if (mark.strength > 0.0f && !near[at]) {
+                near[at] = 1;
+                frames += !std::isnan(input_.cube.image(mark.frame)(mark.y, mark.x));
+            }
+            if (mark.strength > most) {
+                most = mark.strength;
+                strongest = mark.frame;
+            }
+        }
+        for (int i = 0; i < n_; ++i)
+            present += !std::isnan(input_.cube.image(i)(marks->y, marks->x));
+        if (frames == present)
+            for (int i = 0; i < n_; ++i)
+                near[ptrdiff_t(i) * LANES] = i == strongest;
+    }
+
+    /// Excess of a frame over the first stack around one pixel: the lower median of eight patches of 3x3 pixels, of
+    /// which a trail crosses two; 0 where the stack shows no light around that could be the cause.
+    float smooth_excess(Structure& structure, const Mark& mark) const {
+        const Region& known = structure.start.region;
+        const Image<const float> image = input_.cube.image(mark.frame);
+        const float sign = mark.strength > 0 ? 1.0f : -1.0f;
+        float excess[8], light = 0;
+        int patches = 0;
+        for (int direction = 0; direction < 9; ++direction) {
+            const ptrdiff_t cy = mark.y + (direction / 3 - 1) * RING, cx = mark.x + (direction % 3 - 1) * RING;
+            float sum = 0, level = 0;
+            int count = 0;
+            if (direction == 4)
+                continue;
+            for (ptrdiff_t y = std::max(cy - 1, known.y0); y < std::min(cy + 2, known.y1); ++y)
+                for (ptrdiff_t x = std::max(cx - 1, known.x0); x < std::min(cx + 2, known.x1); ++x) {
+                    const float stack = *structure.start.at(y, x), d = image(y, x) - stack;
+                    if (!std::isnan(d)) {
+                        sum += d;
+                        level += stack - frames_.pedestal;
+                        ++count;
+                    }
+                }
+            if (count) {
+                excess[patches++] = sign * sum / float(count);
+                light = std::max(light, level / float(count));
+            }
+        }
+        const float distance = std::abs(mark.strength);
+        if (patches < 3 || light < SMOOTH_LIGHT * distance)
+            return 0.0f;
+        float* const typical = excess + (patches - 1) / 2;
+        std::nth_element(excess, typical, excess + patches);
+        return sign * std::clamp(*typical, 0.0f, distance);
     }
 
     template <class Function> static void for_blocks(ptrdiff_t x0, ptrdiff_t x1, Function function) {
@@ -223,14 +320,8 @@ class Combiner {
     void load(ptrdiff_t y, ptrdiff_t x, int width) {
         for (int i = 0; i < n_; ++i) {
             const float* from = input_.cube.image(i).row(y) + x;
-            for (int at = 0; at < width; at += LANES) {
-                float* to = block_samples(at) + ptrdiff_t(i) * LANES;
-                const int lanes = std::min(LANES, width - at);
-                if (lanes == LANES)
-                    std::copy_n(from + at, LANES, to);
-                else
-                    std::fill(std::copy_n(from + at, lanes, to), to + LANES, NAN);
-            }
+            for (int at = 0; at < width; at += LANES)
+                copy_lanes(from + at, std::min(LANES, width - at), block_samples(at) + ptrdiff_t(i) * LANES, NAN);
         }
     }
 
@@ -238,9 +329,9 @@ class Combiner {
         for (int i = 0; i < n_; ++i) {
             const ptrdiff_t to = ptrdiff_t(i) * LANES;
             if (input_.variance)
-                std::copy_n(input_.variance.image(i).row(y) + x, lanes, floor_.data() + to);
+                copy_lanes(input_.variance.image(i).row(y) + x, lanes, floor_.data() + to, 0.0f);
             if (input_.factor)
-                std::copy_n(input_.factor.image(i).row(y) + x, lanes, factor_.data() + to);
+                copy_lanes(input_.factor.image(i).row(y) + x, lanes, factor_.data() + to, uint8_t(0));
             if (input_.shade)
                 for (int l = 0; l < lanes; ++l)
                     shade_[to + l] = shade(i, y, x + l);
@@ -298,8 +389,11 @@ class Combiner {
         for (int l = 0; l < lanes; ++l)
             if (block.low[l] + block.high[l])
                 for (int i = 0; i < n_; ++i)
-                    if (std::isnan(block.x[ptrdiff_t(i) * LANES + l]) && !std::isnan(input_.cube.image(i)(y, x + l)))
-                        marks.push_back({y, x + l, i});
+                    if (std::isnan(block.x[ptrdiff_t(i) * LANES + l])) {
+                        const float sample = input_.cube.image(i)(y, x + l);
+                        if (!std::isnan(sample))
+                            marks.push_back({y, x + l, i, sample - block.data[l], 0.0f});
+                    }
     }
 
     const CombineSetup& setup_;
@@ -313,6 +407,8 @@ class Combiner {
     std::vector<float> shot_, floor_;
     std::vector<uint8_t> factor_;
     std::vector<float> shade_;
+    std::vector<uint8_t> near_;
+    std::vector<float> shift_;
     float local_[4][LANES];
 };
 

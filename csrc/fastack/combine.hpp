@@ -31,8 +31,11 @@ struct CombineOutput {
     Image<uint16_t> high;
 };
 
-/// How far around a pixel its samples count: growth, local maximum, box.
-constexpr int combine_reach(int radius) { return 1 + 1 + radius; }
+/// Distance of the patches around a rejected sample that tell a smooth excess from an artefact.
+constexpr int RING = 3;
+
+/// How far around a pixel its samples count: growth, then those patches, or a local maximum of the curvature's box.
+constexpr int combine_reach(int radius) { return 1 + 1 + (radius > RING ? radius : RING); }
 
 void combine(const CombineSetup& setup, const CombineFrames& frames, const CombineInput& input,
              const CombineOutput& output);

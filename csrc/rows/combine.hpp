@@ -50,7 +50,8 @@ struct CombineBlock {
     float* work = nullptr;           // as large as two times x
     const float* shot = nullptr;     // per sample, or nullptr: no variance is known
     const float* floor = nullptr;    // per sample
-    const uint8_t* near = nullptr;   // per sample: beside a rejected one; nullptr: none is
+    const uint8_t* near = nullptr;   // per sample: beside a rejected one (second look; with `shift`)
+    const float* shift = nullptr;    // per sample: smooth excess of its frame around it
     const float* start = nullptr;    // [lanes] robust first value (noise)
     const float* curvature = nullptr; // [lanes] blurred minus sharp stack
     const float* bend = nullptr;     // [lanes] local maximum of its absolute value

@@ -386,8 +386,14 @@ FASTACK_INLINE VF variance_of(const CombineFrames& frames, const CombineBlock& b
     return sample(block.shot, i) * positive(level + frames.sky[i]) + sample(block.floor, i);
 }
 
+FASTACK_INLINE VI near_of(const CombineBlock& block, int i) {
+    VB near;
+    memcpy(&near, block.near + (ptrdiff_t)i * LANES, sizeof near);
+    return __builtin_convertvector(near, VI) != 0;
+}
+
 /// Sigma from the noise model, allowance from the local structure of the stack; see docs/combine.md.
-template <bool NEAR>
+template <bool SECOND>
 FASTACK_INLINE void reject_noise_rounds(const CombineSetup& setup, const CombineFrames& frames, CombineBlock& block) {
     const int n = frames.n;
     float* const x = block.work;                          // samples brought to the stack's seeing
@@ -400,12 +406,29 @@ FASTACK_INLINE void reject_noise_rounds(const CombineSetup& setup, const Combine
         VF v = sample(block.x, i);
         if (structure)
             v -= frames.seeing[i] * curvature;
+        if (SECOND)
+            v -= sample(block.shift, i);
         store(x + (ptrdiff_t)i * LANES, v);
         count -= v == v;
     }
+    VI sure = count; // samples that the first value rests on: in the second look those above suspicion
+    if (SECOND) {
+        sure = VI{};
+        for (int i = 0; i < n; ++i) {
+            const VF v = near_of(block, i) ? splat(NOT_A_NUMBER) : sample(x, i);
+            store(kept + (ptrdiff_t)i * LANES, v);
+            sure -= v == v;
+        }
+        const VI none = sure == 0;
+        for (int i = 0; any(none) && i < n; ++i)
+            store(kept + (ptrdiff_t)i * LANES, none ? sample(x, i) : sample(kept, i));
+        sure = none ? count : sure;
+        start = select(kept, n, (sure - 1) >> 1);
+    }
     VF slack{}; // how far the value itself may be wrong
     if (structure) {
-        start = select(x, n, (count - 1) >> 1);
+        if (!SECOND)
+            start = select(x, n, (count - 1) >> 1);
         for (int i = 0; i < n; ++i)
             slack = sample(x, i) == start ? larger(frames.tolerance[i] * bend + frames.jitter[i] * range, slack) : slack;
     }
@@ -413,7 +436,7 @@ FASTACK_INLINE void reject_noise_rounds(const CombineSetup& setup, const Combine
     const VI pair = count == 2;
     const VF high2 = pair ? splat(setup.kappa_pair * setup.kappa_pair) : splat(setup.kappa_high * setup.kappa_high);
     const VF low2 = count <= 2 ? splat(1e30f) : splat(setup.kappa_low * setup.kappa_low);
-    const float grow2 = setup.kappa_grow * setup.kappa_grow;
+    const float grow2 = setup.kappa_grow > 0 ? setup.kappa_grow * setup.kappa_grow : INF;
 
     // Variance of the start, a median: pi/2 times that of a mean; of two samples it is the other one's, and the
     // variance of the difference is the sum of both.
@@ -423,8 +446,7 @@ FASTACK_INLINE void reject_noise_rounds(const CombineSetup& setup, const Combine
         all += v == v ? variance_of(frames, block, i, value - frames.pedestal) : VF{};
         store(kept + (ptrdiff_t)i * LANES, VF{});
     }
-    const VF number = to_float(count);
-    VF value_variance = pair ? all : 1.5707964f * all / (number * number);
+    VF value_variance = pair ? all : 1.5707964f * all / (to_float(count) * to_float(sure));
     VF own = pair ? VF{} : splat(1); // whether the sample's own variance comes on top
     VF twice{};                      // 2 / sum of the weights: kept samples are part of the value
 
@@ -442,11 +464,8 @@ FASTACK_INLINE void reject_noise_rounds(const CombineSetup& setup, const Combine
                 distance = positive(distance - (allowance + slack));
             }
             VF limit = d > 0.0f ? high2 : low2;
-            if (NEAR) {
-                VB near;
-                memcpy(&near, block.near + (ptrdiff_t)i * LANES, sizeof near);
-                limit = __builtin_convertvector(near, VI) != 0 ? smaller(limit, splat(grow2)) : limit;
-            }
+            if (SECOND)
+                limit = near_of(block, i) ? smaller(limit, splat(grow2)) : limit;
             const VI keep = distance * distance <= limit * spread; // false for NaN
             // what a frame of another seeing says of the value counts as much as it is sure
             VF weight = splat(frames.weight[i]);

@@ -1,8 +1,8 @@
-"""Reject outliers and average: N registered samples a pixel -> one value, its variance, and what was left out."""
+"""Reject outliers and average: N registered samples a pixel -> one value, its variance, what was left out."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -25,9 +25,9 @@ _UNDERSAMPLED = 2.5  # FWHM in pixels below which interpolation itself moves a s
 class NoiseModel:
     """What is known of the noise of n frames; float64 arrays of n values, one per frame.
 
-    The variance of a sample of frame i, on the scale of the output, is ``k s^2 a^2 ((Y - p) / (s a) + b) f / g +
-    k s^2 a^2 (r f / g)^2`` with Y the stack's value, p the output's pedestal, k the sum of the squared resampling
-    coefficients and f the shade.
+    The variance of a sample of frame i, on the scale of the output, is
+    ``k s^2 a^2 (((Y - p) / (s a) + b) f / g + (r f / g)^2)`` with Y the stack's value, p the output's
+    pedestal, k the sum of the squared resampling coefficients and f the shade.
     """
 
     weight: Array  #: of the frame in the mean, > 0
@@ -69,7 +69,7 @@ class NoiseModel:
 
     @classmethod
     def make(cls, n: int, **columns: Any) -> NoiseModel:
-        """A model of n frames from scalars or arrays; what is not given is neutral.
+        """Make a model of n frames from scalars or arrays; what is not given is neutral.
 
         Parameters
         ----------
@@ -85,7 +85,7 @@ class NoiseModel:
         """
         neutral = {"weight": 1.0, "scale": 1.0, "area": 1.0, "sky": 0.0, "rdnoise": 0.0}
         names = ("weight", "scale", "sky", "gain", "rdnoise", "noise", "area", "fwhm")
-        values = {
+        values: dict[str, Any] = {
             name: np.broadcast_to(np.asarray(columns.pop(name, neutral.get(name, np.nan)), float), (n,))
             for name in names
         }
@@ -93,7 +93,7 @@ class NoiseModel:
 
     @classmethod
     def estimate(cls, cube: ArrayLike, *, weights: ArrayLike | None = None) -> NoiseModel:
-        """A model from the samples themselves, for cubes of which nothing else is known.
+        """Estimate a model from the samples themselves, for cubes of which nothing else is known.
 
         Parameters
         ----------
@@ -105,8 +105,8 @@ class NoiseModel:
         Returns
         -------
         NoiseModel
-            With each frame's median as its sky, and as its noise 1.4826 times the median absolute deviation from
-            the median of all frames (of its own pixels where the frame is alone), on at most 2^18 pixels.
+            With each frame's median as its sky, and as its noise 1.4826 times the median absolute deviation
+            from the median of all frames (of fewer than three: of its own pixels), on at most 2^18 pixels.
         """
         samples = np.asarray(cube, np.float32)
         n = len(samples)
@@ -169,14 +169,14 @@ def combine(
     options : CombineOptions, optional
         Rejection, its limits, mean or median.
     threads : int, optional
-        Bands of the image are combined by so many threads; None: as many as there are processors. The result does
-        not depend on it.
+        Bands of the image are combined by so many threads; None: as many as there are processors. The result
+        does not depend on it.
 
     Returns
     -------
     Combined
-        `variance` is that of the noise model. Without a model and without `variance` it comes from the scatter of
-        the samples kept: ``sum(w^2 (x - y)^2) / (sum w)^2 * m / (m - 1)``.
+        Its `variance` is that of the noise model. Without a model and without `variance` it comes from the
+        scatter of the samples kept: ``sum(w^2 (x - y)^2) / (sum w)^2 * m / (m - 1)``.
 
     Raises
     ------
@@ -203,7 +203,7 @@ def combine(
     if len(noise) != n:
         raise ValueError(f"the noise model is for {len(noise)} frames, the cube holds {n}")
     if weights is not None:
-        noise = _replace_weight(noise, weights)
+        noise = replace(noise, weight=np.asarray(weights, float))
     if pedestal is None:
         pedestal = float(np.median(noise.sky))
     constants, radius = _constants(noise, options)
@@ -250,8 +250,8 @@ def combine_tile(
     tile : tuple of int
         (y0, y1, x0, x1), the tile in pixels of the output.
     halo : int
-        Pixels around the tile in `cube`. At the borders of the output they are NaN. With fewer than `HALO` the
-        allowances of ``reject="noise"`` near the tile's edge depend on the tiling.
+        Pixels around the tile in `cube`. At the borders of the output they are NaN. With fewer than `HALO`
+        the allowances of ``reject="noise"`` near the tile's edge depend on the tiling.
     saturated_count : (h, w) uint16 ndarray, optional
         Number of samples of each pixel that hold saturated light.
     flags : (h, w) uint8 ndarray, optional
@@ -353,12 +353,6 @@ def _samples(cube: ArrayLike, mask: ArrayLike | None) -> FloatImage:
     return np.where(missing, np.float32(np.nan), samples) if missing.any() else samples
 
 
-def _replace_weight(noise: NoiseModel, weights: ArrayLike) -> NoiseModel:
-    from dataclasses import replace
-
-    return replace(noise, weight=np.asarray(weights, float))
-
-
 def _median(flat: FloatImage) -> FloatImage:
     """Median over the first axis."""
     options = CombineOptions(combine="median", reject="none")
@@ -366,11 +360,11 @@ def _median(flat: FloatImage) -> FloatImage:
     cube = np.ascontiguousarray(flat[:, None, :])
     window = (0, 1, 0, flat.shape[1])
     constants = np.ones((7, len(flat)), np.float32)
-    return _run(cube, None, None, noise, constants, 1, False, 0.0, (0, 0), window, options).data[0]
+    return _run(cube, None, None, noise, constants, 1, False, 0.0, (0, 0), window, options).data[0, :]
 
 
 def _constants(noise: NoiseModel, options: CombineOptions) -> tuple[FloatImage, int]:
-    """The frames' constants in the form that the kernel takes, and the radius of the curvature's box."""
+    """Frames' constants in the form that the kernel takes, and the radius of the curvature's box."""
     unit = noise.scale * noise.area  # output units per ADU of the frame
     known = np.isfinite(noise.gain) & (noise.gain > 0)
     measured = np.where(np.isfinite(noise.noise), noise.noise, 0.0) ** 2
@@ -400,9 +394,9 @@ def _constants(noise: NoiseModel, options: CombineOptions) -> tuple[FloatImage, 
 
 @lru_cache(maxsize=4096)
 def _seeing(fwhm: float, typical: float, radius: int) -> tuple[float, float]:
-    """How a star of this FWHM differs from one of the stack, in units of the stack's curvature.
+    """Difference of a star of this FWHM from one of the stack, in units of the stack's curvature.
 
-    Returns the multiple of (blurred - sharp) that comes nearest, and the largest distance that is left, in units of
+    The multiple of (blurred - sharp) that comes nearest, and the largest distance that is left, in units of
     the local maximum of |blurred - sharp|.
     """
     from scipy.ndimage import maximum_filter, uniform_filter
@@ -446,9 +440,10 @@ def _esd_lambda(n: int, significance: float | None) -> FloatImage:
 @lru_cache(maxsize=64)
 def _median_ratio(n: int) -> FloatImage:
     """Variance of the median over that of the mean, for 0 .. n normal samples."""
-    exact = [1.0, 1.0, 1.0, 1.3462, 1.1926, 1.4339, 1.2880, 1.4732]
+    exact = [1.0, 1.0, 1.0, 1.3460, 1.1928, 1.4342, 1.2885, 1.4731]
     m = np.arange(n + 1, dtype=float)
-    # asymptotic series in 1/n, odd and even
-    series = np.pi / 2 * np.where(m % 2 == 1, 1 - 0.4292 / (m + 1e-9), 1 - 1.0 / (m + 1e-9))
+    # series in 1/n, odd and even, to 0.2 % of the integrals over the order statistics
+    r = 1 / np.maximum(m, 1)
+    series = np.pi / 2 * np.where(m % 2 == 1, 1 - 0.433 * r, 1 - 1.429 * r + 2.25 * r**2)
     table = np.where(m < len(exact), np.resize(np.array(exact), n + 1), series)
     return table.astype(np.float32)

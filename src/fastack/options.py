@@ -97,15 +97,9 @@ class CombineOptions:
     reject: Reject = "noise"
     kappa_low: float = 4.0  #: sigmas below
     kappa_high: float = 4.0  #: sigmas above
-    kappa_pair: float = (
-        5.0  #: noise: sigmas of the difference of two samples, above which the higher one goes
-    )
-    kappa_grow: float = (
-        2.5  #: noise: sigmas beside a rejected pixel of the same frame; 0: no such second look
-    )
-    jitter: float = (
-        0.1  #: noise: part of the stack's local range that registration and sampling may move a sample
-    )
+    kappa_pair: float = 5.0  #: noise: sigmas of the difference of two samples where the higher one goes
+    kappa_grow: float = 2.5  #: noise: sigmas beside a rejected pixel of the same frame; 0: as elsewhere
+    jitter: float = 0.06  #: noise: part of the local range that registration and sampling may move a sample
     rounds: int = 4  #: of rejection, at most
     n_low: int = 1  #: minmax: samples dropped at the lower end
     n_high: int = 1

@@ -37,7 +37,7 @@ def keep_percentile(x, low, high):
 
 
 def drop_ends(x, n_low, n_high):
-    """Without the lowest and the highest; of equal ones the earlier frame's go first, at the lower end first."""
+    """Drop the lowest and the highest; of equal ones the earlier frame's go first, at the lower end first."""
     keep = np.isfinite(x)
     keep[np.argsort(np.where(keep, x, np.inf), kind="stable")[:n_low]] = False
     keep[np.argsort(np.where(keep, -x, np.inf), kind="stable")[:n_high]] = False
@@ -113,60 +113,101 @@ def structure(value, sigma, radius):
     )
 
 
-def keep_noise(x, start, curvature, bend, span, k, frames, pedestal, near, kappa, rounds):
-    """Samples of one pixel that the noise model and the structure of the stack allow."""
+def lower_median(x):
+    x = np.sort(x[np.isfinite(x)])
+    return x[(len(x) - 1) // 2] if len(x) else np.nan
+
+
+def keep_noise(x, local, k, frames, pedestal, kappa, rounds, near=None, shift=0.0):
+    """Which samples of one pixel the noise model and the structure of the stack allow."""
+    start, curvature, bend, span = local
     weight, shot, sky, floor, seeing, tolerance, jitter = frames
     low, high, pair, grow = kappa
-    x = x - seeing * curvature
+    x = x - seeing * curvature - shift
     here = np.isfinite(x)
     n = here.sum()
     if not n:
         return here
-    if bend > 0 or span > 0:
-        start = np.sort(x)[(n - 1) // 2]
-    allowance = tolerance * bend + jitter * span
+    sure, allowance, slack = here, tolerance * bend + jitter * span, 0.0
+    if near is not None:
+        sure = here & ~near if (here & ~near).any() else here
+    if near is not None or bend > 0 or span > 0:
+        start = lower_median(np.where(sure, x, np.nan))
+        slack = allowance[x == start].max()
 
     def noise_at(level):
         return k * (shot * np.maximum(level - pedestal + sky, 0) + floor)
 
     value, variance = start, noise_at(start)
-    of_value = variance[here].sum() if n == 2 else np.pi / 2 * variance[here].sum() / n**2
+    of_value = variance[here].sum() if n == 2 else np.pi / 2 * variance[here].sum() / n / sure.sum()
     share = np.zeros(len(x))  # of a sample in the value that it is held against
     own, keep = float(n != 2), np.zeros(len(x), bool)
     for _ in range(rounds + 1):
         variance = noise_at(value)
         spread = np.maximum(variance * (own - 2 * share) + of_value, 1e-3 * variance)
         limit = np.where(x > value, pair if n == 2 else high, 1e15 if n <= 2 else low)
-        limit = np.where(near, np.minimum(limit, grow), limit)
+        if near is not None:
+            limit = np.where(near, np.minimum(limit, grow or np.inf), limit)
         with np.errstate(invalid="ignore"):
-            new = here & (np.maximum(np.abs(x - value) - allowance, 0) ** 2 <= limit**2 * spread)
+            distance = np.maximum(np.abs(x - value) - allowance - slack, 0)
+            new = here & (distance**2 <= limit**2 * spread)
         if not new.any():
             return here & (x == start)
         if (new == keep).all():
             break
         keep = new
-        w = np.where(keep, weight, 0)
+        w = np.where(keep, weight * variance / (variance + allowance**2), 0)
         value = (w * np.where(keep, x, 0)).sum() / w.sum()
         of_value = (w**2 * np.where(keep, variance, 0)).sum() / w.sum() ** 2
-        share, own = w / w.sum(), 1.0
+        share, own, slack = w / w.sum(), 1.0, (w * allowance).sum() / w.sum()
     return keep
+
+
+def smooth_excess(frame, start, pedestal, y, x, distance):
+    """What a frame's surroundings of (y, x) have in excess of the first stack, if that has light there."""
+    excess, light = [], 0.0
+    for dy, dx in ((a, b) for a in (-3, 0, 3) for b in (-3, 0, 3) if a or b):
+        at = np.s_[max(y + dy - 1, 0) : max(y + dy + 2, 0), max(x + dx - 1, 0) : max(x + dx + 2, 0)]
+        good = np.isfinite(frame[at])
+        if good.any():
+            excess.append(np.sign(distance) * (frame[at] - start[at])[good].mean())
+            light = max(light, (start[at][good] - pedestal).mean())
+    if len(excess) < 3 or light < 0.1 * abs(distance):
+        return 0.0
+    return np.sign(distance) * np.clip(lower_median(np.array(excess)), 0, abs(distance))
 
 
 def reject_noise(cube, k, frames, pedestal, radius, kappa, rounds):
     """Kept samples of a whole cube, the second look included."""
+    n, *shape = cube.shape
     start, sigma = first_stack(cube, frames[1], frames[3], frames[2], pedestal)
-    maps = structure(start, sigma, radius)
-    keep, near = np.isfinite(cube), np.zeros(cube.shape, bool)
-    for look in (0, 1):
-        for y, x in np.ndindex(cube.shape[1:]):
-            if look == 0 or near[:, y, x].any():
-                local = [m[y, x] for m in (start, *maps)]
-                keep[:, y, x] = keep_noise(
-                    cube[:, y, x], *local, k[:, y, x], frames, pedestal, near[:, y, x], kappa, rounds
-                )
-        if not kappa[3]:
-            break
-        near = ndimage.maximum_filter((~keep & np.isfinite(cube)), (1, 3, 3), mode="constant")
+    darkest = pedestal - 5 * np.sqrt((frames[1] * np.maximum(frames[2], 0) + frames[3]).mean())
+    maps = np.stack([start, *structure(np.maximum(start, darkest), sigma, radius)])
+    keep = np.zeros(cube.shape, bool)
+    for y, x in np.ndindex(*shape):
+        keep[:, y, x] = keep_noise(cube[:, y, x], maps[:, y, x], k[:, y, x], frames, pedestal, kappa, rounds)
+    first = average(cube, keep, frames[0])
+
+    strength, shift = np.zeros(cube.shape), np.zeros(cube.shape)  # of the artefact next to a sample
+    marked = np.zeros(cube.shape, bool)
+    for i, y, x in np.argwhere(~keep & np.isfinite(cube)):
+        distance = cube[i, y, x] - first[y, x]
+        excess = smooth_excess(cube[i], start, pedestal, y, x, distance)
+        smooth = abs(excess) > 0.4 * abs(distance)
+        reach = 0 if smooth else 1
+        for v in range(max(y - reach, 0), min(y + reach + 1, shape[0])):
+            for u in range(max(x - reach, 0), min(x + reach + 1, shape[1])):
+                if not marked[i, v, u] or abs(excess) < abs(shift[i, v, u]):
+                    shift[i, v, u] = excess
+                marked[i, v, u] = True
+                if not smooth:
+                    strength[i, v, u] = max(strength[i, v, u], abs(distance))
+    for y, x in np.argwhere(marked.any(0)):
+        near = strength[:, y, x] > 0
+        if (near & np.isfinite(cube[:, y, x])).sum() == np.isfinite(cube[:, y, x]).sum():
+            near = np.arange(n) == (strength[:, y, x].argmax() if near.any() else -1)
+        args = (k[:, y, x], frames, pedestal, kappa, rounds, near, shift[:, y, x])
+        keep[:, y, x] = keep_noise(cube[:, y, x], maps[:, y, x], *args)
     return keep
 
 
