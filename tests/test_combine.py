@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from reference import combine as twin
 
 from fastack import _pixels
-from fastack.combine import HALO, NoiseModel, _constants, combine, combine_tile
+from fastack.combine import HALO, NoiseModel, _constants, combine, combine_tile, median_noise_ratios
 from fastack.options import CombineOptions
 from fastack.types import PixelFlag
 
@@ -375,3 +375,12 @@ def test_results_lie_between_the_samples(data):
     slack = 1e-6 * np.maximum(np.abs(low), np.abs(high))
     assert (result.data[some] >= low - slack).all()
     assert (result.data[some] <= high + slack).all()
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 8, 9, 20, 51])
+def test_noise_of_the_median(n: int) -> None:
+    rng = np.random.default_rng(n)
+    trials = 60_000
+    samples = rng.normal(size=(trials, n))
+    measured = np.median(samples, axis=1).var() * n
+    assert float(median_noise_ratios(n)[n]) == pytest.approx(measured, rel=5 * np.sqrt(2 / trials))

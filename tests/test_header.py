@@ -125,15 +125,6 @@ def test_effective_gain_predicts_the_noise_of_a_weighted_scaled_average() -> Non
     assert y.var() == pytest.approx(predicted, rel=5 * np.sqrt(2 / trials))
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 8, 9, 20, 51])
-def test_noise_of_the_median(n: int) -> None:
-    rng = np.random.default_rng(n)
-    trials = 60_000
-    samples = rng.normal(size=(trials, n))
-    measured = np.median(samples, axis=1).var() * n
-    assert header.median_noise_ratio(n) == pytest.approx(measured, rel=5 * np.sqrt(2 / trials))
-
-
 def test_base_cards_keep_the_target_and_drop_what_is_no_longer_true() -> None:
     head = cards(OBJECT="M27", FILTER="V", BZERO=32768, MJD_OBS=5.0, TRIMSEC="[1:2,1:2]", GAIN=180, CRVAL1=3.0)
     kept = header.base_cards(head)

@@ -83,15 +83,16 @@ py::tuple combine_window(const FloatArray& cube, const Maybe<uint8_t>& factor, c
     require(setup.reject != Reject::noise || with_model || input.variance, "noise rejection needs a noise model");
 
     const ptrdiff_t ny = input.y1 - input.y0, nx = input.x1 - input.x0;
-    auto data = new_image<float>(ny, nx), result_variance = new_image<float>(ny, nx);
+    auto data = new_image<float>(ny, nx), result_variance = new_image<float>(ny, nx),
+         background = new_image<float>(ny, nx);
     auto count = new_image<uint16_t>(ny, nx), low = new_image<uint16_t>(ny, nx), high = new_image<uint16_t>(ny, nx);
-    const CombineOutput output{out_image(data), out_image(result_variance), out_image(count), out_image(low),
+    const CombineOutput output{out_image(data), out_image(result_variance), out_image(background), out_image(count), out_image(low),
                                out_image(high)};
     {
         py::gil_scoped_release release;
         combine(setup, frames, input, output);
     }
-    return py::make_tuple(data, result_variance, count, low, high);
+    return py::make_tuple(data, result_variance, background, count, low, high);
 }
 
 } // namespace
@@ -102,6 +103,6 @@ void bind_combine(py::module_& m) {
           "shade"_a.noconvert().none(true), "shade_origin"_a, "origin"_a, "window"_a, "radius"_a, "reject"_a,
           "median"_a, "kappa"_a, "rounds"_a, "minmax"_a, "percentile"_a, "max_outliers"_a,
           "esd_lambda"_a.noconvert(), "median_ratio"_a.noconvert(),
-          "Reject outliers and average a window of a cube: data, variance, count, low, high.");
+          "Reject outliers and average a window of a cube: data, variance, background variance, count, low, high.");
     m.def("combine_reach", &combine_reach, "radius"_a, "How far around a pixel its neighbours count.");
 }

@@ -379,6 +379,7 @@ class Combiner {
                 continue;
             output_.data(row, column) = block.data[lane + l];
             output_.variance(row, column) = block.variance[lane + l];
+            output_.background(row, column) = block.background[lane + l];
             output_.count(row, column) = uint16_t(block.count[lane + l]);
             output_.low(row, column) = uint16_t(block.low[lane + l]);
             output_.high(row, column) = uint16_t(block.high[lane + l]);

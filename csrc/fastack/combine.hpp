@@ -26,8 +26,9 @@ struct CombineInput {
 struct CombineOutput {
     Image<float> data;
     Image<float> variance;
-    Image<uint16_t> count; // samples kept
-    Image<uint16_t> low;   // samples rejected as too low
+    Image<float> background; // variance where there is no signal
+    Image<uint16_t> count;   // samples kept
+    Image<uint16_t> low;     // samples rejected as too low
     Image<uint16_t> high;
 };
 

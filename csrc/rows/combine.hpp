@@ -58,6 +58,7 @@ struct CombineBlock {
     const float* range = nullptr;    // [lanes] local range of the stack
     float data[COMBINE_LANES];
     float variance[COMBINE_LANES];
+    float background[COMBINE_LANES]; // variance where there is no signal above the pedestal
     int32_t present[COMBINE_LANES];
     int32_t count[COMBINE_LANES];
     int32_t low[COMBINE_LANES];

@@ -537,12 +537,13 @@ inline void average(const CombineFrames& frames, CombineBlock& block) {
         sum += w * (v == v ? v - reference : VF{});
     }
     const VF value = reference + sum / weights;
-    VF total{};
+    VF total{}, dark{};
     if (block.shot) {
         for (int i = 0; i < n; ++i) {
             const VF v = sample(block.x, i);
             const VF w = v == v ? splat(frames.weight[i]) : VF{};
             total += w * w * (v == v ? variance_of(frames, block, i, value - frames.pedestal) : VF{});
+            dark += w * w * (v == v ? variance_of(frames, block, i, VF{}) : VF{});
         }
     } else {
         for (int i = 0; i < n; ++i) {
@@ -551,9 +552,11 @@ inline void average(const CombineFrames& frames, CombineBlock& block) {
             total += d * d;
         }
         total *= to_float(count) / to_float(count - 1);
+        dark = total;
     }
     store(block.data, value);
     store(block.variance, total / (weights * weights));
+    store(block.background, dark / (weights * weights));
     store(block.count, count);
 }
 
@@ -561,17 +564,20 @@ inline void middle(const CombineSetup& setup, const CombineFrames& frames, Combi
     const int n = frames.n;
     const VI count = count_present(block.x, n);
     const VF value = median_of(block.x, n, count), number = to_float(count);
-    VF total{}, ratio{};
+    VF total{}, dark{}, ratio{};
     for (int i = 0; i < n; ++i) {
         const VF v = sample(block.x, i), d = v - value;
         total += v == v ? (block.shot ? variance_of(frames, block, i, value - frames.pedestal) : d * d) : VF{};
+        if (block.shot)
+            dark += v == v ? variance_of(frames, block, i, VF{}) : VF{};
     }
     if (!block.shot)
-        total *= number / (number - 1.0f);
+        dark = total *= number / (number - 1.0f);
     for (int l = 0; l < LANES; ++l)
         ratio[l] = setup.median_ratio[count[l]];
     store(block.data, value);
     store(block.variance, ratio * total / (number * number));
+    store(block.background, ratio * dark / (number * number));
     store(block.count, count);
 }
 

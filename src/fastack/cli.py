@@ -108,6 +108,7 @@ _SETTINGS: dict[str, tuple[str, Any, str]] = {
     "background_rounds": ("Tuning", int, "rounds of that clipping at most"),
     "threshold": ("Tuning", float, "detection threshold, signal-to-noise ratio"),
     "fwhm": ("Tuning", float, "FWHM of the matched filter, pixel [from the image]"),
+    "max_stars": ("Tuning", int, "brightest stars of a frame that are measured and matched [500]"),
     "detect_max_stars": ("Tuning", int, "keep the brightest detections only"),
     "max_fits": ("Tuning", int, "stars behind a frame's FWHM at most"),
     "min_snr": ("Tuning", float, "signal-to-noise ratio of a star behind the FWHM at least"),

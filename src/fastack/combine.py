@@ -133,6 +133,7 @@ class Combined:
 
     data: FloatImage  #: (ny, nx) average; NaN where no sample is left
     variance: FloatImage  #: (ny, nx) of `data`
+    background_variance: FloatImage  #: (ny, nx) of `data` where it holds no signal above the sky
     count: NDArray[np.uint16]  #: (ny, nx) samples kept
     rejected_low: NDArray[np.uint16]  #: (ny, nx) samples rejected below
     rejected_high: NDArray[np.uint16]  #: (ny, nx) samples rejected above
@@ -305,7 +306,7 @@ def _run(
     options: CombineOptions,
 ) -> Combined:
     n = len(cube)
-    data, spread, count, low, high = _pixels.combine(
+    data, spread, background, count, low, high = _pixels.combine(
         cube,
         factor,
         variance,
@@ -325,13 +326,19 @@ def _run(
         (options.percentile_low, options.percentile_high),
         options.max_outliers,
         _esd_lambda(n, options.significance if options.reject == "esd" else None),
-        _median_ratio(n),
+        median_noise_ratios(n),
     )
     rejected = low + high
     flags = np.where(rejected > 0, np.uint8(PixelFlag.REJECTED), np.uint8(0))
     flags |= np.where(count + rejected < n, np.uint8(PixelFlag.PARTIAL), np.uint8(0))
     return Combined(
-        data=data, variance=spread, count=count, rejected_low=low, rejected_high=high, flags=flags
+        data=data,
+        variance=spread,
+        background_variance=background,
+        count=count,
+        rejected_low=low,
+        rejected_high=high,
+        flags=flags,
     )
 
 
@@ -438,11 +445,22 @@ def _esd_lambda(n: int, significance: float | None) -> FloatImage:
 
 
 @lru_cache(maxsize=64)
-def _median_ratio(n: int) -> FloatImage:
-    """Variance of the median over that of the mean, for 0 .. n normal samples."""
+def median_noise_ratios(n: int) -> FloatImage:
+    """Variance of the median over that of the mean, for normal samples.
+
+    Parameters
+    ----------
+    n : int
+        Largest number of samples.
+
+    Returns
+    -------
+    (n + 1,) float32 ndarray
+        For 0 .. n samples: 1 for one or two, towards pi/2 for many. Integrals over the order statistics up to 7
+        samples, a series in 1/n good to 0.2 % beyond.
+    """
     exact = [1.0, 1.0, 1.0, 1.3460, 1.1928, 1.4342, 1.2885, 1.4731]
     m = np.arange(n + 1, dtype=float)
-    # series in 1/n, odd and even, to 0.2 % of the integrals over the order statistics
     r = 1 / np.maximum(m, 1)
     series = np.pi / 2 * np.where(m % 2 == 1, 1 - 0.433 * r, 1 - 1.429 * r + 2.25 * r**2)
     table = np.where(m < len(exact), np.resize(np.array(exact), n + 1), series)

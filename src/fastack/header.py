@@ -360,26 +360,6 @@ def effective_rdnoise(weights: Any, scale: Any, gain: Any, rdnoise: Any) -> floa
     return effective_gain(w, s, g) * float(np.sqrt(np.sum((w * s * r / g) ** 2)) / w.sum())
 
 
-def median_noise_ratio(n: int) -> float:
-    """Variance of the median over variance of the mean of `n` normal samples.
-
-    Parameters
-    ----------
-    n : int
-        Number of samples.
-
-    Returns
-    -------
-    float
-        1 for one or two samples, towards pi/2 for many (Kenney & Keeping 1962; exact for n up to 5).
-    """
-    exact = {1: 1.0, 2: 1.0, 3: 1.3463, 4: 1.1920, 5: 1.4339, 6: 1.2873, 7: 1.4715, 8: 1.3446, 9: 1.4935}
-    if n in exact:
-        return exact[n]
-    odd = np.pi / 2 * (1 - 0.4292 / n) if n % 2 else np.pi / 2 * (1 - 1.1 / n)
-    return float(odd)
-
-
 _DROPPED = re.compile(
     r"^(SIMPLE|XTENSION|BITPIX|NAXIS\d*|EXTEND|PCOUNT|GCOUNT|GROUPS|BSCALE|BZERO|BLANK|CHECKSUM|DATASUM|EXTNAME|"
     r"EXTVER|INHERIT|TRIMSEC|BIASSEC|TRIM\d+|BIAS\d+|DATASEC|CCDSEC|Z[A-Z]+\d*|DATAMIN|DATAMAX|CBLACK|CWHITE|PEDESTAL|"
@@ -392,13 +372,15 @@ _TIMES = re.compile(
 )
 
 
-def base_cards(reference: fits.Header) -> fits.Header:
+def base_cards(reference: fits.Header, gain: float | None = None) -> fits.Header:
     """What of the reference's header stays true of a stack.
 
     Parameters
     ----------
     reference : astropy.io.fits.Header
         Of the reference frame.
+    gain : float, optional, e-/ADU
+        Of the reference frame, where it is known; a GAIN card that says something else is a camera setting.
 
     Returns
     -------
@@ -407,8 +389,8 @@ def base_cards(reference: fits.Header) -> fits.Header:
     """
     kept = without(reference, _DROPPED, _TIMES, WCS_CARD)
     camera = reference.get("GAIN")
-    if isinstance(camera, (int, float)) and not isinstance(camera, bool):
-        kept["CAMGAIN"] = (camera, "GAIN of the reference frame as its camera wrote it")
+    if isinstance(camera, (int, float)) and not isinstance(camera, bool) and camera != gain:
+        kept["CAMGAIN"] = (camera, "GAIN as the camera wrote it: a setting")
     return kept
 
 

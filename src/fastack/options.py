@@ -163,6 +163,7 @@ class StackOptions:
     grid: str | None = None  #: FITS file or header text whose WCS and size the output takes
     weights: str = "equal"  #: equal, variance, exposure, depth, or a column of `weight_table`
     weight_table: str | None = None
+    max_stars: int = 500  #: brightest stars of a frame that are measured and matched
     normalise: bool = True  #: match flux scale and sky to the reference
     subtract_sky: bool = False
     threads: int | None = None  #: None: as many as the processors that this process may use

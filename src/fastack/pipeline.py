@@ -18,7 +18,7 @@ from astropy.io import fits
 
 from fastack import __version__, background, calibrate, frames, grid, header, normalise, output, report, select, transform
 from fastack import wcs as coordinates
-from fastack.combine import HALO, Combined, NoiseModel, combine_tile
+from fastack.combine import HALO, Combined, NoiseModel, combine_tile, median_noise_ratios
 from fastack.detect import detect, find_artefacts
 from fastack.errors import FastackError, FrameError, MatchError, StackError
 from fastack.executor import Executor, make_executor
@@ -154,6 +154,7 @@ def stack(
         register(records, reference, options, reporter)
         match_levels(records, reference, options)
         select.apply_transparency(records, options.select)
+        _drop_changed(records)
         _need(records, "after the registration")
         select.weigh(records, options.weights, options.weight_table)
         for r in records:
@@ -332,13 +333,16 @@ def _measure_one(frame: frames.Frame, *, calibration: calibrate.Calibration, opt
         sky = background.estimate(image, options=options.background)
         level = _saturation_level(section)
         found = detect(image, background=sky, options=replace(options.detect, saturation=level))
+        clean = found[~found.has(StarFlag.SHARP)]
         stars, quality = measure(
             image,
-            found,
+            clean[: options.max_stars],
             background=sky,
             options=replace(options.measure, gain=frame.gain, saturation=level),
         )
-        quality = replace(quality, saturated=section.n_saturated)
+        quality = replace(
+            quality, saturated=section.n_saturated, n_stars=len(clean), n_sharp=len(found) - len(clean)
+        )
         stars = _flag_saturated(stars, section, quality.fwhm)
         artefacts = find_artefacts(
             image, background=sky, fwhm=quality.fwhm if np.isfinite(quality.fwhm) else 2.0, options=options.detect
@@ -388,6 +392,16 @@ def _drop_known_artefacts(records: Sequence[FrameRecord]) -> None:
 
 
 # The meeting -------------------------------------------------------------------------------------------------------
+
+
+def _drop_changed(records: Sequence[FrameRecord]) -> None:
+    """Leave out frames whose files vanished or changed since they were measured."""
+    for r in records:
+        if r.reason is None:
+            try:
+                r.frame.check_unchanged()
+            except FrameError as error:
+                r.reason = str(error)
 
 
 def register(
@@ -752,8 +766,6 @@ def _mask_artefacts(pixels: FloatImage, artefacts: np.ndarray, window: tuple[int
 def _combine(
     job: Job, sink: output.Sink, executor: Executor, reporter: report.Reporter, used: Sequence[FrameRecord]
 ) -> None:
-    for r in used:
-        r.frame.check_unchanged()
     rotation = max(abs((t.rotation + 45) % 90 - 45) for t in job.transforms)
     budget = min(job.options.memory // (2 * executor.threads), 1 << 28)
     size = grid.tile_shape(len(used), job.shape, budget, rotation)
@@ -765,7 +777,7 @@ def _combine(
         sink.write("", y, x, result.data)
         sink.write("UNCERT", y, x, np.sqrt(result.variance))
         sink.write("NCOMB", y, x, result.count)
-        sink.write("WEIGHT", y, x, 1 / result.variance)
+        sink.write("WEIGHT", y, x, 1 / result.background_variance)
         sink.write("FLAGS", y, x, result.flags)
         if job.maps:
             sink.write("REJLOW", y, x, result.rejected_low)
@@ -829,7 +841,7 @@ def stack_header(
     astropy.io.fits.Header
         Without structural cards.
     """
-    cards = header.base_cards(reference.frame.header)
+    cards = header.base_cards(reference.frame.header, reference.frame.gain)
     weights = [r.weight for r in used]
     n = sum(r.frame.ncombine for r in used)
     cards["BUNIT"] = ("adu", "of the reference frame")
@@ -852,7 +864,7 @@ def stack_header(
         if r.frame.saturation
     ]
     if levels:
-        cards["SATURATE"] = (float(min(levels)), "[adu] lowest saturation level of a frame, scaled")
+        cards["SATURATE"] = (float(min(levels)), "[adu] lowest of the frames, scaled")
     cards["FASTREF"] = (reference.name, "reference frame")
     if out.wcs is not None:
         for card in coordinates.wcs_cards(out.wcs, out.origin).cards:
@@ -884,7 +896,7 @@ def _noise_cards(cards: fits.Header, used: Sequence[FrameRecord], options: Stack
         return
     weights, scales = [r.weight for r in used], [r.scale for r in used]
     gain = header.effective_gain(weights, scales, gains)
-    ratio = header.median_noise_ratio(len(used)) if options.combine.combine == "median" else 1.0
+    ratio = float(median_noise_ratios(len(used))[-1]) if options.combine.combine == "median" else 1.0
     cards["GAIN"] = (gain / ratio, "[e-/adu] effective, of the stack")
     cards["EGAIN"] = (gain / ratio, "[e-/adu] effective, of the stack")
     noises = [r.frame.rdnoise for r in used]

@@ -49,7 +49,8 @@ def without(header: fits.Header, *patterns: re.Pattern[str]) -> fits.Header:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 card.verify("silentfix")
-                kept.append((keyword, card.value, card.comment), end=True)
+                # through its image, so that an over-long comment is cut here and not at each later writing
+                kept.append(fits.Card.fromstring(fits.Card(keyword, card.value, card.comment).image), end=True)
         except (fits.VerifyError, ValueError):
             continue
     return kept
