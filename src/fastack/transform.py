@@ -31,8 +31,10 @@ ENOUGH = {
 }  # stars for the automatic choice
 SPREAD = {"affine": 0.03, "quadratic": 0.01, "cubic": 0.005}  # least to greatest singular value of the design
 # of the F test by which a model is taken: stricter where a wrong choice costs more at the edges of the field
-SIGNIFICANCE = {"similarity": 3e-3, "affine": 1e-2, "quadratic": 3e-4, "cubic": 1e-4}
-WORTH = 1.5  # errors by which a higher model must move the edges of the stars' area
+SIGNIFICANCE = {"similarity": 3e-3, "affine": 1e-2, "quadratic": 1e-3, "cubic": 3e-4}
+FROM_SHIFT = 0.1  # factor to it where a shift would do: its two numbers are known best of all
+WITHOUT_ONE = 0.05  # the same with any one star left out: an outlier of great leverage must not decide
+WORTH = 1.3  # errors by which a higher model must move the edges of the stars' area
 UNLIKELY = 1e-5  # probability of chi^2 from which the given errors are called too small
 SAMPLES = 80  # pairs of stars behind the first guess
 JURY = 80  # stars that judge it, at most
@@ -77,7 +79,7 @@ def fit(
     within ``options.clip`` robust sigmas of itself until their set no longer changes. ``"auto"`` goes up the
     ladder shift, similarity, affine, quadratic, cubic and takes a higher model where an F test on the same
     stars calls its gain real, with any one star left out, and the edges of the stars' area move by more than
-    1.5 times the error that the model brings in there.
+    1.3 times the error that the model brings in there.
     """
     return _fit(reference_xy, frame_xy, reference_err, frame_err, options)[0]
 
@@ -206,15 +208,15 @@ class _Pairs:
         """Whether a higher model is worth its terms."""
         keep, variance = higher.keep, higher.variance
         low = self.solve(lower, keep, variance)
-        free = 2 * (keep.sum() - 1) - FREE[higher.model]
-        if free < 1:
+        more, free = FREE[higher.model] - FREE[lower], 2 * keep.sum() - FREE[higher.model]
+        if free < 3:
             return False
-        more = FREE[higher.model] - FREE[lower]
-        # F tests on the same stars, any one of them left out: an outlier of great leverage must not decide
-        chi_low = self.without_one(lower, low, keep, variance)
-        chi_high = self.without_one(higher.model, higher.c, keep, variance)
-        ratio = np.min(np.maximum(chi_low - chi_high, 0) / chi_high) * free / more
-        if fdtrc(more, free, ratio) > SIGNIFICANCE[higher.model]:
+        all_low, some_low = self.chi2_without_one(lower, low, keep, variance)
+        all_high, some_high = self.chi2_without_one(higher.model, higher.c, keep, variance)
+        gain = max(all_low - all_high, 0) / all_high * free / more
+        least = np.min(np.maximum(some_low - some_high, 0) / some_high) * (free - 2) / more
+        limit = SIGNIFICANCE[higher.model] * (FROM_SHIFT if lower == "shift" else 1)
+        if fdtrc(more, free, gain) > limit or fdtrc(more, free - 2, least) > WITHOUT_ONE:
             return False
         # what a few bright stars ask for must not be carried to the edges where it is worth nothing
         reach_u, reach_v = np.abs(self.basis[:, 1:3]).max(axis=0)
@@ -224,11 +226,12 @@ class _Pairs:
         error = np.einsum("ij,jk,ik->i", edge, self.covariance(higher), edge)
         return bool(np.sum(moved**2) > 2 * WORTH**2 * error.sum())
 
-    def without_one(self, model: str, c: Array, keep: Mask, variance: Array) -> Array:
-        """Chi^2 of the fits that leave out one of the stars in `keep` each (Cook & Weisberg 1982, ch. 2)."""
+    def chi2_without_one(self, model: str, c: Array, keep: Mask, variance: Array) -> tuple[float, Array]:
+        """Chi^2, and that of the fits that leave out one star each (Cook & Weisberg 1982, ch. 2)."""
         squared = np.sum(self.residuals(c)[keep] ** 2, axis=1) / variance[keep]
+        total = float(squared.sum() + 2 * np.sum(FINEST**2 / variance[keep]))
         own = squared / np.maximum(1 - self.leverage(model, keep, variance)[keep], 1e-9)
-        return np.asarray(squared.sum() - own + 2 * np.sum(FINEST**2 / variance[keep]))
+        return total, np.maximum(total - own, 1e-12 * total)
 
     def settle(self, model: str, keep: Mask) -> _Solution:
         """Fit and clip until the set of stars stays; again with a floor on the errors, if they need one."""
