@@ -33,7 +33,7 @@ SPREAD = {"affine": 0.03, "quadratic": 0.01, "cubic": 0.005}  # least to greates
 # of the F test by which a model is taken: stricter where a wrong choice costs more at the edges of the field
 SIGNIFICANCE = {"similarity": 3e-3, "affine": 1e-2, "quadratic": 1e-3, "cubic": 3e-4}
 FROM_SHIFT = 0.1  # factor to it where a shift would do: its two numbers are known best of all
-WITHOUT_ONE = 0.05  # the same with any one star left out: an outlier of great leverage must not decide
+WITHOUT_ONE = 0.1  # the same with any one star left out: an outlier of great leverage must not decide
 WORTH = 1.3  # errors by which a higher model must move the edges of the stars' area
 UNLIKELY = 1e-5  # probability of chi^2 from which the given errors are called too small
 SAMPLES = 80  # pairs of stars behind the first guess
