@@ -260,7 +260,8 @@ def test_from_wcs() -> None:
 def _maxima(path: Path) -> Stars:
     """Local maxima 8 sigma above the sky with their centres of gravity in 3x3 pixels."""
     image = fits.getdata(path).astype(float)
-    image -= ndimage.median_filter(image, 25)
+    image -= np.median(image)
+    image -= ndimage.uniform_filter(np.minimum(image, 3 * 1.4826 * np.median(np.abs(image))), 25)
     noise = 1.4826 * np.median(np.abs(image))
     peak = (image == ndimage.maximum_filter(image, 5)) & (image > 8 * noise)
     y, x = np.nonzero(peak)

@@ -31,8 +31,10 @@ ENOUGH = {
 }  # stars for the automatic choice
 SPREAD = {"affine": 0.03, "quadratic": 0.01, "cubic": 0.005}  # least to greatest singular value of the design
 # of the F test by which a model is taken: stricter where a wrong choice costs more at the edges of the field
-SIGNIFICANCE = {"similarity": 3e-3, "affine": 1e-2, "quadratic": 3e-4, "cubic": 1e-4}
-WORTH = 1.5  # errors by which a higher model must move the edges of the stars' area
+SIGNIFICANCE = {"similarity": 3e-3, "affine": 1e-2, "quadratic": 1e-3, "cubic": 3e-4}
+FROM_SHIFT = 0.1  # factor to it where a shift would do: its two numbers are known best of all
+WITHOUT_ONE = 0.1  # the same with any one star left out: an outlier of great leverage must not decide
+WORTH = 1.3  # errors by which a higher model must move the edges of the stars' area
 UNLIKELY = 1e-5  # probability of chi^2 from which the given errors are called too small
 SAMPLES = 80  # pairs of stars behind the first guess
 JURY = 80  # stars that judge it, at most
@@ -76,8 +78,8 @@ def fit(
     1984, J. Am. Stat. Assoc. 79, 871); then each model is fitted by weighted least squares to the stars
     within ``options.clip`` robust sigmas of itself until their set no longer changes. ``"auto"`` goes up the
     ladder shift, similarity, affine, quadratic, cubic and takes a higher model where an F test on the same
-    stars calls its gain real and the edges of the stars' area move by more than 1.5 times the error that the
-    model brings in there.
+    stars calls its gain real, with any one star left out, and the edges of the stars' area move by more than
+    1.3 times the error that the model brings in there.
     """
     return _fit(reference_xy, frame_xy, reference_err, frame_err, options)[0]
 
@@ -203,23 +205,33 @@ class _Pairs:
         return bool(squares[0] > SPREAD[model] ** 2 * squares[-1])
 
     def better(self, lower: str, higher: _Solution) -> bool:
-        """F test of the higher model against the lower one, on the same stars and weights."""
+        """Whether a higher model is worth its terms."""
         keep, variance = higher.keep, higher.variance
-        finest = 2 * np.sum(FINEST**2 / variance[keep])
-        chi_high = self.chi2(higher.c, keep, variance) + finest
         low = self.solve(lower, keep, variance)
-        chi_low = self.chi2(low, keep, variance) + finest
         more, free = FREE[higher.model] - FREE[lower], 2 * keep.sum() - FREE[higher.model]
-        ratio = max(chi_low - chi_high, 0) / more / (chi_high / free)
-        if fdtrc(more, free, ratio) > SIGNIFICANCE[higher.model]:
+        if free < 3:
+            return False
+        all_low, some_low = self.chi2_without_one(lower, low, keep, variance)
+        all_high, some_high = self.chi2_without_one(higher.model, higher.c, keep, variance)
+        gain = max(all_low - all_high, 0) / all_high * free / more
+        least = np.min(np.maximum(some_low - some_high, 0) / some_high) * (free - 2) / more
+        limit = SIGNIFICANCE[higher.model] * (FROM_SHIFT if lower == "shift" else 1)
+        if fdtrc(more, free, gain) > limit or fdtrc(more, free - 2, least) > WITHOUT_ONE:
             return False
         # what a few bright stars ask for must not be carried to the edges where it is worth nothing
         reach_u, reach_v = np.abs(self.basis[:, 1:3]).max(axis=0)
         edge = _monomials(reach_u * np.array([-1, -1, 1, 1]), reach_v * np.array([-1, 1, -1, 1]))
-        gain = edge[:, : len(higher.c)] @ higher.c - edge[:, : TERMS[lower]] @ low
+        moved = edge[:, : len(higher.c)] @ higher.c - edge[:, : TERMS[lower]] @ low
         edge = edge[:, : len(higher.c)]
         error = np.einsum("ij,jk,ik->i", edge, self.covariance(higher), edge)
-        return bool(np.sum(gain**2) > 2 * WORTH**2 * error.sum())
+        return bool(np.sum(moved**2) > 2 * WORTH**2 * error.sum())
+
+    def chi2_without_one(self, model: str, c: Array, keep: Mask, variance: Array) -> tuple[float, Array]:
+        """Chi^2, and that of the fits that leave out one star each (Cook & Weisberg 1982, ch. 2)."""
+        squared = np.sum(self.residuals(c)[keep] ** 2, axis=1) / variance[keep]
+        total = float(squared.sum() + 2 * np.sum(FINEST**2 / variance[keep]))
+        own = squared / np.maximum(1 - self.leverage(model, keep, variance)[keep], 1e-9)
+        return total, np.maximum(total - own, 1e-12 * total)
 
     def settle(self, model: str, keep: Mask) -> _Solution:
         """Fit and clip until the set of stars stays; again with a floor on the errors, if they need one."""
@@ -232,14 +244,12 @@ class _Pairs:
         return _Solution(model, c, keep, near, variance, self.parity)
 
     def clipped(self, model: str, keep: Mask, variance: Array) -> tuple[Array, Mask, Mask]:
-        n = len(self.b)
         for _ in range(ROUNDS):
             c = self.solve(model, keep, variance)
             distance = np.linalg.norm(self.residuals(c), axis=1) / np.sqrt(variance)
-            if len(c) > 3:
-                distance /= self.expected(len(c), keep, variance)
+            distance /= self.expected(model, keep, variance)
             # the median distance of a two-dimensional normal law is 1.177 sigma
-            sigma = np.median(distance[keep]) / 1.1774 * np.sqrt(n / max(n - FREE[model] / 2, 1))
+            sigma = np.median(distance[keep]) / 1.1774
             least = 1.0 if self.known else FINEST
             limit = self.clip * max(sigma, least)
             inside = distance <= limit
@@ -248,12 +258,24 @@ class _Pairs:
             keep = inside
         return self.solve(model, keep, variance), keep, distance <= 2 * limit
 
-    def expected(self, m: int, keep: Mask, variance: Array) -> Array:
+    def expected(self, model: str, keep: Mask, variance: Array) -> Array:
         """Error of a residual over the star's own: below 1 for the stars behind the fit, above for others."""
-        scaled = self.basis[:, :m] / np.sqrt(variance)[:, None]
-        inverse = np.linalg.pinv(scaled[keep].T @ scaled[keep])
-        leverage = np.sum(scaled @ inverse * scaled, axis=1)
+        leverage = self.leverage(model, keep, variance)
         return np.asarray(np.sqrt(np.where(keep, np.maximum(1 - leverage, 0.05), 1 + leverage)))
+
+    def leverage(self, model: str, keep: Mask, variance: Array) -> Array:
+        """(n,) variance of the fit at a star, over the star's own."""
+        weight = 1 / variance
+        if model in ("shift", "similarity"):
+            at = np.full(len(weight), 1 / weight[keep].sum())
+            if model == "similarity":
+                uv = self.basis[:, 1:3]
+                square = np.sum((uv - weight[keep] @ uv[keep] * at[0]) ** 2, axis=1)
+                at = at + square / (weight[keep] @ square[keep])
+            return np.asarray(weight * at)
+        basis = self.basis[:, : TERMS[model]]
+        inverse = np.linalg.pinv(basis[keep].T * weight[keep] @ basis[keep])
+        return np.asarray(weight * np.sum(basis @ inverse * basis, axis=1))
 
     def floor(self, model: str, c: Array, keep: Mask) -> float:
         """Variance to add to all stars so that chi^2 is no larger than it should be (Paule & Mandel 1982)."""
