@@ -137,3 +137,29 @@ def subtract(image: Any, background: Background) -> FloatImage:
     if pixels.shape != background.shape:
         raise ValueError(f"the image has shape {pixels.shape}, its background {background.shape}")
     return _pixels.background_subtract(pixels, background.level)
+
+
+def pixel_noise(image: FloatImage, rows: int = 64) -> float:
+    """White noise of one pixel, whatever stars and gradients are there.
+
+    Parameters
+    ----------
+    image : (ny, nx) float32 ndarray
+        NaN is missing.
+    rows : int
+        Rows that are looked at, spread evenly over the image.
+
+    Returns
+    -------
+    float, unit of `image`
+        Standard deviation, from the median absolute second difference along the rows: the difference of a pixel and
+        the mean of its neighbours has 3/2 of a pixel's variance, and neither a slope nor the wings of stars enter.
+        NaN where nothing can be measured.
+    """
+    ny = image.shape[0]
+    some = np.asarray(image[np.unique(np.linspace(0, ny - 1, min(rows, ny)).astype(int))], np.float64)
+    if some.shape[1] < 3:
+        return float("nan")
+    second = some[:, 1:-1] - 0.5 * (some[:, :-2] + some[:, 2:])
+    second = np.abs(second[np.isfinite(second)])
+    return float(1.4826 * np.median(second) / np.sqrt(1.5)) if second.size else float("nan")

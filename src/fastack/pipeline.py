@@ -341,7 +341,11 @@ def _measure_one(frame: frames.Frame, *, calibration: calibrate.Calibration, opt
             options=replace(options.measure, gain=frame.gain, saturation=level),
         )
         quality = replace(
-            quality, saturated=section.n_saturated, n_stars=len(clean), n_sharp=len(found) - len(clean)
+            quality,
+            saturated=section.n_saturated,
+            n_stars=len(clean),
+            n_sharp=len(found) - len(clean),
+            noise=background.pixel_noise(image),
         )
         stars = _flag_saturated(stars, section, quality.fwhm)
         artefacts = find_artefacts(
@@ -434,7 +438,9 @@ def register(
     reporter.finish()
     solved = [r for r in live if r.reason is None and r.transform is not None]
     reasons = transform.consistent(
-        [r.transform for r in solved if r.transform is not None], [r.frame.shape for r in solved]
+        [r.transform for r in solved if r.transform is not None],
+        [r.frame.shape for r in solved],
+        log_odds=[r.log_odds for r in solved],
     )
     for r, reason in zip(solved, reasons, strict=True):
         if reason is not None and r is not reference:
@@ -461,7 +467,7 @@ def _register_by_stars(
             r.transform, pairs = transform.register(
                 reference.stars, r.stars, guess=guess, match_options=options.match, options=options.transform
             )
-            guess, r.n_matched = r.transform, len(pairs)
+            guess, r.n_matched, r.log_odds = r.transform, len(pairs), pairs.log_odds
             if pairs.weak:
                 r.notes += ("registered on three stars alone",)
         except MatchError as error:
@@ -501,7 +507,7 @@ def _register_over(record: FrameRecord, neighbour: FrameRecord, reference: Frame
     except MatchError:
         record.transform = guess
         record.notes += (f"registered over {neighbour.name}",)
-    record.n_matched = len(pairs)
+    record.n_matched, record.log_odds = len(pairs), pairs.log_odds
     return True
 
 
@@ -640,6 +646,7 @@ class Job:
     transforms: list[Transform]  #: output pixels to frame pixels
     calibration: calibrate.Calibration
     noise: NoiseModel
+    levels: Array  #: sky of each frame, ADU of the frame
     pedestal: float
     shape: tuple[int, int]
     options: StackOptions
@@ -662,17 +669,22 @@ class Job:
         def column(values: Iterator[Any]) -> Array:
             return np.array([np.nan if v is None else v for v in values], float)
 
+        levels = column(r.sky for r in used)
+        measured = column(r.quality.noise if r.quality else None for r in used)
+        gain = column(r.frame.gain for r in used)
+        light, rdnoise = _split_noise(measured, gain, column(r.frame.rdnoise for r in used), levels)
         noise = NoiseModel(
             weight=column(r.weight for r in used),
             scale=column(r.scale for r in used),
-            sky=column(r.sky for r in used),
-            gain=column(r.frame.gain for r in used),
-            rdnoise=column(r.frame.rdnoise for r in used),
-            noise=column(r.quality.noise if r.quality else None for r in used),
+            sky=light,
+            gain=gain,
+            rdnoise=rdnoise,
+            noise=measured,
             area=column(t.magnification**2 for t in transforms),
             fwhm=column(
                 r.quality.fwhm / t.magnification if r.quality else None for r, t in zip(used, transforms, strict=True)
             ),
+            shade=_shades(calibration, transforms, out.shape),
         )
         return cls(
             frames=[r.frame for r in used],
@@ -681,11 +693,47 @@ class Job:
             transforms=transforms,
             calibration=calibration,
             noise=noise,
+            levels=levels,
             pedestal=0.0 if options.subtract_sky else reference.background.sky,
             shape=out.shape,
             options=options,
             maps=maps,
         )
+
+
+def _split_noise(noise: Array, gain: Array, rdnoise: Array, level: Array) -> tuple[Array, Array]:
+    """Light (ADU) and read noise (e-) that together make the measured background noise.
+
+    The level of the sky alone does not tell its photon noise: raw frames stand on a bias pedestal, others had their
+    sky taken away. What was measured does. Without a gain the level is all there is.
+    """
+    electrons = noise * gain
+    read = np.where(np.isfinite(rdnoise), np.minimum(rdnoise, electrons), 0.0)
+    known = np.isfinite(electrons)
+    return np.where(known, (electrons**2 - read**2) / gain, level), np.where(known, read, rdnoise)
+
+
+def _shades(
+    calibration: calibrate.Calibration, transforms: Sequence[Transform], shape: tuple[int, int]
+) -> FloatImage | None:
+    """(n, by, bx) of 1/flat for each frame on blocks of 16 x 16 output pixels; None without a flat."""
+    if calibration.inv_flat is None:
+        return None
+    block = grid.ANCHOR
+    ny, nx = (s // block for s in calibration.inv_flat.shape)
+    if not ny * nx:
+        return None
+    cells = calibration.inv_flat[: ny * block, : nx * block].reshape(ny, block, nx, block)
+    known = np.isfinite(cells)
+    coarse = np.where(known, cells, 0).sum(axis=(1, 3)) / np.maximum(known.sum(axis=(1, 3)), 1)
+    coarse[coarse <= 0] = 1.0
+    y, x = (np.arange(-(-s // block)) * block + (block - 1) / 2 for s in shape)
+    centres = np.stack([a.ravel() for a in np.meshgrid(x, y)], axis=1)
+    out = np.empty((len(transforms), len(y), len(x)), np.float32)
+    for k, to_frame in enumerate(transforms):
+        at = np.floor(to_frame(centres) / block).astype(int)
+        out[k] = coarse[np.clip(at[:, 1], 0, ny - 1), np.clip(at[:, 0], 0, nx - 1)].reshape(out.shape[1:])
+    return out
 
 
 def _by_row(pixels: np.ndarray | None) -> np.ndarray:
@@ -731,7 +779,7 @@ def stack_tile(tile: grid.Tile, job: Job) -> Combined:
             to_frame,
             wide,
             scale=float(job.noise.scale[i]),
-            sky=float(job.noise.sky[i]),
+            sky=float(job.levels[i]),
             offset=job.pedestal,
             out=cube[i],
             factor=factor[i],

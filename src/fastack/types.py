@@ -355,6 +355,7 @@ class FrameRecord:
     artefacts: NDArray[np.int32] | None = field(default=None, repr=False)  #: (k, 2) x, y of hot and cosmic-ray pixels
     transform: Transform | None = None  #: reference pixels to frame pixels
     n_matched: int = 0
+    log_odds: float = float("inf")  #: natural logarithm of the odds of the match
     scale: float = 1.0  #: flux scale to the reference
     scale_err: float = 0.0
     sky: float = 0.0  #: level subtracted before scaling, ADU of the frame
