@@ -12,7 +12,8 @@ using Four = std::array<std::ptrdiff_t, 4>;
 using Pair = std::array<std::ptrdiff_t, 2>;
 
 Kernel kernel_named(const std::string& name) {
-    constexpr const char* names[] = {"nearest", "bilinear", "bicubic", "lanczos2", "lanczos3", "lanczos4", "area"};
+    constexpr const char* names[] = {"nearest",  "bilinear", "bicubic", "lanczos2",
+                                     "lanczos3", "lanczos4", "area"};
     const auto* const found = std::find(std::begin(names), std::end(names), name);
     require(found != std::end(names), "unknown kernel '" + name + "'");
     return static_cast<Kernel>(found - std::begin(names));
@@ -20,7 +21,8 @@ Kernel kernel_named(const std::string& name) {
 
 Map as_map(const DoubleArray& cx, const DoubleArray& cy, std::array<double, 2> origin, double scale) {
     const Span<const double> x = as_span(cx, "cx"), y = as_span(cy, "cy");
-    require(x.size == y.size && (x.size == 3 || x.size == 6 || x.size == 10), "cx and cy must have 3, 6 or 10 terms");
+    require(x.size == y.size && (x.size == 3 || x.size == 6 || x.size == 10),
+            "cx and cy must have 3, 6 or 10 terms");
     constexpr int power[] = {0, 1, 1, 2, 2, 2, 3, 3, 3, 3};
     Map map;
     map.origin_x = origin[0], map.origin_y = origin[1];
@@ -33,7 +35,9 @@ Map as_map(const DoubleArray& cx, const DoubleArray& cy, std::array<double, 2> o
     return map;
 }
 
-Box as_box(const Four& tile) { return {tile[0], tile[1], tile[2], tile[3]}; }
+Box as_box(const Four& tile) {
+    return {tile[0], tile[1], tile[2], tile[3]};
+}
 
 template <class T> Image<T> tile_plane(std::optional<Array<T>>& a, Box tile, const char* name) {
     if (!a)
@@ -48,36 +52,49 @@ template <class T> Image<T> tile_plane(std::optional<Array<T>>& a, Box tile, con
 void bind_resample(py::module_& m) {
     m.def(
         "input_window",
-        [](const DoubleArray& cx, const DoubleArray& cy, std::array<double, 2> origin, double unit, const Four& tile,
-           const Pair& shape, const std::string& kernel) -> std::optional<Four> {
-            const Box b = input_window(as_map(cx, cy, origin, unit), as_box(tile), shape[0], shape[1], kernel_named(kernel));
+        [](const DoubleArray& cx, const DoubleArray& cy, std::array<double, 2> origin, double unit,
+           const Four& tile, const Pair& shape, const std::string& kernel) -> std::optional<Four> {
+            const Box b = input_window(as_map(cx, cy, origin, unit), as_box(tile), shape[0], shape[1],
+                                       kernel_named(kernel));
             return b.empty() ? std::nullopt : std::optional<Four>({b.y0, b.y1, b.x0, b.x1});
         },
         "cx"_a.noconvert(), "cy"_a.noconvert(), "origin"_a, "unit"_a, "tile"_a, "shape"_a, "kernel"_a);
     m.def(
         "resample_tile",
-        [](const FloatArray& section, const Pair& section_origin, const Pair& frame_shape, const DoubleArray& cx,
-           const DoubleArray& cy, std::array<double, 2> origin, double unit, const Four& tile, const std::string& kernel,
-           float max_lost, float scale, float offset, float sky, float level, std::optional<FloatArray> out,
-           std::optional<Array<std::uint8_t>> factor, const std::optional<Array<std::int32_t>>& saturated,
-           std::optional<Array<std::uint16_t>> saturated_count, std::optional<Array<std::uint8_t>> flags, bool square) {
+        [](const FloatArray& section, const Pair& section_origin, const Pair& frame_shape,
+           const DoubleArray& cx, const DoubleArray& cy, std::array<double, 2> origin, double unit,
+           const Four& tile, const std::string& kernel, float max_lost, float scale, float offset, float sky,
+           float level, std::optional<FloatArray> out, std::optional<Array<std::uint8_t>> factor,
+           const std::optional<Array<std::int32_t>>& saturated,
+           std::optional<Array<std::uint16_t>> saturated_count, std::optional<Array<std::uint8_t>> flags,
+           bool square) {
             const Box box = as_box(tile);
             const Map map = as_map(cx, cy, origin, unit);
-            Section from{as_image(section, "section"), section_origin[0], section_origin[1], frame_shape[0],
-                         frame_shape[1], scale, offset, sky, level, {}};
+            Section from{as_image(section, "section"),
+                         section_origin[0],
+                         section_origin[1],
+                         frame_shape[0],
+                         frame_shape[1],
+                         scale,
+                         offset,
+                         sky,
+                         level,
+                         {}};
             if (saturated) {
-                require(saturated->ndim() == 2 && saturated->shape(1) == 2, "saturated must have shape (k, 2)");
+                require(saturated->ndim() == 2 && saturated->shape(1) == 2,
+                        "saturated must have shape (k, 2)");
                 from.saturated = {saturated->data(), saturated->size()};
             }
             require(out.has_value(), "out is needed");
             const Resampled to{tile_plane(out, box, "out"), tile_plane(factor, box, "factor"),
-                               tile_plane(flags, box, "flags"), tile_plane(saturated_count, box, "saturated_count")};
+                               tile_plane(flags, box, "flags"),
+                               tile_plane(saturated_count, box, "saturated_count")};
             const ResampleHow how{kernel_named(kernel), max_lost, square};
             py::gil_scoped_release release;
             resample_tile(from, map, box, how, to);
         },
-        "section"_a.noconvert(), "section_origin"_a, "frame_shape"_a, "cx"_a.noconvert(), "cy"_a.noconvert(), "origin"_a,
-        "unit"_a, "tile"_a, "kernel"_a, "max_lost"_a, "scale"_a, "offset"_a, "sky"_a, "level"_a, "out"_a.noconvert(),
-        "factor"_a.noconvert(), "saturated"_a.noconvert(), "saturated_count"_a.noconvert(), "flags"_a.noconvert(),
-        "square"_a);
+        "section"_a.noconvert(), "section_origin"_a, "frame_shape"_a, "cx"_a.noconvert(), "cy"_a.noconvert(),
+        "origin"_a, "unit"_a, "tile"_a, "kernel"_a, "max_lost"_a, "scale"_a, "offset"_a, "sky"_a, "level"_a,
+        "out"_a.noconvert(), "factor"_a.noconvert(), "saturated"_a.noconvert(),
+        "saturated_count"_a.noconvert(), "flags"_a.noconvert(), "square"_a);
 }

@@ -57,7 +57,8 @@ std::array<float, 4> interpolate(std::array<double, 4> z, std::array<double, 4> 
             c[k] = c[k - 1] - z[i] * c[k];
         c[0] = value[i] - z[i] * c[0];
     }
-    return {static_cast<float>(c[0]), static_cast<float>(c[1]), static_cast<float>(c[2]), static_cast<float>(c[3])};
+    return {static_cast<float>(c[0]), static_cast<float>(c[1]), static_cast<float>(c[2]),
+            static_cast<float>(c[3])};
 }
 
 /// The polynomials of ResampleKernel, interpolated at Chebyshev nodes; no weight errs by more than 2e-6.
@@ -91,19 +92,26 @@ const ResampleKernel& expanded(Kernel kernel) {
     static const ResampleKernel lanczos3 = expand([](double x) { return lanczos(x, 3); }, 6);
     static const ResampleKernel lanczos4 = expand([](double x) { return lanczos(x, 4); }, 8);
     switch (kernel) {
-    case Kernel::nearest: return nearest;
-    case Kernel::bilinear: return bilinear;
-    case Kernel::bicubic: return bicubic;
-    case Kernel::lanczos2: return lanczos2;
-    case Kernel::lanczos4: return lanczos4;
-    default: return lanczos3;
+    case Kernel::nearest:
+        return nearest;
+    case Kernel::bilinear:
+        return bilinear;
+    case Kernel::bicubic:
+        return bicubic;
+    case Kernel::lanczos2:
+        return lanczos2;
+    case Kernel::lanczos4:
+        return lanczos4;
+    default:
+        return lanczos3;
     }
 }
 
 // --- maps
 
 double evaluate(const double (&c)[10], double u, double v) {
-    return c[0] + u * (c[1] + u * (c[3] + u * c[6] + v * c[7]) + v * (c[4] + v * c[8])) + v * (c[2] + v * (c[5] + v * c[9]));
+    return c[0] + u * (c[1] + u * (c[3] + u * c[6] + v * c[7]) + v * (c[4] + v * c[8])) +
+           v * (c[2] + v * (c[5] + v * c[9]));
 }
 
 double derivative_u(const double (&c)[10], double u, double v) {
@@ -115,22 +123,26 @@ double derivative_v(const double (&c)[10], double u, double v) {
 }
 
 double determinant(const Map& m, double u, double v) {
-    return derivative_u(m.x, u, v) * derivative_v(m.y, u, v) - derivative_v(m.x, u, v) * derivative_u(m.y, u, v);
+    return derivative_u(m.x, u, v) * derivative_v(m.y, u, v) -
+           derivative_v(m.x, u, v) * derivative_u(m.y, u, v);
 }
 
 struct Range {
     double low, high;
 };
 
-/// Bounds of a cubic over a rectangle: its values on a mesh, and as much as it can differ from a plane in between.
+/// Bounds of a cubic over a rectangle: its values on a mesh, and as much as it can differ from a plane in
+/// between.
 Range bounds(const double (&c)[10], double u0, double u1, double v0, double v1) {
     double bend = 0; // largest second derivatives; those of a cubic are largest in a corner
     const double du = u1 - u0, dv = v1 - v0;
     for (double u : {u0, u1})
         for (double v : {v0, v1}) {
-            const double uu = 2 * c[3] + 6 * c[6] * u + 2 * c[7] * v, vv = 2 * c[5] + 6 * c[9] * v + 2 * c[8] * u;
+            const double uu = 2 * c[3] + 6 * c[6] * u + 2 * c[7] * v,
+                         vv = 2 * c[5] + 6 * c[9] * v + 2 * c[8] * u;
             const double uv = c[4] + 2 * c[7] * u + 2 * c[8] * v;
-            bend = std::max(bend, std::fabs(uu) * du * du + 2 * std::fabs(uv) * du * dv + std::fabs(vv) * dv * dv);
+            bend = std::max(bend,
+                            std::fabs(uu) * du * du + 2 * std::fabs(uv) * du * dv + std::fabs(vv) * dv * dv);
         }
     const int n = bend == 0 ? 1 : static_cast<int>(std::clamp(std::ceil(std::sqrt(bend * 2)), 1.0, 64.0));
     Range range{std::numeric_limits<double>::infinity(), -std::numeric_limits<double>::infinity()};
@@ -143,11 +155,17 @@ Range bounds(const double (&c)[10], double u0, double u1, double v0, double v1) 
     return {range.low - between, range.high + between};
 }
 
-std::ptrdiff_t whole(double x) { return static_cast<std::ptrdiff_t>(std::floor(std::clamp(x, -1e9, 1e9))); }
+std::ptrdiff_t whole(double x) {
+    return static_cast<std::ptrdiff_t>(std::floor(std::clamp(x, -1e9, 1e9)));
+}
 
-std::ptrdiff_t round_down(std::ptrdiff_t x, std::ptrdiff_t unit) { return x - (x % unit + unit) % unit; }
+std::ptrdiff_t round_down(std::ptrdiff_t x, std::ptrdiff_t unit) {
+    return x - (x % unit + unit) % unit;
+}
 
-std::ptrdiff_t round_up(std::ptrdiff_t x, std::ptrdiff_t unit) { return round_down(x + unit - 1, unit); }
+std::ptrdiff_t round_up(std::ptrdiff_t x, std::ptrdiff_t unit) {
+    return round_down(x + unit - 1, unit);
+}
 
 /// Frame pixels under the kernels of a tile, blocks being computed whole; not yet cut to the frame.
 Box footprint(const Map& map, Box tile, Kernel kernel) {
@@ -165,8 +183,8 @@ Box footprint(const Map& map, Box tile, Kernel kernel) {
         return {whole(y.low + 0.5 - margin), whole(y.high + 0.5 + margin) + 1, whole(x.low + 0.5 - margin),
                 whole(x.high + 0.5 + margin) + 1};
     const int reach = expanded(kernel).taps / 2;
-    return {whole(y.low - margin) - reach + 1, whole(y.high + margin) + reach + 1, whole(x.low - margin) - reach + 1,
-            whole(x.high + margin) + reach + 1};
+    return {whole(y.low - margin) - reach + 1, whole(y.high + margin) + reach + 1,
+            whole(x.low - margin) - reach + 1, whole(x.high + margin) + reach + 1};
 }
 
 Box common(Box a, Box b) {
@@ -205,7 +223,7 @@ struct Turn {
 
 ResampleLine line_at(const Map& m, double v, bool folded) {
     ResampleLine line{};
-    const auto along = [v](const double(&c)[10], double(&value)[4], double(&du)[4], double(&dv)[4]) {
+    const auto along = [v](const double (&c)[10], double (&value)[4], double (&du)[4], double (&dv)[4]) {
         value[0] = c[0] + v * (c[2] + v * (c[5] + v * c[9]));
         value[1] = c[1] + v * (c[4] + v * c[8]);
         value[2] = c[3] + v * c[7];
@@ -237,7 +255,8 @@ class Buffer {
         pixels_.resize(static_cast<std::size_t>(height * width + 32));
         start_ = (64 - reinterpret_cast<std::uintptr_t>(pixels_.data()) % 64) % 64 / sizeof(float);
         float* const to = pixels_.data() + start_;
-        const Box held = turn({section.y0, section.y0 + section.pixels.ny, section.x0, section.x0 + section.pixels.nx});
+        const Box held =
+            turn({section.y0, section.y0 + section.pixels.ny, section.x0, section.x0 + section.pixels.nx});
         const Box in = common(common(held, frame), {q0, q0 + height, p0, p0 + width});
         if (in.empty()) {
             std::fill_n(to, height * width, nan);
@@ -317,13 +336,13 @@ bool is_straight(const Map& m, const ResamplePlan& plan, int b, double u, double
     // Terms of q that the expansion leaves out, at lane 8 and row 4 of the block's middle.
     const double bend = 16 * std::fabs(m.y[5] + 3 * m.y[9] * v + m.y[8] * u) + 64 * std::fabs(m.y[9]) +
                         256 * std::fabs(m.y[7]) + 128 * std::fabs(m.y[8]);
-    return std::fabs(p1) < 2e-3 && std::fabs(p2) < 2e-5 && std::fabs(p3) < 2e-8 && drift < 1.2e-3 && bend < 2e-5 &&
-           15.5 * std::fabs(q1) + 64 * std::fabs(q2) + 512 * std::fabs(q3) < 1;
+    return std::fabs(p1) < 2e-3 && std::fabs(p2) < 2e-5 && std::fabs(p3) < 2e-8 && drift < 1.2e-3 &&
+           bend < 2e-5 && 15.5 * std::fabs(q1) + 64 * std::fabs(q2) + 512 * std::fabs(q3) < 1;
 }
 
 /// Rows and columns of the buffer that a block of one row may touch.
 Box touched(const Buffer& buffer, const ResamplePlan& plan, int b, int taps) {
-    const auto half = [b](const float(&c)[4][16]) {
+    const auto half = [b](const float (&c)[4][16]) {
         const float h = 8 * std::fabs(c[1][b]) + 64 * std::fabs(c[2][b]) + 512 * std::fabs(c[3][b]);
         return static_cast<std::ptrdiff_t>(std::min(h, 1e9f)) + 2;
     };
@@ -333,8 +352,8 @@ Box touched(const Buffer& buffer, const ResamplePlan& plan, int b, int taps) {
 }
 
 /// Blocks [b0, b1) of the rows [y0, y1) of one group in one strip.
-void resample_group(const Work& work, const Buffer& buffer, std::ptrdiff_t y0, std::ptrdiff_t y1, std::ptrdiff_t strip,
-                    int b0, int b1) {
+void resample_group(const Work& work, const Buffer& buffer, std::ptrdiff_t y0, std::ptrdiff_t y1,
+                    std::ptrdiff_t strip, int b0, int b1) {
     const ResampleRows& row = rows().resample;
     const Map& map = work.turn.map;
     const int taps = work.kernel.taps, n = static_cast<int>(y1 - y0);
@@ -354,8 +373,9 @@ void resample_group(const Work& work, const Buffer& buffer, std::ptrdiff_t y0, s
     // Weights with a kink are not expanded: nearest and bilinear take blocks of exact unit step only.
     std::array<bool, 16> straight{};
     for (int b = b0; b < b1; ++b)
-        straight[b] = !work.how.square && (taps > 2 || (middle.p[1][b] == 1 && middle.drift[0][b] == 0)) &&
-                      is_straight(map, middle, b, first + 16.0 * b, static_cast<double>(center) - map.origin_y);
+        straight[b] =
+            !work.how.square && (taps > 2 || (middle.p[1][b] == 1 && middle.drift[0][b] == 0)) &&
+            is_straight(map, middle, b, first + 16.0 * b, static_cast<double>(center) - map.origin_y);
     if (std::ranges::any_of(straight, [](bool s) { return s; }))
         for (int r = 0; r < n; ++r)
             row.plan_weights[taps / 2](work.kernel, plans[r]);
@@ -397,7 +417,8 @@ void resample_group(const Work& work, const Buffer& buffer, std::ptrdiff_t y0, s
             masked[r] = some && (work.how.square || buffer.missing(touched(buffer, plans[r], b, taps)));
 
         const std::ptrdiff_t x = strip + b * block_columns;
-        const std::ptrdiff_t x0 = std::max(x, work.tile.x0), count = std::min(x + block_columns, work.tile.x1) - x0;
+        const std::ptrdiff_t x0 = std::max(x, work.tile.x0),
+                             count = std::min(x + block_columns, work.tile.x1) - x0;
         const std::ptrdiff_t row0 = y0 - work.tile.y0, at = x0 - work.tile.x0;
         const bool direct = count == block_columns;
         task.out = direct ? work.to.out.row(row0) + at : out;
@@ -407,7 +428,8 @@ void resample_group(const Work& work, const Buffer& buffer, std::ptrdiff_t y0, s
 
         // A straight block that leaves the buffer leaves the frame: the general way finds nothing there.
         const bool inside = all.x0 >= 0 && plans[0].ip[b] - buffer.p0 + 32 <= buffer.width &&
-                            plans[n - 1].ip[b] - buffer.p0 + 32 <= buffer.width && all.y0 >= 0 && all.y1 <= buffer.height;
+                            plans[n - 1].ip[b] - buffer.p0 + 32 <= buffer.width && all.y0 >= 0 &&
+                            all.y1 <= buffer.height;
         (straight[b] && inside ? row.straight : row.free)[taps / 2](task);
 
         for (int r = 0; r < n; ++r) {
@@ -440,15 +462,16 @@ void resample_blocks(const Work& work, const Map& map) {
                 continue;
             }
             Box box = work.turn(need);
-            // One more row and column on either side, and room for whole vectors on the right; nothing that is
-            // further from the frame than a ring of missing pixels.
+            // One more row and column on either side, and room for whole vectors on the right; nothing that
+            // is further from the frame than a ring of missing pixels.
             box = {box.y0 - taps - 2, box.y1 + taps + 2, box.x0 - taps - 4, box.x1 + taps + 4 + 32};
             box = common(box, {frame.y0 - ring, frame.y1 + ring, frame.x0 - ring, frame.x1 + ring + 32});
             buffer.fill(work.section, work.turn, box, frame);
             const int b0 = static_cast<int>((part.x0 - x) / block_columns);
             const int b1 = static_cast<int>((part.x1 - x + block_columns - 1) / block_columns);
             for (std::ptrdiff_t group = round_down(part.y0, group_rows); group < part.y1; group += group_rows)
-                resample_group(work, buffer, std::max(group, part.y0), std::min(group + group_rows, part.y1), x, b0, b1);
+                resample_group(work, buffer, std::max(group, part.y0), std::min(group + group_rows, part.y1),
+                               x, b0, b1);
         }
 }
 
@@ -461,7 +484,7 @@ struct Point {
 using Polygon = std::array<Point, 16>;
 
 /// The part of a convex polygon on one side of a line: sign * (coordinate - at) >= 0.
-int clip(const Polygon& in, int n, Polygon& out, double Point::*axis, double at, double sign) {
+int clip(const Polygon& in, int n, Polygon& out, double Point::* axis, double at, double sign) {
     int m = 0;
     for (int i = 0; i < n; ++i) {
         const Point a = in[i], b = in[(i + 1) % n];
@@ -484,7 +507,8 @@ double area_of(const Polygon& p, int n) {
 }
 
 /// One output pixel from the overlaps of its quadrilateral with the pixels of the frame.
-void area_pixel(const Work& work, const std::array<Point, 4>& corners, double jacobian, std::ptrdiff_t y, std::ptrdiff_t x) {
+void area_pixel(const Work& work, const std::array<Point, 4>& corners, double jacobian, std::ptrdiff_t y,
+                std::ptrdiff_t x) {
     const Section& s = work.section;
     double x0 = corners[0].x, x1 = x0, y0 = corners[0].y, y1 = y0;
     for (const Point& c : corners) {
@@ -495,13 +519,14 @@ void area_pixel(const Work& work, const std::array<Point, 4>& corners, double ja
     std::ranges::copy(corners, quad.begin());
     const double total = area_of(quad, 4);
     double good = 0, value = 0, squares = 0;
-    const std::ptrdiff_t right = std::min(whole(x1 + 0.5), s.nx - 1), bottom = std::min(whole(y1 + 0.5), s.ny - 1);
+    const std::ptrdiff_t right = std::min(whole(x1 + 0.5), s.nx - 1),
+                         bottom = std::min(whole(y1 + 0.5), s.ny - 1);
     for (std::ptrdiff_t i = std::max<std::ptrdiff_t>(whole(x0 + 0.5), 0); i <= right; ++i) {
-        const int n = clip(half, clip(quad, 4, half, &Point::x, static_cast<double>(i) - 0.5, 1), column, &Point::x,
-                           static_cast<double>(i) + 0.5, -1);
+        const int n = clip(half, clip(quad, 4, half, &Point::x, static_cast<double>(i) - 0.5, 1), column,
+                           &Point::x, static_cast<double>(i) + 0.5, -1);
         for (std::ptrdiff_t j = std::max<std::ptrdiff_t>(whole(y0 + 0.5), 0); n > 2 && j <= bottom; ++j) {
-            const int m = clip(part, clip(column, n, part, &Point::y, static_cast<double>(j) - 0.5, 1), cell, &Point::y,
-                               static_cast<double>(j) + 0.5, -1);
+            const int m = clip(part, clip(column, n, part, &Point::y, static_cast<double>(j) - 0.5, 1), cell,
+                               &Point::y, static_cast<double>(j) + 0.5, -1);
             const double k = m > 2 ? area_of(cell, m) : 0;
             const float pixel = s.pixels(j - s.y0, i - s.x0);
             if (k <= 0 || !std::isfinite(pixel))
@@ -512,8 +537,10 @@ void area_pixel(const Work& work, const std::array<Point, 4>& corners, double ja
         }
     }
     const bool gone = !(good > 0) || total - good > work.how.max_lost * total;
-    const double norm = work.how.square ? good * good : good, scale = work.how.square ? jacobian * jacobian : jacobian;
-    work.to.out(y, x) = gone ? nan : static_cast<float>(s.scale * scale * (value / norm + (s.level - s.sky)) + s.offset);
+    const double norm = work.how.square ? good * good : good,
+                 scale = work.how.square ? jacobian * jacobian : jacobian;
+    work.to.out(y, x) =
+        gone ? nan : static_cast<float>(s.scale * scale * (value / norm + (s.level - s.sky)) + s.offset);
     if (work.to.factor) {
         const double factor = gone ? 1 : work.factor * jacobian * jacobian * squares / (good * good);
         work.to.factor(y, x) = static_cast<unsigned char>(std::clamp(std::round(factor), 1.0, 255.0));
@@ -527,7 +554,8 @@ void resample_area(const Work& work, const Map& map) {
     const std::ptrdiff_t nx = tile.x1 - tile.x0;
     const auto position = [&map](double x, double y) {
         const double u = x - map.origin_x, v = y - map.origin_y;
-        return Point{std::clamp(evaluate(map.x, u, v), -1e9, 1e9), std::clamp(evaluate(map.y, u, v), -1e9, 1e9)};
+        return Point{std::clamp(evaluate(map.x, u, v), -1e9, 1e9),
+                     std::clamp(evaluate(map.y, u, v), -1e9, 1e9)};
     };
     std::vector<Point> above(static_cast<std::size_t>(nx + 1)), below(above.size());
     const auto corners = [&](std::vector<Point>& row, std::ptrdiff_t y) {
@@ -539,17 +567,18 @@ void resample_area(const Work& work, const Map& map) {
         std::swap(above, below);
         corners(below, y + 1);
         for (std::ptrdiff_t i = 0; i < nx; ++i) {
-            const double u = static_cast<double>(tile.x0 + i) - map.origin_x, v = static_cast<double>(y) - map.origin_y;
-            area_pixel(work, {above[i], above[i + 1], below[i + 1], below[i]}, std::fabs(determinant(map, u, v)),
-                       y - tile.y0, i);
+            const double u = static_cast<double>(tile.x0 + i) - map.origin_x,
+                         v = static_cast<double>(y) - map.origin_y;
+            area_pixel(work, {above[i], above[i + 1], below[i + 1], below[i]},
+                       std::fabs(determinant(map, u, v)), y - tile.y0, i);
         }
     }
 }
 
 // --- saturation
 
-/// Flag and count the outputs of which a saturated pixel is one of the nearest input pixels: 2 x 2, or those that the
-/// output pixel touches where it is larger.
+/// Flag and count the outputs of which a saturated pixel is one of the nearest input pixels: 2 x 2, or those
+/// that the output pixel touches where it is larger.
 void paint_saturated(const Work& work, const Map& map) {
     const Box tile = work.tile;
     const std::ptrdiff_t ny = tile.y1 - tile.y0, nx = tile.x1 - tile.x0;
@@ -583,11 +612,14 @@ void paint_saturated(const Work& work, const Map& map) {
         const double cx = u + map.origin_x, cy = v + map.origin_y;
         if (!std::isfinite(cx + cy + wide + high))
             continue;
-        const Box box = common(tile, {whole(cy - high), whole(cy + high) + 1, whole(cx - wide), whole(cx + wide) + 1});
+        const Box box =
+            common(tile, {whole(cy - high), whole(cy + high) + 1, whole(cx - wide), whole(cx + wide) + 1});
         for (std::ptrdiff_t j = box.y0; j < box.y1; ++j)
             for (std::ptrdiff_t i = box.x0; i < box.x1; ++i) {
-                const double iu = static_cast<double>(i) - map.origin_x, jv = static_cast<double>(j) - map.origin_y;
-                if (std::fabs(evaluate(map.x, iu, jv) - x) < reach_x && std::fabs(evaluate(map.y, iu, jv) - y) < reach_y)
+                const double iu = static_cast<double>(i) - map.origin_x,
+                             jv = static_cast<double>(j) - map.origin_y;
+                if (std::fabs(evaluate(map.x, iu, jv) - x) < reach_x &&
+                    std::fabs(evaluate(map.y, iu, jv) - y) < reach_y)
                     seen[(j - tile.y0) * nx + (i - tile.x0)] = 1;
             }
     }
@@ -610,20 +642,22 @@ Box input_window(const Map& map, Box tile, std::ptrdiff_t ny, std::ptrdiff_t nx,
     return common(footprint(map, tile, kernel), {0, ny, 0, nx});
 }
 
-void resample_tile(const Section& section, const Map& map, Box tile, const ResampleHow& how, const Resampled& to) {
+void resample_tile(const Section& section, const Map& map, Box tile, const ResampleHow& how,
+                   const Resampled& to) {
     if (tile.empty())
         return;
     const Box need = input_window(map, tile, section.ny, section.nx, how.kernel);
     const double det = determinant(map, 0, 0);
-    const Work work{section, how,       to,      expanded(how.kernel), tile, Turn(map), false,
-                    static_cast<float>(255 / (det * det))};
+    const Work work{section, how,       to,    expanded(how.kernel),
+                    tile,    Turn(map), false, static_cast<float>(255 / (det * det))};
     if (need.empty())
         return write_missing(work, tile);
     if (need.y0 < section.y0 || need.x0 < section.x0 || need.y1 > section.y0 + section.pixels.ny ||
         need.x1 > section.x0 + section.pixels.nx)
         throw std::invalid_argument("the section does not hold the tile's input window, rows " +
-                                    std::to_string(need.y0) + " to " + std::to_string(need.y1) + " and columns " +
-                                    std::to_string(need.x0) + " to " + std::to_string(need.x1));
+                                    std::to_string(need.y0) + " to " + std::to_string(need.y1) +
+                                    " and columns " + std::to_string(need.x0) + " to " +
+                                    std::to_string(need.x1));
     if (how.kernel == Kernel::area) {
         resample_area(work, map);
     } else {

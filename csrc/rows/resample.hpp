@@ -1,9 +1,9 @@
 #pragma once
 // Row functions of the stage "resample"; resample.inl defines them once for each instruction set.
 //
-// A block is 16 outputs of one row, anchored at a multiple of 16 of the output's x; a strip is 16 blocks. Positions in
-// a block are counted from its lane 8. Positions in the frame are "turned" (p, q): reflected and transposed such that
-// p grows with the output's x and q with its y, as the buffer holds the frame.
+// A block is 16 outputs of one row, anchored at a multiple of 16 of the output's x; a strip is 16 blocks.
+// Positions in a block are counted from its lane 8. Positions in the frame are "turned" (p, q): reflected and
+// transposed such that p grows with the output's x and q with its y, as the buffer holds the frame.
 
 #include <cstddef>
 #include <cstdint>
@@ -15,10 +15,10 @@ constexpr int strip_columns = 16 * block_columns;
 constexpr int group_rows = 8; // rows that share the weights along q
 constexpr int most_taps = 8;
 
-/// The weights of a symmetric interpolating kernel of an even number of taps at phase f in [0, 1], with u = f - 1/2, z = u^2, g = f - f^2: the
-/// taps k and taps - 1 - k are g (even[k](z) -+ u odd[k](z)), and the two in the middle have 1 - f and f added.
-/// The even part of the middle pair is the others' with opposite sign, so that the weights sum to 1.
-/// One tap: the nearest pixel, for positions that were moved by 1/2.
+/// The weights of a symmetric interpolating kernel of an even number of taps at phase f in [0, 1], with u = f
+/// - 1/2, z = u^2, g = f - f^2: the taps k and taps - 1 - k are g (even[k](z) -+ u odd[k](z)), and the two in
+/// the middle have 1 - f and f added. The even part of the middle pair is the others' with opposite sign, so
+/// that the weights sum to 1. One tap: the nearest pixel, for positions that were moved by 1/2.
 struct ResampleKernel {
     std::int32_t taps;
     float even[most_taps / 2][4];
@@ -33,34 +33,34 @@ struct ResampleLine {
 
 /// What the blocks of a strip need to know of one row.
 struct ResamplePlan {
-    std::int32_t ip[16], iq[16];         // whole part of the position of lane 8
-    float p[4][16], q[4][16];            // its fraction, and the cubic about it along the row
-    float drift[2][16];                  // dq/dY - 1 and its slope along the row
-    float jacobian[3][16];               // |J| as a quadratic along the row
+    std::int32_t ip[16], iq[16];    // whole part of the position of lane 8
+    float p[4][16], q[4][16];       // its fraction, and the cubic about it along the row
+    float drift[2][16];             // dq/dY - 1 and its slope along the row
+    float jacobian[3][16];          // |J| as a quadratic along the row
     float weight[3][most_taps][16]; // along p, as quadratics along the row
-    float square[3][16];                 // sum of their squares
+    float square[3][16];            // sum of their squares
 };
 
 /// One block of one or more rows.
 struct ResampleTask {
     const ResampleKernel* kernel;
-    const ResamplePlan* center;          // row that the weights along q are expanded about
-    const ResamplePlan* plans;           // of the rows to compute
-    const unsigned char* masked;         // per row: a missing pixel may lie under the kernel
+    const ResamplePlan* center;  // row that the weights along q are expanded about
+    const ResamplePlan* plans;   // of the rows to compute
+    const unsigned char* masked; // per row: a missing pixel may lie under the kernel
     int block;
     int rows;
-    float first;                         // first row - center row
-    const float* buffer;                 // less a constant, NaN = missing
+    float first;         // first row - center row
+    const float* buffer; // less a constant, NaN = missing
     std::ptrdiff_t stride, height, width;
-    std::int32_t p0, q0;                 // turned position of buffer[0]
+    std::int32_t p0, q0; // turned position of buffer[0]
     float scale, offset, max_lost;
-    float back;                          // added to the interpolated value: subtracted from the buffer - sky
-    float factor;                        // 255 / |J_frame|^2
-    bool square;                         // sum k^2 s / (sum k)^2 in place of sum k s / sum k
-    float* out;                          // (rows, 16), rows `out_stride` apart
-    unsigned char* factors;              // (rows, 16), rows `factor_stride` apart
+    float back;             // added to the interpolated value: subtracted from the buffer - sky
+    float factor;           // 255 / |J_frame|^2
+    bool square;            // sum k^2 s / (sum k)^2 in place of sum k s / sum k
+    float* out;             // (rows, 16), rows `out_stride` apart
+    unsigned char* factors; // (rows, 16), rows `factor_stride` apart
     std::ptrdiff_t out_stride, factor_stride;
-    unsigned char* interpolated;         // (rows, 16), written in masked rows only
+    unsigned char* interpolated; // (rows, 16), written in masked rows only
 };
 
 struct ResampleRows {
@@ -68,7 +68,8 @@ struct ResampleRows {
     void (*plan)(const ResampleLine&, double first, ResamplePlan&);
     /// By taps / 2. The weights along p of a plan.
     void (*plan_weights[5])(const ResampleKernel&, ResamplePlan&);
-    /// By taps / 2. Blocks in which p advances with x and q with y by nearly 1, and q changes by less than 1 along the block.
+    /// By taps / 2. Blocks in which p advances with x and q with y by nearly 1, and q changes by less than 1
+    /// along the block.
     void (*straight[5])(const ResampleTask&);
     /// By taps / 2. Any other map.
     void (*free[5])(const ResampleTask&);

@@ -1,9 +1,9 @@
-// Included inside the namespace of one instruction set (see level.inl). No STL here: an inline function of the
-// standard library that is compiled for AVX-512 may be the copy that the linker keeps for all.
+// Included inside the namespace of one instruction set (see level.inl). No STL here: an inline function of
+// the standard library that is compiled for AVX-512 may be the copy that the linker keeps for all.
 //
-// Vectors are GCC's vector types: plain arithmetic that every instruction set lowers to its own registers. The order
-// in which a pixel's taps are summed is the same in masked and in unmasked code, so that a missing pixel changes the
-// bits of those outputs alone whose kernel holds it.
+// Vectors are GCC's vector types: plain arithmetic that every instruction set lowers to its own registers.
+// The order in which a pixel's taps are summed is the same in masked and in unmasked code, so that a missing
+// pixel changes the bits of those outputs alone whose kernel holds it.
 
 namespace resampling {
 
@@ -21,13 +21,21 @@ typedef float LooseF __attribute__((vector_size(4 * lanes), aligned(4), may_alia
 typedef unsigned char Bytes __attribute__((vector_size(lanes), aligned(1), may_alias));
 #define RESAMPLE_INLINE inline __attribute__((always_inline))
 
-RESAMPLE_INLINE F load(const float* p) { return *reinterpret_cast<const LooseF*>(p); }
-RESAMPLE_INLINE void store(float* p, F v) { *reinterpret_cast<LooseF*>(p) = v; }
+RESAMPLE_INLINE F load(const float* p) {
+    return *reinterpret_cast<const LooseF*>(p);
+}
+RESAMPLE_INLINE void store(float* p, F v) {
+    *reinterpret_cast<LooseF*>(p) = v;
+}
 RESAMPLE_INLINE void store_bytes(unsigned char* p, F v) {
     *reinterpret_cast<Bytes*>(p) = __builtin_convertvector(__builtin_convertvector(v, I), Bytes);
 }
-RESAMPLE_INLINE F all(float x) { return F{} + x; }
-RESAMPLE_INLINE F fabs(F x) { return reinterpret_cast<F>(reinterpret_cast<I>(x) & 0x7fffffff); }
+RESAMPLE_INLINE F all(float x) {
+    return F{} + x;
+}
+RESAMPLE_INLINE F fabs(F x) {
+    return reinterpret_cast<F>(reinterpret_cast<I>(x) & 0x7fffffff);
+}
 
 RESAMPLE_INLINE I floor(F x) {
     const I whole = __builtin_convertvector(x, I);
@@ -80,18 +88,21 @@ struct Sums {
     F value, weight, lost, squares;
 };
 
-template <bool Masked> RESAMPLE_INLINE void finish(const ResampleTask& task, int row, int part, F jacobian, F total, Sums s) {
+template <bool Masked>
+RESAMPLE_INLINE void finish(const ResampleTask& task, int row, int part, F jacobian, F total, Sums s) {
     const std::ptrdiff_t at = part * lanes;
     F value = s.value;
     if constexpr (Masked) {
-        const I touched = s.lost > 0.0f, gone = (s.lost > task.max_lost * total) | (s.weight < 1.0f - task.max_lost);
+        const I touched = s.lost > 0.0f,
+                gone = (s.lost > task.max_lost * total) | (s.weight < 1.0f - task.max_lost);
         const F whole = task.square ? s.weight * s.weight : s.weight;
         value = (touched | (task.square ? I{} - 1 : I{})) ? value / whole : value;
         value = gone ? all(__builtin_nanf("")) : value;
         s.squares = touched ? s.squares / (s.weight * s.weight) : s.squares;
         s.squares = gone ? F{} : s.squares;
         const I flag = touched & ~gone & 1;
-        *reinterpret_cast<Bytes*>(task.interpolated + row * block_columns + at) = __builtin_convertvector(flag, Bytes);
+        *reinterpret_cast<Bytes*>(task.interpolated + row * block_columns + at) =
+            __builtin_convertvector(flag, Bytes);
     }
     const F scale = task.scale * (task.square ? jacobian * jacobian : jacobian);
     store(task.out + row * task.out_stride + at, scale * (value + task.back) + task.offset);
@@ -114,7 +125,8 @@ template <int N> void plan_weights(const ResampleKernel& kernel, ResamplePlan& p
         for (int k = 0; k < N; ++k) {
             store(plan.weight[0][k] + i, here[k]);
             store(plan.weight[1][k] + i, (right[k] - left[k]) * (0.5f / reach));
-            store(plan.weight[2][k] + i, ((right[k] - here[k]) + (left[k] - here[k])) * (0.5f / (reach * reach)));
+            store(plan.weight[2][k] + i,
+                  ((right[k] - here[k]) + (left[k] - here[k])) * (0.5f / (reach * reach)));
         }
         const F a = sum_squares<N>(left), b = sum_squares<N>(here), c = sum_squares<N>(right);
         store(plan.square[0] + i, b);
@@ -123,7 +135,9 @@ template <int N> void plan_weights(const ResampleKernel& kernel, ResamplePlan& p
     }
 }
 
-inline double cubic(const double (&c)[4], double x) { return ((c[3] * x + c[2]) * x + c[1]) * x + c[0]; }
+inline double cubic(const double (&c)[4], double x) {
+    return ((c[3] * x + c[2]) * x + c[1]) * x + c[0];
+}
 
 __attribute__((noinline)) void plan_axis(const double (&c)[4], double first, std::int32_t* __restrict__ whole,
                                          float (*__restrict__ about)[16]) {
@@ -141,7 +155,8 @@ __attribute__((noinline)) void plan_axis(const double (&c)[4], double first, std
     }
 }
 
-__attribute__((noinline)) void plan_jacobian(const ResampleLine& line, double first, float (*__restrict__ about)[16]) {
+__attribute__((noinline)) void plan_jacobian(const ResampleLine& line, double first,
+                                             float (*__restrict__ about)[16]) {
     constexpr double reach = 6.0;
     for (int i = 0; i < 16; ++i) {
         const double x = first + 16.0 * i;
@@ -179,7 +194,8 @@ template <int N> RESAMPLE_INLINE F slide(const float* source, const F* w) {
     if constexpr (k < N)                                                                                     \
         sum += w[k] * reinterpret_cast<F>(_mm512_maskz_alignr_epi32(0xffff, reinterpret_cast<__m512i>(b),    \
                                                                     reinterpret_cast<__m512i>(a), k));
-    RESAMPLE_TAP(1) RESAMPLE_TAP(2) RESAMPLE_TAP(3) RESAMPLE_TAP(4) RESAMPLE_TAP(5) RESAMPLE_TAP(6) RESAMPLE_TAP(7)
+    RESAMPLE_TAP(1)
+    RESAMPLE_TAP(2) RESAMPLE_TAP(3) RESAMPLE_TAP(4) RESAMPLE_TAP(5) RESAMPLE_TAP(6) RESAMPLE_TAP(7)
 #undef RESAMPLE_TAP
 #else
     F sum = w[0] * load(source);
@@ -187,7 +203,7 @@ template <int N> RESAMPLE_INLINE F slide(const float* source, const F* w) {
     for (int k = 1; k < N; ++k)
         sum += w[k] * load(source + k);
 #endif
-    return sum;
+        return sum;
 }
 
 /// Weights along q of all rows of a group: at row s of it, across[0][r] + s * across[1][r].
@@ -198,7 +214,8 @@ template <int N> struct Across {
 };
 
 template <int N, bool Masked>
-RESAMPLE_INLINE void straight_row(const ResampleTask& task, int row, int part, F t, const Across<N>& across, const float* source) {
+RESAMPLE_INLINE void straight_row(const ResampleTask& task, int row, int part, F t, const Across<N>& across,
+                                  const float* source) {
     const ResamplePlan& plan = task.plans[row];
     const int b = task.block;
     const float s = task.first + static_cast<float>(row);
@@ -258,7 +275,8 @@ template <int N> void straight(const ResampleTask& task) {
             highest = whole[i] > highest ? whole[i] : highest;
         }
         const I second = whole > lowest;
-        const F f = q - __builtin_convertvector(whole, F), drift = center.drift[0][b] + t * center.drift[1][b];
+        const F f = q - __builtin_convertvector(whole, F),
+                drift = center.drift[0][b] + t * center.drift[1][b];
         F low[N], high[N];
         weigh<N>(f - reach * drift, *task.kernel, low);
         weigh<N>(f + reach * drift, *task.kernel, high);
@@ -280,7 +298,8 @@ template <int N> void straight(const ResampleTask& task) {
         across.square[0] = (a + c) * 0.5f;
         across.square[1] = (c - a) * (0.5f / reach);
 
-        const std::ptrdiff_t top = center.iq[b] + lowest - task.q0 - (N - 1) / 2 + static_cast<int>(task.first);
+        const std::ptrdiff_t top =
+            center.iq[b] + lowest - task.q0 - (N - 1) / 2 + static_cast<int>(task.first);
         for (int row = 0; row < task.rows; ++row) {
             const std::ptrdiff_t left = task.plans[row].ip[b] - task.p0 - (N - 1) / 2 - 8 + part * lanes;
             const float* source = task.buffer + (top + row) * task.stride + left;
@@ -302,12 +321,12 @@ template <int N> struct Window {
     typedef float Loose __attribute__((vector_size(4 * width), aligned(4), may_alias));
 };
 
-RESAMPLE_INLINE void interleave(Window<6>::V a, Window<6>::V b, Window<6>::V* out) {
+RESAMPLE_INLINE void interleave(const Window<6>::V& a, const Window<6>::V& b, Window<6>::V* out) {
     out[0] = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
     out[1] = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
 }
 
-RESAMPLE_INLINE void interleave(Window<4>::V a, Window<4>::V b, Window<4>::V* out) {
+RESAMPLE_INLINE void interleave(const Window<4>::V& a, const Window<4>::V& b, Window<4>::V* out) {
     out[0] = __builtin_shufflevector(a, b, 0, 4, 1, 5);
     out[1] = __builtin_shufflevector(a, b, 2, 6, 3, 7);
 }
@@ -453,8 +472,8 @@ void turn_row_back(const float* __restrict__ src, std::ptrdiff_t n, float level,
         dst[i] = src[-i] - level;
 }
 
-void turn(const float* src, std::ptrdiff_t dp, std::ptrdiff_t dq, std::ptrdiff_t nx, std::ptrdiff_t ny, float level,
-          float* dst, std::ptrdiff_t stride) {
+void turn(const float* src, std::ptrdiff_t dp, std::ptrdiff_t dq, std::ptrdiff_t nx, std::ptrdiff_t ny,
+          float level, float* dst, std::ptrdiff_t stride) {
     if (dp == 1 || dp == -1) {
         for (std::ptrdiff_t j = 0; j < ny; ++j)
             (dp == 1 ? turn_row : turn_row_back)(src + j * dq, nx, level, dst + j * stride);
@@ -468,7 +487,8 @@ void turn(const float* src, std::ptrdiff_t dp, std::ptrdiff_t dq, std::ptrdiff_t
             if (j + 8 <= ny && i + 8 <= nx) {
                 V x[8];
                 for (int n = 0; n < 8; ++n)
-                    x[n] = *reinterpret_cast<const Window<8>::Loose*>(from + n * dp + (dq < 0 ? -7 : 0)) - level;
+                    x[n] =
+                        *reinterpret_cast<const Window<8>::Loose*>(from + n * dp + (dq < 0 ? -7 : 0)) - level;
                 transpose(x);
                 for (int n = 0; n < 8; ++n)
                     memcpy(to + (dq < 0 ? 7 - n : n) * stride, &x[n], sizeof(V));

@@ -1,8 +1,8 @@
 """A frame's pixels on the output grid: section + Transform -> pixels, variance factor and flags.
 
-Every output pixel is a weighted mean of the frame's pixels around the place that the transform maps it to, times the
-Jacobian, so that flux is conserved. Lanczos kernels: Duchon 1979, J. Appl. Meteorology 18, 1016; bicubic: Keys 1981,
-IEEE Trans. ASSP 29, 1153 with a = -1/2; all are separable and normalised to a sum of 1.
+Every output pixel is a weighted mean of the frame's pixels around the place that the transform maps it to,
+times the Jacobian, so that flux is conserved. Lanczos kernels: Duchon 1979, J. Appl. Meteorology 18, 1016;
+bicubic: Keys 1981, IEEE Trans. ASSP 29, 1153 with a = -1/2; all are separable and normalised to a sum of 1.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ def resample(
     Returns
     -------
     (ny, nx) float32 ndarray, or a pair of them
-        The image, ``|J| sum(k s) / sum(k)`` with J the Jacobian of the transform at each output pixel, and with
-        `variance` its variance ``|J|^2 sum(k^2 V) / sum(k)^2``. NaN where more than ``options.max_lost`` of the
-        kernel's absolute weight falls on missing pixels or outside of the image.
+        The image, ``|J| sum(k s) / sum(k)`` with J the Jacobian of the transform at each output pixel, and
+        with `variance` its variance ``|J|^2 sum(k^2 V) / sum(k)^2``. NaN where more than ``options.max_lost``
+        of the kernel's absolute weight falls on missing pixels or outside of the image.
 
     Raises
     ------
@@ -82,8 +82,8 @@ def resample(
     Notes
     -----
     Kernels are in units of the input's pixels: where an output pixel covers more than about 1.2 input pixels,
-    interpolation skips light and ``kernel="area"`` is the right choice. Identity and shifts by whole pixels are
-    copies, bit by bit, but for the area kernel.
+    interpolation skips light and ``kernel="area"`` is the right choice. Identity and shifts by whole pixels
+    are copies, bit by bit, but for the area kernel.
     """
     pixels = _image(image, "image")
     mapping = transform if isinstance(transform, Transform) else _affine(transform)
@@ -92,7 +92,9 @@ def resample(
         raise ValueError(f"shape must not be negative, got {(ny, nx)}")
     out = np.empty((ny, nx), np.float32)
     tile = (0, ny, 0, nx)
-    _call(pixels, (0, 0), pixels.shape, mapping, tile, out=out, level=_level(pixels, mapping), options=options)
+    _call(
+        pixels, (0, 0), pixels.shape, mapping, tile, out=out, level=_level(pixels, mapping), options=options
+    )
     if variance is None:
         return out
     spread = np.empty((ny, nx), np.float32)
@@ -112,8 +114,8 @@ def input_window(
     transform : Transform
         Output pixels to frame pixels.
     tile : tuple of int
-        (y0, y1, x0, x1) of the output, ends excluded. Blocks of 16 columns are computed whole, so that tiles which
-        start and end at multiples of 16 need the least.
+        (y0, y1, x0, x1) of the output, ends excluded. Blocks of 16 columns are computed whole, so that tiles
+        which start and end at multiples of 16 need the least.
     shape : tuple of int
         (ny, nx) of the frame.
     options : ResampleOptions
@@ -126,8 +128,8 @@ def input_window(
 
     Notes
     -----
-    The bounds hold for polynomials of any order up to 3, wherever in the tile their extremes lie: values on a mesh,
-    widened by what the second derivatives allow in between.
+    The bounds hold for polynomials of any order up to 3, wherever in the tile their extremes lie: values on a
+    mesh, widened by what the second derivatives allow in between.
     """
     cx, cy = _coefficients(transform)
     window: Tile | None = _pixels.input_window(
@@ -170,8 +172,8 @@ def resample_tile(
     out : (y1 - y0, x1 - x0) float32 ndarray
         Receives ``scale * |J| * (sum(k s) / sum(k) - sky) + offset``, NaN where missing.
     factor : uint8 ndarray of the same shape, optional
-        Receives ``255 sum(k^2) / sum(k)^2 (|J| / |J_frame|)^2``, rounded, 1 to 255, with J_frame the Jacobian at the
-        transform's origin: white noise of variance V becomes ``V scale^2 |J_frame|^2 factor / 255``.
+        Receives ``255 sum(k^2) / sum(k)^2 (|J| / |J_frame|)^2``, rounded, 1 to 255, with J_frame the Jacobian
+        at the transform's origin: white noise of variance V becomes ``V scale^2 |J_frame|^2 factor / 255``.
     scale, offset, sky : float
         See `out`; sky in the frame's ADU, offset in the output's.
     saturated : (k, 2) int32 ndarray, optional
@@ -193,7 +195,8 @@ def resample_tile(
 
     Notes
     -----
-    The same bits for any tiling of the output: blocks of pixels are anchored at multiples of 16 columns and 8 rows.
+    The same bits for any tiling of the output: blocks of pixels are anchored at multiples of 16 columns and 8
+    rows.
     """
     _call(
         section,
@@ -215,7 +218,7 @@ def resample_tile(
 
 
 def autocorrelation(kernel: Kernel, phase_x: float, phase_y: float) -> Array:
-    """Correlation of a resampled pixel's noise with its neighbours', for white noise at the input and unit scale.
+    """Covariance of a resampled pixel's noise with its neighbours', for white noise at the input.
 
     Parameters
     ----------
@@ -227,14 +230,18 @@ def autocorrelation(kernel: Kernel, phase_x: float, phase_y: float) -> Array:
     Returns
     -------
     (2 r + 1, 2 r + 1) ndarray
-        Covariance for lags of -r to r pixels in y and x in units of the input's variance, r being the number of taps
-        minus 1; the middle is the variance factor sum(k^2).
+        Covariance for lags of -r to r pixels in y and x in units of the input's variance, r being the number
+        of taps minus 1; the middle is the variance factor sum(k^2).
     """
     return np.outer(_lags(_weights(kernel, phase_y)), _lags(_weights(kernel, phase_x)))
 
 
 def mean_autocorrelation(
-    transform: Transform, shape: tuple[int, int], options: ResampleOptions = ResampleOptions(), *, mesh: int = 64
+    transform: Transform,
+    shape: tuple[int, int],
+    options: ResampleOptions = ResampleOptions(),
+    *,
+    mesh: int = 64,
 ) -> Array:
     """`autocorrelation`, averaged over the phases that a transform gives the pixels of a grid.
 
@@ -252,8 +259,9 @@ def mean_autocorrelation(
     Returns
     -------
     (2 r + 1, 2 r + 1) ndarray
-        See `autocorrelation`. The factor by which the true variance of a sum over an aperture exceeds the sum of the
-        pixels' variances is ``sum(A * this) / (A[0, 0] * this[r, r])``, A being the aperture's own autocorrelation.
+        See `autocorrelation`. The factor by which the true variance of a sum over an aperture exceeds the sum
+        of the pixels' variances is ``sum(A * this) / (A[0, 0] * this[r, r])``, A being the aperture's own
+        autocorrelation.
     """
     y, x = (np.unique(np.linspace(0, n - 1, min(n, mesh)).round()) for n in shape)
     xy = transform(np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2))
@@ -287,7 +295,7 @@ def _lags(w: Array) -> Array:
 
 def _masked(values: ArrayLike) -> NDArray[np.float32]:
     if isinstance(values, np.ma.MaskedArray):
-        values = values.astype(np.float32).filled(np.nan)
+        return np.asarray(np.ma.filled(values.astype(np.float32), np.nan))
     return np.asarray(values, np.float32)
 
 
@@ -299,14 +307,17 @@ def _image(values: ArrayLike, name: str) -> FloatImage:
 
 
 def _level(pixels: FloatImage, transform: Transform) -> float:
-    """What to subtract before the interpolation, that an even image stays even; nothing where pixels are copied."""
+    """Return what to subtract before interpolating, that an even image stays even; 0 for copies."""
     numbers = (*transform.matrix.ravel(), *transform([[0.0, 0.0]])[0])
     if transform.order == 1 and all(float(number).is_integer() for number in numbers):
         return 0.0
     step = max(1, int(np.sqrt(pixels.size / 10_000)))
     some = pixels[::step, ::step]
     some = some[np.isfinite(some)]
-    return float(np.median(some)) if some.size else 0.0
+    if not some.size:
+        return 0.0
+    mantissa, exponent = np.frexp(np.median(some))  # in coarse steps, so that single pixels do not change it
+    return float(np.ldexp(np.round(mantissa * 64) / 64, exponent))
 
 
 def _affine(matrix: ArrayLike) -> Transform:
@@ -341,7 +352,7 @@ def _call(
     flags: Any = None,
     square: bool = False,
 ) -> None:
-    """The native call, its arguments in order."""
+    """Call the native function, its arguments in order."""
     cx, cy = _coefficients(transform)
     _pixels.resample_tile(
         section,

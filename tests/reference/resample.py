@@ -8,7 +8,7 @@ REACH = {"nearest": 1, "bilinear": 1, "bicubic": 2, "lanczos2": 2, "lanczos3": 3
 
 
 def profile(kernel, x):
-    """The kernel at distance x, not normalised."""
+    """Kernel at distance x, not normalised."""
     x = np.abs(x)
     if kernel == "nearest":
         return np.where(x <= 0.5, 1.0, 0.0)
@@ -32,14 +32,19 @@ def taps(kernel, x):
 
 
 def area_taps(corners):
-    """Overlap of a convex quadrilateral with each input pixel: clipped against the four sides of the pixel."""
+    """Overlap of a convex quadrilateral with each input pixel, clipped against its four sides."""
     (x0, y0), (x1, y1) = np.floor(corners.min(0) + 0.5), np.floor(corners.max(0) + 0.5)
     xs, ys = np.arange(int(x0), int(x1) + 1), np.arange(int(y0), int(y1) + 1)
     k = np.zeros((len(ys), len(xs)))
     for j, y in enumerate(ys):
         for i, x in enumerate(xs):
             polygon = corners
-            for normal, limit in (((1, 0), x + 0.5), ((-1, 0), 0.5 - x), ((0, 1), y + 0.5), ((0, -1), 0.5 - y)):
+            for normal, limit in (
+                ((1, 0), x + 0.5),
+                ((-1, 0), 0.5 - x),
+                ((0, 1), y + 0.5),
+                ((0, -1), 0.5 - y),
+            ):
                 polygon = clip(polygon, np.array(normal), limit)
             px, py = polygon.T
             k[j, i] = abs(px @ np.roll(py, -1) - py @ np.roll(px, -1)) / 2
@@ -47,7 +52,7 @@ def area_taps(corners):
 
 
 def clip(polygon, normal, limit):
-    """The part of a polygon in which normal . point <= limit."""
+    """Cut away the part of a polygon outside of normal . point <= limit."""
     out = []
     for a, b in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):
         da, db = normal @ a - limit, normal @ b - limit
@@ -98,7 +103,9 @@ def variance(var, transform, shape, kernel, max_lost=0.5):
         inside = ((ys >= 0) & (ys < var.shape[0]))[:, None] & ((xs >= 0) & (xs < var.shape[1]))
         v = var[np.clip(ys, 0, var.shape[0] - 1)[:, None], np.clip(xs, 0, var.shape[1] - 1)]
         good = inside & np.isfinite(v)
-        kept = np.abs(k[~good]).sum() <= max_lost * np.abs(k).sum() and k[good].sum() >= (1 - max_lost) * k.sum()
+        kept = (
+            np.abs(k[~good]).sum() <= max_lost * np.abs(k).sum() and k[good].sum() >= (1 - max_lost) * k.sum()
+        )
         if kept and good.any():
             jacobian = abs(np.linalg.det(transform.jacobian([[x, y]])[0]))
             out[y, x] = jacobian**2 * (k[good] ** 2 * v[good]).sum() / k[good].sum() ** 2
