@@ -386,7 +386,9 @@ class CatalogueStars:
     pm_dec_err: Array  #: (n,) one sigma of `pm_dec`, mas/yr
     parallax: Array  #: (n,) mas
     mag: Array  #: (n,) magnitude in `band`
-    epoch: float = 2000.0  #: Julian year of the positions
+    ra_epoch: Array  #: (n,) Julian year at which `ra` and `pm_ra` are uncorrelated; NaN: `epoch`
+    dec_epoch: Array  #: (n,) the same of `dec` and `pm_dec`
+    epoch: float = 2000.0  #: Julian year of the positions and their errors
     name: str = ""  #: of the catalogue: "UCAC4", "Gaia DR3", a file's name
     band: str = ""  #: of `mag`
 
@@ -402,6 +404,9 @@ class CatalogueStars:
             values[key] = _frozen(column.filled(np.nan), np.float64)
             if values[key].shape != (n,):
                 raise ValueError(f"column {key!r} has shape {values[key].shape}, not ({n},)")
+        for key in [f.name for f in fields(cls)][2:-3]:
+            column = np.ma.filled(np.ma.asarray(columns.pop(key, np.full(n, np.nan)), float), np.nan)
+            values[key] = _frozen(column, np.float64)
         if columns:
             raise TypeError(f"unknown columns {sorted(columns)}")
         if values["dec"].shape != (n,):
