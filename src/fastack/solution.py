@@ -21,8 +21,8 @@ from fastack.detect import detect
 from fastack.errors import OutputError, SolveError
 from fastack.frames import Frame, open_frame
 from fastack.measure import measure
-from fastack.options import AstrometryOptions, CatalogueOptions
-from fastack.types import CatalogueStars, FrameQuality, Stars, StarFlag
+from fastack.options import AstrometryOptions, CatalogueOptions, DetectOptions, MeasureOptions
+from fastack.types import CatalogueStars, FloatImage, FrameQuality, PixelFlag, Stars, StarFlag
 from fastack.wcs import read_wcs
 
 _MAX_STARS = 2000  #: brightest detections that are measured for a solution
@@ -147,13 +147,31 @@ def find_stars(frame: Frame) -> tuple[Stars, FrameQuality]:
         If there are fewer than three.
     """
     pixels = Calibration().read(frame).pixels
+    level = _fill_saturated(frame, pixels)
     sky = background.estimate(pixels)
-    found = detect(pixels, background=sky)
+    found = detect(pixels, background=sky, options=DetectOptions(saturation=level))
     found = found[~found.has(StarFlag.SHARP)][:_MAX_STARS]
     if len(found) < 3:
         raise SolveError(f"{frame.name}: {len(found)} stars found, too few to be placed on the sky")
-    stars, quality = measure(pixels, found, background=sky)
+    stars, quality = measure(pixels, found, background=sky, options=MeasureOptions(saturation=level))
     return stars, replace(quality, noise=background.pixel_noise(pixels))
+
+
+def _fill_saturated(frame: Frame, pixels: FloatImage) -> float | None:
+    """Put the saturation level into the holes that a stack has in its brightest stars.
+
+    They are missing because their counts mean nothing, but where they are is as good an anchor as any star.
+    """
+    with fits.open(frame.path) as file:
+        if "FLAGS" not in file or file["FLAGS"].data is None or file["FLAGS"].data.shape != pixels.shape:
+            return frame.saturation
+        saturated = (file["FLAGS"].data & int(PixelFlag.SATURATED)) != 0
+    hole = np.isnan(pixels) & saturated
+    if not hole.any():
+        return None
+    level = 1.01 * float(np.nanmax(pixels))
+    pixels[hole] = level
+    return level
 
 
 def mean_epoch(cards: fits.Header) -> float | None:
