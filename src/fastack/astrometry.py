@@ -11,7 +11,6 @@ Detections are 0-based pixels, ``(x, y)``; the 1-based numbers of FITS exist onl
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -22,7 +22,7 @@ from fastack.errors import OutputError, SolveError
 from fastack.frames import Frame, open_frame
 from fastack.measure import measure
 from fastack.options import AstrometryOptions, CatalogueOptions, DetectOptions, MeasureOptions
-from fastack.types import CatalogueStars, FloatImage, FrameQuality, PixelFlag, Stars, StarFlag
+from fastack.types import CatalogueStars, FloatImage, FrameQuality, PixelFlag, StarFlag, Stars
 from fastack.wcs import read_wcs
 
 _MAX_STARS = 2000  #: brightest detections that are measured for a solution
@@ -154,7 +154,15 @@ def find_stars(frame: Frame) -> tuple[Stars, FrameQuality]:
     if len(found) < 3:
         raise SolveError(f"{frame.name}: {len(found)} stars found, too few to be placed on the sky")
     stars, quality = measure(pixels, found, background=sky, options=MeasureOptions(saturation=level))
-    return stars, replace(quality, noise=background.pixel_noise(pixels))
+    # what could not be fitted, most of it saturated and bloomed, keeps its detection, good to about a pixel
+    lost = ~np.isfinite(stars.flux)
+    stars = replace(
+        stars,
+        flux=np.where(lost, found.flux, stars.flux),
+        xy=np.where(lost[:, None], found.xy, stars.xy),
+        xy_err=np.where(lost, 1.0, stars.xy_err),
+    )
+    return stars[np.argsort(-stars.flux, kind="stable")], replace(quality, noise=background.pixel_noise(pixels))
 
 
 def _fill_saturated(frame: Frame, pixels: FloatImage) -> float | None:
