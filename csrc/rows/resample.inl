@@ -227,7 +227,9 @@ template <int N> RESAMPLE_INLINE F slide(const float* source, const F* w) {
     RESAMPLE_TAP(2)
     RESAMPLE_TAP(3)
     RESAMPLE_TAP(4)
-    RESAMPLE_TAP(5) RESAMPLE_TAP(6) RESAMPLE_TAP(7)
+    RESAMPLE_TAP(5)
+    RESAMPLE_TAP(6)
+    RESAMPLE_TAP(7)
 #undef RESAMPLE_TAP
 #else
     F sum = {};
@@ -508,6 +510,17 @@ __attribute__((noinline)) bool turn_row(const float* __restrict__ src, std::ptrd
     return bad;
 }
 
+/// Transposes 8 x 8 pixels, dq being 1 or -1.
+RESAMPLE_INLINE void turn_square(const float* src, std::ptrdiff_t dp, std::ptrdiff_t dq, float level,
+                                 float* dst, std::ptrdiff_t stride) {
+    Window<8>::V x[8];
+    for (int n = 0; n < 8; ++n)
+        x[n] = *reinterpret_cast<const Window<8>::Loose*>(src + n * dp + (dq < 0 ? -7 : 0)) - level;
+    transpose(x);
+    for (int n = 0; n < 8; ++n)
+        memcpy(dst + (dq < 0 ? 7 - n : n) * stride, &x[n], sizeof x[n]);
+}
+
 void turn(const float* src, std::ptrdiff_t dp, std::ptrdiff_t dq, std::ptrdiff_t nx, std::ptrdiff_t ny,
           float level, float* dst, std::ptrdiff_t stride, unsigned char* suspect) {
     if (dp == 1 || dp == -1) {
@@ -516,24 +529,17 @@ void turn(const float* src, std::ptrdiff_t dp, std::ptrdiff_t dq, std::ptrdiff_t
         return;
     }
     memset(suspect, 1, static_cast<size_t>(ny));
-    using V = Window<8>::V;
-    for (std::ptrdiff_t j = 0; j < ny; j += 8)
-        for (std::ptrdiff_t i = 0; i < nx; i += 8) {
+    // Along the rows of the source, which prefetching follows; the buffer stays in the cache.
+    for (std::ptrdiff_t i = 0; i < nx; i += 8)
+        for (std::ptrdiff_t j = 0; j < ny; j += 8) {
             const float* from = src + i * dp + j * dq;
             float* to = dst + j * stride + i;
-            if (j + 8 <= ny && i + 8 <= nx) {
-                V x[8];
-                for (int n = 0; n < 8; ++n)
-                    x[n] =
-                        *reinterpret_cast<const Window<8>::Loose*>(from + n * dp + (dq < 0 ? -7 : 0)) - level;
-                transpose(x);
-                for (int n = 0; n < 8; ++n)
-                    memcpy(to + (dq < 0 ? 7 - n : n) * stride, &x[n], sizeof(V));
-                continue;
-            }
-            for (std::ptrdiff_t m = 0; m < 8 && j + m < ny; ++m)
-                for (std::ptrdiff_t n = 0; n < 8 && i + n < nx; ++n)
-                    to[m * stride + n] = from[n * dp + m * dq] - level;
+            if (j + 8 <= ny && i + 8 <= nx)
+                turn_square(from, dp, dq, level, to, stride);
+            else
+                for (std::ptrdiff_t m = 0; m < 8 && j + m < ny; ++m)
+                    for (std::ptrdiff_t n = 0; n < 8 && i + n < nx; ++n)
+                        to[m * stride + n] = from[n * dp + m * dq] - level;
         }
 }
 
