@@ -442,11 +442,12 @@ def dfstack_command(
         raise FrameError(f"{directory} has none of the frames {start} to {end}")
     if rest.get("flat") is None and not rest.get("no_flat") and Path("master_flat.fits").is_file():
         rest["flat"] = "master_flat.fits"
-    frames = _without_skipped(paths, rest["quiet"])
+    quiet = rest["quiet"]
+    frames = _without_skipped(paths, quiet)
     result = _run_stack(frames, output, True, rest)
     if result.path is not None:
         older = next((a for p in frames if p.name == result.reference and (a := archive.older_solution(p))), None)
-        _solve_both(result.path, older, no_sky, rest["quiet"])
+        _solve_both(result.path, older, no_sky, quiet)
 
 
 def _solve_both(mosaic: Path, older: Path | None, skip: bool, quiet: bool) -> None:

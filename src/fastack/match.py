@@ -22,6 +22,7 @@ ROOM = 40_000  # triangles of one list; above it only the smaller ones are forme
 BUDGET = 2_000_000  # stars looked up in one step, to test what pairs of triangles propose
 OVERWHELMING = 40.0  # log odds at which the search for a better candidate ends
 MARGIN = 5.0  # log odds by which the best candidate must lead the next
+CLUMP = 0.05  # of the list's interquartile range that pairs must span along both axes
 FIXED = 0.5  # tolerances: entries so close to the same detector position are taken for hot pixels at first
 REACH = 4.0  # tolerances: how far a guess may be off
 
@@ -82,6 +83,9 @@ def match(
             found, odds = _search(xa, xb, widen, options)
             best = max(best, odds)
         if found is None:
+            continue
+        if not found.weak and _is_clump(xa[found.index[:, 0]], every_a):
+            reason = f"{len(found.index)} agree, but in one place: a pattern of the detector, not the sky"
             continue
         if all_rows and _rests_on_fixed(found, xa, xb, options):
             reason = f"only {len(found.index)} positions fixed on the detector agree, not the sky"
@@ -149,6 +153,12 @@ def _fixed(xa: Array, xb: Array, radius: float) -> Rows:
     area = np.prod(np.maximum(np.ptp(xb, axis=0), 1))
     chance = len(xa) * len(xb) * np.pi * radius**2 / area
     return pairs if len(pairs) > 1 + chance + 4 * np.sqrt(chance) else pairs[:0]
+
+
+def _is_clump(pairs: Array, every: Array) -> bool:
+    """Whether the pairs fill but a corner or a row of the list; a shared sky shows all over the shared area."""
+    middle, whole = (np.diff(np.percentile(xy, [25, 75], axis=0), axis=0)[0] for xy in (pairs, every))
+    return bool((middle < CLUMP * whole).any())
 
 
 def _rests_on_fixed(found: _Match, xa: Array, xb: Array, options: MatchOptions) -> bool:
