@@ -7,7 +7,8 @@ import pytest
 from reference import detect as slow
 from scipy.spatial import cKDTree
 
-from fastack import _pixels, background, detect, simulate
+from fastack import _pixels, background, simulate
+from fastack.detect import detect, find_artefacts
 from fastack.errors import DetectionError
 from fastack.options import DetectOptions
 from fastack.types import Background, StarFlag
@@ -121,7 +122,7 @@ def test_snr_ten_among_hits(fwhm):
     xy = jittered_grid(rng, 300, size, max(24, int(6 * fwhm)))
     image = star_frame(rng, xy, flux_of(10.0, fwhm), fwhm, shape=(size, size))
     every, _ = add_hits(image, rng, 500)
-    stars = detect.detect(image)
+    stars = detect(image)
     free = nearest(np.argwhere(every)[:, ::-1], xy) > 2 * fwhm + 1
     good = ~stars.has(StarFlag.SHARP)
     apart = nearest(stars.xy[good], xy[free])
@@ -148,8 +149,8 @@ def test_stars_are_not_sharp_and_not_hits(fwhm, ellipticity):
     )
     image = (rng.poisson(2 * model) / 2).astype(np.float32)
     sky = background.estimate(image)
-    stars = detect.detect(image, background=sky)
-    assert len(detect.find_artefacts(image, background=sky, fwhm=fwhm)) <= 1
+    stars = detect(image, background=sky)
+    assert len(find_artefacts(image, background=sky, fwhm=fwhm)) <= 1
     bright = stars[stars.snr > 20]
     assert bright.has(StarFlag.SHARP).sum() <= 1
     isolated = bright.sharpness[nearest(xy, bright.xy) < 0.5 * fwhm]
@@ -160,8 +161,8 @@ def test_trailed_stars_are_not_hits():
     rng = np.random.default_rng(6)
     xy = jittered_grid(rng, 200, 512, 32)
     image = star_frame(rng, xy, flux_of(100.0, 2.4), 2.4, ellipticity=0.5, theta=0.0)
-    assert len(detect.find_artefacts(image, fwhm=2.4)) == 0
-    assert detect.detect(image).has(StarFlag.SHARP).sum() == 0
+    assert len(find_artefacts(image, fwhm=2.4)) == 0
+    assert detect(image).has(StarFlag.SHARP).sum() == 0
 
 
 @pytest.mark.parametrize("fwhm", [2.0, 3.5])
@@ -170,7 +171,7 @@ def test_hits_are_found_and_nothing_else(fwhm):
     xy = jittered_grid(rng, 300, 768, 28)
     image = star_frame(rng, xy, flux_of(10 ** rng.uniform(1, 3, len(xy)), fwhm), fwhm, shape=(768, 768))
     every, strong = add_hits(image, rng, 400)
-    pixels = detect.find_artefacts(image, fwhm=fwhm)
+    pixels = find_artefacts(image, fwhm=fwhm)
     found = np.zeros(image.shape, bool)
     found[pixels[:, 1], pixels[:, 0]] = True
     on_sky = nearest(xy, np.argwhere(strong)[:, ::-1]) > 3 * fwhm
@@ -185,14 +186,14 @@ def test_saturated_star_is_one_detection():
     image = star_frame(rng, xy, [3e6, 4e5, 2e4], 3.0, shape=(256, 280))
     full = np.minimum(image, 20000)
     for options in (DetectOptions(saturation=20000), DetectOptions()):
-        stars = detect.detect(full, options=options)
+        stars = detect(full, options=options)
         near = np.hypot(*(stars.xy - xy[0]).T) < 20
         assert near.sum() == 1
         assert stars[near].has(StarFlag.SATURATED).all()
         assert not stars[near].has(StarFlag.SHARP).any()
         assert np.hypot(*(stars[near].xy[0] - xy[0])) < 0.3
         assert not stars[np.hypot(*(stars.xy - xy[2]).T) < 2].has(StarFlag.SATURATED).any()
-    assert len(detect.find_artefacts(full, fwhm=3.0, options=DetectOptions(saturation=20000))) == 0
+    assert len(find_artefacts(full, fwhm=3.0, options=DetectOptions(saturation=20000))) == 0
 
 
 @pytest.mark.parametrize("fwhm", [2.2, 3.0, 5.0])
@@ -208,7 +209,7 @@ def test_close_pairs(fwhm, ratio, apart):
     truth = np.concatenate([centre, second])
     flux = flux_of(np.repeat([300.0, 300.0 * ratio], 12), fwhm)
     image = star_frame(rng, truth, flux, fwhm, shape=(3 * step, 4 * step))
-    stars = detect.detect(image, options=DetectOptions(fwhm=fwhm))
+    stars = detect(image, options=DetectOptions(fwhm=fwhm))
     assert nearest(stars.xy, truth).max() < 0.35 * fwhm
     assert len(stars[stars.snr > 15]) == 24
 
@@ -228,39 +229,39 @@ def test_width_is_found_among_hits(fwhm):
 
 def test_no_stars_constant_and_saturated():
     rng = np.random.default_rng(11)
-    assert len(detect.detect(np.full((100, 120), 65535.0))) == 0
-    assert len(detect.detect(np.zeros((100, 120)))) == 0
-    assert len(detect.find_artefacts(np.zeros((100, 120)), fwhm=2)) == 0
+    assert len(detect(np.full((100, 120), 65535.0))) == 0
+    assert len(detect(np.zeros((100, 120)))) == 0
+    assert len(find_artefacts(np.zeros((100, 120)), fwhm=2)) == 0
     # 5 sigma, one-sided, about 65 000 independent values: 0.02 expected
-    assert len(detect.detect(SKY + NOISE * rng.standard_normal((256, 256)))) <= 1
+    assert len(detect(SKY + NOISE * rng.standard_normal((256, 256)))) <= 1
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (5, 5), (1, 200), (200, 2)])
 def test_tiny_images(shape):
     rng = np.random.default_rng(12)
-    assert len(detect.detect(SKY + NOISE * rng.standard_normal(shape))) <= 1
-    detect.find_artefacts(SKY + NOISE * rng.standard_normal(shape), fwhm=2)
+    assert len(detect(SKY + NOISE * rng.standard_normal(shape))) <= 1
+    find_artefacts(SKY + NOISE * rng.standard_normal(shape), fwhm=2)
 
 
 def test_nothing_but_nan():
     with pytest.raises(DetectionError, match="finite"):
-        detect.detect(np.full((50, 50), np.nan))
+        detect(np.full((50, 50), np.nan))
     with pytest.raises(DetectionError, match="finite"):
-        detect.find_artefacts(np.full((50, 50), np.nan), fwhm=2)
+        find_artefacts(np.full((50, 50), np.nan), fwhm=2)
 
 
 def test_three_stars_in_order_with_fluxes():
     """Fluxes within 30 % (a Gaussian filter on Moffat stars loses wings, all alike: ratios hold to 2 %)."""
     rng = np.random.default_rng(13)
     xy, flux = np.array([[50.2, 60.7], [120.5, 30.5], [80.0, 110.0]]), np.array([2e4, 8e4, 4e4])
-    stars = detect.detect(star_frame(rng, xy, flux, 3.0, shape=(150, 170)), options=DetectOptions(fwhm=3.0))
+    stars = detect(star_frame(rng, xy, flux, 3.0, shape=(150, 170)), options=DetectOptions(fwhm=3.0))
     assert len(stars) == 3
     order = [1, 2, 0]
     assert np.abs(stars.xy - xy[order]).max() < 0.1
     np.testing.assert_allclose(stars.flux / flux[order], 1, atol=0.3)
     np.testing.assert_allclose(stars.flux / stars.flux[0], flux[order] / flux[1], rtol=0.03)
     np.testing.assert_allclose(stars.sky, SKY, atol=3)
-    assert len(detect.detect(star_frame(rng, xy, flux, 3.0), options=DetectOptions(max_stars=2))) == 2
+    assert len(detect(star_frame(rng, xy, flux, 3.0), options=DetectOptions(max_stars=2))) == 2
 
 
 def test_edge_flag():
@@ -268,7 +269,7 @@ def test_edge_flag():
     xy = np.array([[1.0, 50.0], [60.0, 60.0], [100.0, 100.0]])
     image = star_frame(rng, xy, [5e4] * 3, 3.0, shape=(150, 150))
     image[98:103, 102] = np.nan
-    stars = detect.detect(image, options=DetectOptions(fwhm=3.0))
+    stars = detect(image, options=DetectOptions(fwhm=3.0))
     flags = {tuple(np.rint(p)): f for p, f in zip(stars.xy, stars.has(StarFlag.EDGE), strict=True)}
     assert flags[1, 50]
     assert not flags[60, 60]
@@ -283,29 +284,29 @@ def test_gaps_do_not_grow():
     image[:, 128] = np.nan
     image[77, :] = np.nan
     far = (abs(xy[:, 0] - 128) > 3) & (abs(xy[:, 1] - 77) > 3)
-    assert nearest(detect.detect(image).xy, xy[far]).max() < 0.5
+    assert nearest(detect(image).xy, xy[far]).max() < 0.5
 
 
 @pytest.mark.parametrize("dtype", [">f4", ">i2", "f8", "u2"])
 def test_any_array(dtype):
     rng = np.random.default_rng(16)
     image = np.rint(star_frame(rng, [[40.0, 50.0]], [2e4], 3.0, shape=(90, 100)))
-    expected = detect.detect(image)
-    np.testing.assert_array_equal(detect.detect(image.astype(dtype)).xy, expected.xy)
+    expected = detect(image)
+    np.testing.assert_array_equal(detect(image.astype(dtype)).xy, expected.xy)
 
 
 def test_argument_errors():
     image = np.zeros((20, 20))
     with pytest.raises(ValueError, match="threshold"):
-        detect.detect(image, options=DetectOptions(threshold=0))
+        detect(image, options=DetectOptions(threshold=0))
     with pytest.raises(ValueError, match="fwhm"):
-        detect.detect(image, options=DetectOptions(fwhm=-1.0))
+        detect(image, options=DetectOptions(fwhm=-1.0))
     with pytest.raises(ValueError, match="fwhm"):
-        detect.find_artefacts(image, fwhm=np.nan)
+        find_artefacts(image, fwhm=np.nan)
     with pytest.raises(ValueError, match="gain"):
-        detect.find_artefacts(image, fwhm=2.0, gain=0)
+        find_artefacts(image, fwhm=2.0, gain=0)
     with pytest.raises(ValueError, match="background"):
-        detect.detect(image, background=background.estimate(np.zeros((10, 10))))
+        detect(image, background=background.estimate(np.zeros((10, 10))))
 
 
 @pytest.mark.real
@@ -314,7 +315,7 @@ def test_fixed_hot_pixels_are_sharp(data_root):
     from astropy.io import fits
 
     paths = sorted((data_root / "hatp32").glob("*.FITS"))[0:142:20]
-    lists = [detect.detect(fits.getdata(path), options=DetectOptions(saturation=4095)) for path in paths]
+    lists = [detect(fits.getdata(path), options=DetectOptions(saturation=4095)) for path in paths]
     first = lists[0]
     fixed = np.sum([nearest(other.xy, first.xy) < 0.5 for other in lists[1:]], axis=0) >= 6
     assert fixed.sum() > 30

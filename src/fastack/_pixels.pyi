@@ -87,6 +87,7 @@ def fit_stars(
     inverse_gain: float,
     saturation: float,
     passes: int,
+    rows: NDArray[np.int64] | None = None,
 ) -> NDArray[np.void]: ...
 def fit_moffat(
     image: NDArray[np.float32],
