@@ -93,8 +93,9 @@ def _fit(
     reference_err: ArrayLike | None,
     frame_err: ArrayLike | None,
     options: TransformOptions,
+    guess: Transform | None = None,
 ) -> tuple[Transform, Mask]:
-    """`fit`, and which of the stars are behind it."""
+    """`fit`, from a first guess where there is one, and which of the stars are behind it."""
     a, b = _points(reference_xy), _points(frame_xy)
     if len(a) != len(b):
         raise ValueError(f"{len(a)} reference positions but {len(b)} frame positions")
@@ -104,7 +105,7 @@ def _fit(
     if finite.sum() < need:
         raise MatchError(f"{finite.sum()} pairs of stars; the model {wanted!r} needs {need}")
     errors = [None if e is None else _errors(e, len(a))[finite] for e in (reference_err, frame_err)]
-    pairs = _Pairs.make(a[finite], b[finite], errors, options.clip, shift=wanted == "shift")
+    pairs = _Pairs.make(a[finite], b[finite], errors, options.clip, guess, shift=wanted == "shift")
     best = pairs.climb() if wanted == "auto" else pairs.reach(wanted)
     used = finite.copy()
     used[finite] = best.keep
@@ -158,7 +159,16 @@ class _Pairs:
     start: Mask  #: stars that the first guess puts within the clipping limit
 
     @classmethod
-    def make(cls, a: Array, b: Array, errors: list[Array | None], clip: float, *, shift: bool) -> _Pairs:
+    def make(
+        cls,
+        a: Array,
+        b: Array,
+        errors: list[Array | None],
+        clip: float,
+        guess: Transform | None = None,
+        *,
+        shift: bool,
+    ) -> _Pairs:
         low, high = a.min(axis=0), a.max(axis=0)
         scale = float(max((high - low).max() / 2, 1e-3))
         if not shift and (high - low).max() < 1e-6:
@@ -168,7 +178,12 @@ class _Pairs:
         basis = np.stack(
             [np.ones_like(u), u, v, u * u, u * v, v * v, u**3, u * u * v, u * v * v, v**3], axis=1
         )
-        parity, size, start = _first_guess(u, v, b, clip)
+        if guess is None:
+            parity, size, start = _first_guess(u, v, b, clip)
+        else:
+            distance = np.linalg.norm(b - guess(a), axis=1)
+            start = distance <= 2 * clip * max(float(np.median(distance)), FINEST)
+            parity, size = (-1.0 if guess.mirrored else 1.0), guess.magnification * scale
         variance = np.zeros(len(a))
         for error, factor in zip(errors, (size / scale, 1.0), strict=True):
             if error is not None:
@@ -523,7 +538,7 @@ def register(
             break
         seen.add(key)
         index = pairs
-        transform, used = _fit_rows(reference, frame, index, options)
+        transform, used = _fit_rows(reference, frame, index, options, transform)
     odds = seed.log_odds
     if not seed.weak:
         unit = np.array([1, 0, 0, 0, 1.0])
@@ -548,7 +563,11 @@ def _rows(reference: Stars, frame: Stars, seed: Pairs) -> tuple[NDArray[np.intp]
 
 
 def _fit_rows(
-    reference: Stars, frame: Stars, index: NDArray[np.intp], options: TransformOptions
+    reference: Stars,
+    frame: Stars,
+    index: NDArray[np.intp],
+    options: TransformOptions,
+    guess: Transform | None = None,
 ) -> tuple[Transform, Mask]:
     """Fit pairs; saturated stars and those cut by an edge only where there are few others."""
     i, j = index.T
@@ -557,7 +576,7 @@ def _fit_rows(
     if clean.sum() < 10:
         clean[:] = True
     i, j = i[clean], j[clean]
-    transform, used = _fit(reference.xy[i], frame.xy[j], reference.xy_err[i], frame.xy_err[j], options)
+    transform, used = _fit(reference.xy[i], frame.xy[j], reference.xy_err[i], frame.xy_err[j], options, guess)
     mask = np.zeros(len(index), bool)
     mask[np.flatnonzero(clean)[used]] = True
     return transform, mask

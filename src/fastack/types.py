@@ -326,8 +326,15 @@ class Transform:
     def _terms(self, xy: Array) -> Array:
         uv = (xy - self.origin) / self.scale
         u, v = uv[:, 0], uv[:, 1]
-        every = [np.ones_like(u), u, v, u * u, u * v, v * v, u**3, u * u * v, u * v * v, v**3]
-        return np.stack(every[: len(self.cx)], axis=1)
+        terms = np.empty((len(u), len(self.cx)))
+        columns = [np.ones_like(u), u, v]
+        if terms.shape[1] > 3:
+            columns += [u * u, u * v, v * v]
+        if terms.shape[1] > 6:
+            columns += [u**3, u * u * v, u * v * v, v**3]
+        for k, column in enumerate(columns[: terms.shape[1]]):
+            terms[:, k] = column
+        return terms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
