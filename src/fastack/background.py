@@ -79,9 +79,7 @@ def estimate(image: Any, *, mask: Any = None, options: BackgroundOptions = Backg
     for mesh in (level, noise):
         mesh.setflags(write=False)
     ny, nx = pixels.shape
-    return Background(
-        level=level, noise=noise, shape=(ny, nx), cell=(ny / level.shape[0], nx / level.shape[1])
-    )
+    return Background(level=level, noise=noise, shape=(ny, nx), cell=(ny / level.shape[0], nx / level.shape[1]))
 
 
 def render(background: Background, window: tuple[slice, slice] | None = None) -> FloatImage:

@@ -44,9 +44,7 @@ _EXTENDED = 1.3  # above: no single star
 
 
 # image, xy, peak, sky, noise, shape, radius, inverse gain, saturation
-_Arguments = tuple[
-    FloatImage, Array, Array, Array, Array, tuple[float, float, float, float, bool], float, float, float
-]
+_Arguments = tuple[FloatImage, Array, Array, Array, Array, tuple[float, float, float, float, bool], float, float, float]
 
 
 class _Shape(NamedTuple):
@@ -227,9 +225,7 @@ class _Frame:
         _, start, rows, self.xy, self.peak = max(tried, key=lambda trial: trial[0])
         kinds = (True, False) if start.width < _UNDERSAMPLED else (False,)
         starts = [start._replace(integrated=kind) for kind in kinds]
-        single = [
-            _pixels.fit_moffat(*self.arguments(self.xy, self.peak, start), rows=rows) for start in starts
-        ]
+        single = [_pixels.fit_moffat(*self.arguments(self.xy, self.peak, start), rows=rows) for start in starts]
         agree = np.all([_agreeing(fits) for fits in single], axis=0)
         if not agree.any():
             return None
@@ -242,9 +238,7 @@ class _Frame:
         shape, _, fits = min(found, key=lambda result: result[1])
         return shape, fits, rows
 
-    def common(
-        self, start: _Shape, rows: NDArray[np.int64], window: float, least: float
-    ) -> tuple[_Shape, float]:
+    def common(self, start: _Shape, rows: NDArray[np.int64], window: float, least: float) -> tuple[_Shape, float]:
         """Fit one shape to many stars; -2 log likelihood is infinite where that fails and the start stays."""
         radius = min(max(window * start.width, least), max(_MAX_SHAPE_WINDOW, _WINDOW * start.width))
         found, squares = _pixels.fit_shape(*self.arguments(self.xy, self.peak, start, radius), rows)
@@ -317,9 +311,7 @@ def _positive(values: Array) -> Array:
 def _at(background: Background, mesh: FloatImage, xy: Array) -> Array:
     """Interpolate the mesh at the stars, bilinear, constant outside its outermost points."""
     values = np.asarray(mesh, dtype=np.float64)
-    values = np.where(
-        np.isfinite(values), values, np.nanmedian(values) if np.isfinite(values).any() else np.nan
-    )
+    values = np.where(np.isfinite(values), values, np.nanmedian(values) if np.isfinite(values).any() else np.nan)
     corner, part = [], []
     for axis, (n, cell) in enumerate(zip(values.shape, background.cell, strict=True)):
         position = np.clip((np.nan_to_num(xy[:, 1 - axis]) + 0.5) / cell - 0.5, 0, n - 1)
@@ -446,9 +438,7 @@ def _quality(
         width = np.log(single["width"])
         scatter = 1.4826 * np.median(np.abs(width - np.median(width)))
         fwhm_err = psf.fwhm * float(max(scatter, np.median(single["width_err"])) / np.sqrt(n_fitted))
-    saturated = (
-        0 if options.saturation is None else int(np.count_nonzero(pixels >= np.float32(options.saturation)))
-    )
+    saturated = 0 if options.saturation is None else int(np.count_nonzero(pixels >= np.float32(options.saturation)))
     return FrameQuality(
         fwhm=psf.fwhm,
         fwhm_err=fwhm_err,

@@ -300,7 +300,7 @@ class Transform:
     @property
     def matrix(self) -> Array:
         """(2, 2) linear part at the origin."""
-        return np.asarray(self.jacobian(np.array([self.origin]))[0])
+        return np.array([self.cx[1:3], self.cy[1:3]]) / self.scale
 
     @property
     def rotation(self) -> float:
