@@ -2,6 +2,9 @@
 
 #include "bindings/arrays.hpp"
 
+#include <numeric>
+#include <vector>
+
 #include <cmath>
 #include <limits>
 #include <tuple>
@@ -90,18 +93,23 @@ void bind_measure(py::module_& m) {
         "fit_stars",
         [](const FloatArray& image, const DoubleArray& xy, const DoubleArray& peak, const DoubleArray& sky,
            const DoubleArray& noise, const ShapeTuple& shape, double radius, double inverse_gain,
-           double saturation, int passes) {
+           double saturation, int passes, const std::optional<Array<std::int64_t>>& rows) {
             const StarField field =
                 star_field(image, xy, peak, sky, noise, shape, radius, inverse_gain, saturation);
+            std::vector<std::int64_t> every(rows ? 0 : field.n);
+            std::iota(every.begin(), every.end(), 0);
+            const Span<const std::int64_t> list =
+                rows ? as_rows(*rows, field.n)
+                     : Span<const std::int64_t>{every.data(), static_cast<std::ptrdiff_t>(every.size())};
             auto fits = new_span<StarFit>(field.n);
             StarFit* out = fits.mutable_data();
             py::gil_scoped_release release;
-            fit_stars(field, passes, out);
+            fit_stars(field, list, passes, out);
             return fits;
         },
         "image"_a.noconvert(), "xy"_a.noconvert(), "peak"_a.noconvert(), "sky"_a.noconvert(),
         "noise"_a.noconvert(), "shape"_a, "radius"_a, "inverse_gain"_a, "saturation"_a, "passes"_a,
-        "Position, peak and sky of stars of one shape.");
+        "rows"_a.noconvert() = py::none(),         "Position, peak and sky of stars of one shape.");
     m.def(
         "fit_moffat",
         [](const FloatArray& image, const DoubleArray& xy, const DoubleArray& peak, const DoubleArray& sky,

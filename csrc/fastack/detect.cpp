@@ -782,10 +782,14 @@ class Finder {
         for (std::ptrdiff_t v = -r; v <= r; ++v) {
             const float *here = image_.row(cy + v) + cx, *low = image_.row(iy - v) + ix,
                         *high = image_.row(iy - v + 1) + ix;
-            if (!any_above(here - r, 2 * r + 1, main.sky + least))
+            const auto v2 = static_cast<float>(v * v);
+            const auto half = v2 <= core ? static_cast<std::ptrdiff_t>(std::sqrt(core - v2)) : -1;
+            const std::ptrdiff_t beside = std::max<std::ptrdiff_t>(r - half, 0); // pixels on either side of the core
+            const float lit = main.sky + least;
+            if (!any_above(here - r, beside, lit) && !any_above(here + r + 1 - beside, beside, lit))
                 continue;
             for (std::ptrdiff_t u = -r; u <= r; ++u) {
-                if (static_cast<float>(u * u + v * v) <= core || !(here[u] > main.sky + least))
+                if ((u >= -half && u <= half) || !(here[u] > lit))
                     continue;
                 const float opposite = (1 - ty) * ((1 - tx) * low[-u] + tx * low[1 - u]) +
                                        ty * ((1 - tx) * high[-u] + tx * high[1 - u]);

@@ -22,8 +22,11 @@ constexpr double eta_max = 0.75; // beta 1.33: the flux is still finite
 // One faint star says little of its exponent: Gaussian prior on eta in fits of single stars.
 constexpr double eta_prior = 0.33;
 constexpr double eta_prior_sigma = 0.15;
-// A step is the last when it would lower chi^2 by less than this: a few thousandths of a sigma.
-constexpr double tolerance = 1e-5;
+// A step is the last when it would lower chi^2 by less than this: a hundredth of a sigma, and what remains after that
+// step is far smaller.
+constexpr double tolerance = 1e-4;
+// Changes of a star, in sigma, that are worth another fit of its neighbours.
+constexpr double disturbance = 0.02;
 constexpr float padding_variance = 1e30f;
 // A point-spread function is no Moffat profile to the last per cent. In fits of the shape this keeps the
 // cores of bright stars from deciding alone, at the cost of the wings that hold the flux (cf. Stetson 1987,
@@ -312,17 +315,31 @@ class Window {
     ptrdiff_t padded_ = 0;
 };
 
-StarFit failed(const StarField& field, ptrdiff_t row, const Window& window, ptrdiff_t neighbours) {
+/// A star that only stands beside others.
+StarFit unfitted(const StarField& field, ptrdiff_t row) {
     StarFit fit{};
     fit.x = field.xy[2 * row];
     fit.y = field.xy[2 * row + 1];
     fit.peak = fit.sky = fit.xy_err = fit.peak_err = fit.top = fit.width = fit.width_err = nan;
     fit.a = fit.b = fit.c = fit.eta = fit.chi2 = nan;
+    return fit;
+}
+
+StarFit failed(const StarField& field, ptrdiff_t row, const Window& window, ptrdiff_t neighbours) {
+    StarFit fit = unfitted(field, row);
     fit.pixels = static_cast<std::int32_t>(window.pixels);
     fit.missing = static_cast<std::int32_t>(window.missing);
     fit.saturated = static_cast<std::int32_t>(window.saturated);
     fit.neighbours = static_cast<std::int32_t>(neighbours);
     return fit;
+}
+
+/// Whether a fit differs from the one before by more than its neighbours can overlook.
+bool moved(const StarFit& before, const StarFit& now) {
+    if (before.converged != now.converged)
+        return true;
+    return now.converged && (std::abs(now.peak - before.peak) > disturbance * now.peak_err ||
+                             std::hypot(now.x - before.x, now.y - before.y) > disturbance * now.xy_err);
 }
 
 /// How far a fit may leave the listed position.
@@ -592,14 +609,14 @@ void sky_annulus(Image<const float> image, const double* xy, ptrdiff_t n, double
     }
 }
 
-void fit_stars(const StarField& field, int passes, StarFit* fits) {
+void fit_stars(const StarField& field, Span<const std::int64_t> chosen, int passes, StarFit* fits) {
     const double fwhm = field.shape.fwhm();
     const Neighbours neighbours(field, field.radius + 2 * fwhm);
     Window window(field);
     std::vector<ptrdiff_t> near, crowded;
     std::vector<StarFit> last;
-    const auto fit = [&](ptrdiff_t i, bool first) {
-        neighbours.find(i, near);
+    std::vector<char> wanted(field.n, 0), changed;
+    const auto fit = [&](ptrdiff_t i) {
         ptrdiff_t inside = 0;
         for (const ptrdiff_t j : near)
             inside += neighbours.distance2(i, j) < field.radius * field.radius;
@@ -607,7 +624,7 @@ void fit_stars(const StarField& field, int passes, StarFit* fits) {
         StarFit start = failed(field, i, window, inside);
         if (usable) {
             for (const ptrdiff_t j : near) {
-                const bool known = !first && last[j].converged;
+                const bool known = !last.empty() && last[j].converged;
                 const double peak = known ? last[j].peak : field.peak[j];
                 if (peak > 0)
                     window.subtract(known ? last[j].x : field.xy[2 * j],
@@ -617,16 +634,35 @@ void fit_stars(const StarField& field, int passes, StarFit* fits) {
             const double peak = field.peak[i] > 0 ? field.peak[i] : std::max(guess, field.noise[i]);
             start = fit_one(field, i, window, start, peak);
         }
-        if (first && !near.empty())
-            crowded.push_back(i);
         fits[i] = start;
     };
-    for (ptrdiff_t i = 0; i < field.n; ++i)
-        fit(i, true);
-    for (int pass = 0; pass < passes; ++pass) {
+    for (const std::int64_t i : chosen)
+        wanted[i] = 1;
+    for (ptrdiff_t i = 0; i < field.n; ++i) {
+        if (!wanted[i]) {
+            fits[i] = unfitted(field, i);
+            continue;
+        }
+        neighbours.find(i, near);
+        fit(i);
+        if (!near.empty())
+            crowded.push_back(i);
+    }
+    changed.assign(field.n, 1);
+    for (int pass = 0; pass < passes && !crowded.empty(); ++pass) {
         last.assign(fits, fits + field.n);
-        for (const ptrdiff_t i : crowded)
-            fit(i, false);
+        std::size_t fitted = 0;
+        for (const ptrdiff_t i : crowded) {
+            neighbours.find(i, near);
+            if (std::none_of(near.begin(), near.end(), [&](ptrdiff_t j) { return changed[j]; }))
+                continue;
+            fit(i);
+            ++fitted;
+        }
+        if (!fitted)
+            break;
+        for (ptrdiff_t i = 0; i < field.n; ++i)
+            changed[i] = moved(last[i], fits[i]);
     }
 }
 

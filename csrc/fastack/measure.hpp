@@ -63,10 +63,11 @@ void star_rings(const StarField&, double* fwhm, double* peak);
 void sky_annulus(Image<const float>, const double* xy, std::ptrdiff_t n, double inner, double outer,
                  double* level, double* noise);
 
-/// Fit x, y, peak and sky of every star with the field's shape; light of neighbours is taken away first.
-/// After the first pass, stars with neighbours are fitted `passes` times more, each time with the neighbours
-/// as the pass before has left them.
-void fit_stars(const StarField&, int passes, StarFit* fits);
+/// Fit x, y, peak and sky of the given stars with the field's shape; light of neighbours is taken away first.
+/// After the first pass, stars with neighbours are fitted up to `passes` times more, each time with the neighbours
+/// as the pass before has left them, until those no longer change. `fits` has a row for every star of the field;
+/// those that are not asked for count as not converged.
+void fit_stars(const StarField&, Span<const std::int64_t> rows, int passes, StarFit* fits);
 
 /// Fit all eight parameters of the stars `rows` one by one (Levenberg-Marquardt, start: the field's shape).
 void fit_moffat(const StarField&, Span<const std::int64_t> rows, StarFit* fits);

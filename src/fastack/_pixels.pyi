@@ -1,6 +1,5 @@
 """Typed by hand: the pixel kernels."""
 
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -50,17 +49,17 @@ def detect(
     threshold: float,
     saturation: float,
     strip: int,
-) -> NDArray[np.float64]: ...  # (n, 8): x, y, flux, flux_err, peak, sky, sharpness, flags
+) -> tuple[NDArray[np.float64], NDArray[np.void]]: ...
+
+# (n, 8): x, y, flux, flux_err, peak, sky, sharpness, flags; structured (m,): x, y (int32), sky, noise (float32)
+def detect_bright(
+    image: NDArray[np.float32], level: NDArray[np.float32], noise: NDArray[np.float32]
+) -> NDArray[np.void]: ...
 def detect_widths(
     image: NDArray[np.float32], level: NDArray[np.float32], noise: NDArray[np.float32], saturation: float
 ) -> tuple[float, float]: ...  # FWHM: mean of both axes, shorter axis
 def detect_hits(
-    image: NDArray[np.float32],
-    level: NDArray[np.float32],
-    noise: NDArray[np.float32],
-    narrow: float,
-    saturation: float,
-    shot: float,
+    image: NDArray[np.float32], bright: NDArray[np.void], narrow: float, saturation: float, shot: float
 ) -> NDArray[np.int32]: ...  # (k, 2): x, y
 
 # --- measure
@@ -87,6 +86,7 @@ def fit_stars(
     inverse_gain: float,
     saturation: float,
     passes: int,
+    rows: NDArray[np.int64] | None = None,
 ) -> NDArray[np.void]: ...
 def fit_moffat(
     image: NDArray[np.float32],

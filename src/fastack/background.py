@@ -79,9 +79,7 @@ def estimate(image: Any, *, mask: Any = None, options: BackgroundOptions = Backg
     for mesh in (level, noise):
         mesh.setflags(write=False)
     ny, nx = pixels.shape
-    return Background(
-        level=level, noise=noise, shape=(ny, nx), cell=(ny / level.shape[0], nx / level.shape[1])
-    )
+    return Background(level=level, noise=noise, shape=(ny, nx), cell=(ny / level.shape[0], nx / level.shape[1]))
 
 
 def render(background: Background, window: tuple[slice, slice] | None = None) -> FloatImage:
@@ -139,7 +137,7 @@ def subtract(image: Any, background: Background) -> FloatImage:
     return _pixels.background_subtract(pixels, background.level)
 
 
-def pixel_noise(image: FloatImage, rows: int = 64) -> float:
+def pixel_noise(image: FloatImage, rows: int = 32) -> float:
     """White noise of one pixel, whatever stars and gradients are there.
 
     Parameters
@@ -157,9 +155,9 @@ def pixel_noise(image: FloatImage, rows: int = 64) -> float:
         NaN where nothing can be measured.
     """
     ny = image.shape[0]
-    some = np.asarray(image[np.unique(np.linspace(0, ny - 1, min(rows, ny)).astype(int))], np.float64)
+    some = image[np.unique(np.linspace(0, ny - 1, min(rows, ny)).astype(int))]
     if some.shape[1] < 3:
         return float("nan")
-    second = some[:, 1:-1] - 0.5 * (some[:, :-2] + some[:, 2:])
-    second = np.abs(second[np.isfinite(second)])
+    second = np.abs(some[:, 1:-1] - np.float32(0.5) * (some[:, :-2] + some[:, 2:]))
+    second = second[np.isfinite(second)]
     return float(1.4826 * np.median(second) / np.sqrt(1.5)) if second.size else float("nan")

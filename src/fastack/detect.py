@@ -17,9 +17,7 @@ _STRIP = 1 << 20  # columns filtered at once: whole rows; the second-level cache
 _DEFAULT_FWHM = 3.0  # pixel, where the image has no sources to take it from
 
 
-def detect(
-    image: Any, *, background: Background | None = None, options: DetectOptions = DetectOptions()
-) -> Stars:
+def detect(image: Any, *, background: Background | None = None, options: DetectOptions = DetectOptions()) -> Stars:
     """Find stars, and what looks like one but is too sharp.
 
     Parameters
@@ -160,9 +158,7 @@ def _check_fwhm(fwhm: float) -> None:
         raise ValueError(f"fwhm is {fwhm}, not a positive number of pixels")
 
 
-def _widths(
-    pixels: FloatImage, sky: Background, saturation: float, fwhm: float | None
-) -> tuple[float, float]:
+def _widths(pixels: FloatImage, sky: Background, saturation: float, fwhm: float | None) -> tuple[float, float]:
     """FWHM, where it is not given, and that along the shorter axis of the point-spread function."""
     mean, narrow = _pixels.detect_widths(pixels, sky.level, sky.noise, saturation)
     if not np.isfinite(mean):

@@ -257,6 +257,15 @@ def _mjd_iso(mjd: float) -> str:
 
 
 def _seconds_between(a: str, b: str) -> float:
+    import datetime as dt
+
+    try:
+        first, second = dt.datetime.fromisoformat(a), dt.datetime.fromisoformat(b)
+    except ValueError:  # a leap second
+        pass
+    else:
+        if first.date() == second.date():
+            return (first - second).total_seconds()
     from astropy.time import Time
 
     return float((Time(a, scale="utc") - Time(b, scale="utc")).sec)

@@ -184,9 +184,7 @@ def _follow(guess: Transform, xa: Array, xb: Array, options: MatchOptions) -> _M
     return _Match(index, odds) if odds >= options.min_log_odds and len(index) >= 4 else None
 
 
-def _search(
-    xa: Array, xb: Array, steps: tuple[float, ...], options: MatchOptions
-) -> tuple[_Match | None, float]:
+def _search(xa: Array, xb: Array, steps: tuple[float, ...], options: MatchOptions) -> tuple[_Match | None, float]:
     """Match by triangles over more and more stars; the match, and the best odds seen."""
     best = -np.inf
     done = 0

@@ -8,6 +8,7 @@ undersampled ones.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +32,7 @@ _PASSES = 4  # rounds over stars with neighbours, each with the neighbours' ligh
 _HOT_PIXEL = 1.3  # ring width below which a detection cannot be told from a single pixel
 _ETA = 0.33  # 1/beta of the first guess
 _MANY = 0.3  # part of the list among the candidates from which on no other first width is tried
+_TRIED = 2  # stars of which the isolated ones are chosen, per star behind the frame's PSF
 _ENOUGH = 10  # isolated stars from which on stars with neighbours do not take part in the frame's PSF
 _MISSING = 0.2  # part of the window that may be missing for a star of the frame's PSF
 _SPREAD = 0.03  # widths of stars vary that much (relative) over a frame without being suspect
@@ -42,9 +44,7 @@ _EXTENDED = 1.3  # above: no single star
 
 
 # image, xy, peak, sky, noise, shape, radius, inverse gain, saturation
-_Arguments = tuple[
-    FloatImage, Array, Array, Array, Array, tuple[float, float, float, float, bool], float, float, float
-]
+_Arguments = tuple[FloatImage, Array, Array, Array, Array, tuple[float, float, float, float, bool], float, float, float]
 
 
 class _Shape(NamedTuple):
@@ -75,30 +75,42 @@ class _Shape(NamedTuple):
     @property
     def psf(self) -> PSF:
         """Effective point-spread function."""
-        minor, major, theta = _axes(self.a, self.b, self.c)
-        if self.integrated:
-            minor, major = self._over_pixel(theta + np.pi / 2, minor), self._over_pixel(theta, major)
-        fwhm, ellipticity = float(np.sqrt(minor * major)), float(1 - minor / major)
-        return PSF(fwhm=fwhm, beta=1 / self.eta, ellipticity=ellipticity, theta=float(theta))
+        return _psf(self)
 
     @property
     def pixel(self) -> float:
         """What the pixel adds to the FWHM in quadrature, pixel."""
         return float(np.sqrt(max(self.psf.fwhm**2 - self.width**2, 0.0)))
 
-    def _over_pixel(self, angle: Any, width: Any) -> Any:
-        """Full width at half maximum of the profile's mean over a pixel, along a direction."""
-        nodes, weights = np.polynomial.legendre.leggauss(4)
-        weight = np.outer(weights, weights)[:, :, None] / 4
-        half = np.hypot(width, np.linspace(0.0, 1.3, 64)) / 2
 
-        def profile(distance: Any) -> Array:
-            x = distance * np.cos(angle) + nodes[:, None, None] / 2
-            y = distance * np.sin(angle) + nodes[None, :, None] / 2
-            form = self.a * x * x + 2 * self.b * x * y + self.c * y * y
-            return np.asarray((weight * (1 + (2**self.eta - 1) * form) ** (-1 / self.eta)).sum((0, 1)))
+@functools.lru_cache(maxsize=16)
+def _psf(shape: _Shape) -> PSF:
+    minor, major, theta = _axes(shape.a, shape.b, shape.c)
+    if shape.integrated:
+        minor, major = _over_pixel(shape, theta + np.pi / 2, minor), _over_pixel(shape, theta, major)
+    fwhm, ellipticity = float(np.sqrt(minor * major)), float(1 - minor / major)
+    return PSF(fwhm=fwhm, beta=1 / shape.eta, ellipticity=ellipticity, theta=float(theta))
 
-        return 2 * np.interp(-profile(np.zeros(1))[0] / 2, -profile(half), half)
+
+def _over_pixel(shape: _Shape, angle: Any, width: Any) -> Any:
+    """Full width at half maximum of the profile's mean over a pixel, along a direction."""
+    nodes, weight = _gauss_legendre()
+    half = np.hypot(width, np.linspace(0.0, 1.3, 64)) / 2
+
+    def profile(distance: Any) -> Array:
+        x = distance * np.cos(angle) + nodes[:, None, None] / 2
+        y = distance * np.sin(angle) + nodes[None, :, None] / 2
+        form = shape.a * x * x + 2 * shape.b * x * y + shape.c * y * y
+        return np.asarray((weight * (1 + (2**shape.eta - 1) * form) ** (-1 / shape.eta)).sum((0, 1)))
+
+    return 2 * np.interp(-profile(np.zeros(1))[0] / 2, -profile(half), half)
+
+
+@functools.cache
+def _gauss_legendre() -> tuple[Array, Array]:
+    """Nodes on an axis, and the weights of all pairs of them."""
+    nodes, weights = np.polynomial.legendre.leggauss(4)
+    return nodes, np.outer(weights, weights)[:, :, None] / 4
 
 
 def measure(
@@ -190,9 +202,11 @@ class _Frame:
         limits = (self.inverse_gain, self.saturation)
         return (self.pixels, xy, peak, self.sky, self.noise, shape, radius, *limits)
 
-    def fit(self, xy: Array, peak: Array, shape: _Shape, passes: int) -> NDArray[np.void]:
-        """Fit every star with one shape."""
-        fits = _pixels.fit_stars(*self.arguments(xy, peak, shape), passes)
+    def fit(
+        self, xy: Array, peak: Array, shape: _Shape, passes: int, rows: NDArray[np.int64] | None = None
+    ) -> NDArray[np.void]:
+        """Fit every star, or some, with one shape."""
+        fits = _pixels.fit_stars(*self.arguments(xy, peak, shape), passes, rows)
         good = fits["converged"] > 0
         self.xy = np.where(good[:, None], np.stack([fits["x"], fits["y"]], axis=1), xy)
         self.peak = np.where(good, fits["peak"], peak)
@@ -211,9 +225,7 @@ class _Frame:
         _, start, rows, self.xy, self.peak = max(tried, key=lambda trial: trial[0])
         kinds = (True, False) if start.width < _UNDERSAMPLED else (False,)
         starts = [start._replace(integrated=kind) for kind in kinds]
-        single = [
-            _pixels.fit_moffat(*self.arguments(self.xy, self.peak, start), rows=rows) for start in starts
-        ]
+        single = [_pixels.fit_moffat(*self.arguments(self.xy, self.peak, start), rows=rows) for start in starts]
         agree = np.all([_agreeing(fits) for fits in single], axis=0)
         if not agree.any():
             return None
@@ -226,9 +238,7 @@ class _Frame:
         shape, _, fits = min(found, key=lambda result: result[1])
         return shape, fits, rows
 
-    def common(
-        self, start: _Shape, rows: NDArray[np.int64], window: float, least: float
-    ) -> tuple[_Shape, float]:
+    def common(self, start: _Shape, rows: NDArray[np.int64], window: float, least: float) -> tuple[_Shape, float]:
         """Fit one shape to many stars; -2 log likelihood is infinite where that fails and the start stays."""
         radius = min(max(window * start.width, least), max(_MAX_SHAPE_WINDOW, _WINDOW * start.width))
         found, squares = _pixels.fit_shape(*self.arguments(self.xy, self.peak, start, radius), rows)
@@ -237,11 +247,20 @@ class _Frame:
     def first_fits(
         self, xy: Array, peak: Array, unfit: NDArray[np.bool_], fwhm: float
     ) -> tuple[_Shape, NDArray[np.int64]]:
-        """Fit every star with a round shape whose width settles on that of the brightest."""
+        """Fit stars with a round shape whose width settles on that of the brightest.
+
+        The brightest will do, unless there are too few isolated ones among them.
+        """
+        height = np.where(unfit | ~np.isfinite(peak), -np.inf, peak / self.noise)
+        brightest = np.lexsort((xy[:, 0], -height))[: _TRIED * self.options.max_fits]
         for _ in range(4):
             shape = _Shape.round(fwhm)
-            fits = self.fit(xy, peak, shape, passes=1)
+            fits = self.fit(xy, peak, shape, passes=1, rows=brightest)
             rows = self.candidates(fits, unfit, fwhm)
+            if len(rows) < self.options.max_fits and len(brightest) < len(xy):
+                brightest = np.arange(len(xy))
+                fits = self.fit(xy, peak, shape, passes=1)
+                rows = self.candidates(fits, unfit, fwhm)
             if not len(rows):
                 break
             change = float(np.median(fits["width"][rows]))
@@ -292,9 +311,7 @@ def _positive(values: Array) -> Array:
 def _at(background: Background, mesh: FloatImage, xy: Array) -> Array:
     """Interpolate the mesh at the stars, bilinear, constant outside its outermost points."""
     values = np.asarray(mesh, dtype=np.float64)
-    values = np.where(
-        np.isfinite(values), values, np.nanmedian(values) if np.isfinite(values).any() else np.nan
-    )
+    values = np.where(np.isfinite(values), values, np.nanmedian(values) if np.isfinite(values).any() else np.nan)
     corner, part = [], []
     for axis, (n, cell) in enumerate(zip(values.shape, background.cell, strict=True)):
         position = np.clip((np.nan_to_num(xy[:, 1 - axis]) + 0.5) / cell - 0.5, 0, n - 1)
@@ -421,9 +438,7 @@ def _quality(
         width = np.log(single["width"])
         scatter = 1.4826 * np.median(np.abs(width - np.median(width)))
         fwhm_err = psf.fwhm * float(max(scatter, np.median(single["width_err"])) / np.sqrt(n_fitted))
-    saturated = (
-        0 if options.saturation is None else int(np.count_nonzero(pixels >= np.float32(options.saturation)))
-    )
+    saturated = 0 if options.saturation is None else int(np.count_nonzero(pixels >= np.float32(options.saturation)))
     return FrameQuality(
         fwhm=psf.fwhm,
         fwhm_err=fwhm_err,

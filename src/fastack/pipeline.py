@@ -18,6 +18,7 @@ from astropy.io import fits
 
 from fastack import (
     __version__,
+    _stars,
     background,
     calibrate,
     frames,
@@ -600,14 +601,9 @@ def match_levels(records: Sequence[FrameRecord], reference: FrameRecord, options
 
 
 def _common_stars(reference: Stars, frame: Stars, to_frame: Transform) -> tuple[Stars, Stars]:
-    from scipy.spatial import cKDTree
-
-    if not len(reference) or not len(frame):
-        return reference[:0], frame[:0]
-    distance, index = cKDTree(frame.xy).query(to_frame(reference.xy), distance_upper_bound=1.5)
-    hit = np.flatnonzero(np.isfinite(distance))
-    hit = hit[np.unique(index[hit], return_index=True)[1]]
-    return reference[hit], frame[index[hit]]
+    """Stars of both lists that a transform brings together, row by row."""
+    pairs = _stars.nearest_pairs(np.ascontiguousarray(to_frame(reference.xy)), np.ascontiguousarray(frame.xy), 1.5)
+    return reference[pairs[:, 0]], frame[pairs[:, 1]]
 
 
 def _exposure_ratio(reference: FrameRecord, record: FrameRecord) -> float:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import exp, inf, lgamma, log, log1p
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import chdtrc, fdtrc
 
 from fastack import _stars
 from fastack.errors import FrameError, MatchError
@@ -35,6 +35,9 @@ SIGNIFICANCE = {"similarity": 3e-3, "affine": 1e-2, "quadratic": 1e-3, "cubic": 
 FROM_SHIFT = 0.1  # factor to it where a shift would do: its two numbers are known best of all
 WITHOUT_ONE = 0.1  # the same with any one star left out: an outlier of great leverage must not decide
 WORTH = 1.3  # errors by which a higher model must move the edges of the stars' area
+MANY = 40  # stars from which on one look at the residuals tells whether higher models are worth fitting
+UNDISTORTED = 0.9  # part of the first pairs within the clipping limit of a similarity
+HOPELESS = 30.0  # times the significance that a model needs, above which it is not tried
 UNLIKELY = 1e-5  # probability of chi^2 from which the given errors are called too small
 SAMPLES = 80  # pairs of stars behind the first guess
 JURY = 80  # stars that judge it, at most
@@ -90,8 +93,9 @@ def _fit(
     reference_err: ArrayLike | None,
     frame_err: ArrayLike | None,
     options: TransformOptions,
+    guess: Transform | None = None,
 ) -> tuple[Transform, Mask]:
-    """`fit`, and which of the stars are behind it."""
+    """`fit`, from a first guess where there is one, and which of the stars are behind it."""
     a, b = _points(reference_xy), _points(frame_xy)
     if len(a) != len(b):
         raise ValueError(f"{len(a)} reference positions but {len(b)} frame positions")
@@ -101,7 +105,7 @@ def _fit(
     if finite.sum() < need:
         raise MatchError(f"{finite.sum()} pairs of stars; the model {wanted!r} needs {need}")
     errors = [None if e is None else _errors(e, len(a))[finite] for e in (reference_err, frame_err)]
-    pairs = _Pairs.make(a[finite], b[finite], errors, options.clip, shift=wanted == "shift")
+    pairs = _Pairs.make(a[finite], b[finite], errors, options.clip, guess, shift=wanted == "shift")
     best = pairs.climb() if wanted == "auto" else pairs.reach(wanted)
     used = finite.copy()
     used[finite] = best.keep
@@ -155,17 +159,29 @@ class _Pairs:
     start: Mask  #: stars that the first guess puts within the clipping limit
 
     @classmethod
-    def make(cls, a: Array, b: Array, errors: list[Array | None], clip: float, *, shift: bool) -> _Pairs:
+    def make(
+        cls,
+        a: Array,
+        b: Array,
+        errors: list[Array | None],
+        clip: float,
+        guess: Transform | None = None,
+        *,
+        shift: bool,
+    ) -> _Pairs:
         low, high = a.min(axis=0), a.max(axis=0)
         scale = float(max((high - low).max() / 2, 1e-3))
         if not shift and (high - low).max() < 1e-6:
             raise MatchError(f"all {len(a)} stars stand at one point: no rotation or scale can be found")
         origin = (float(low[0] + high[0]) / 2, float(low[1] + high[1]) / 2)
         u, v = ((a - origin) / scale).T
-        basis = np.stack(
-            [np.ones_like(u), u, v, u * u, u * v, v * v, u**3, u * u * v, u * v * v, v**3], axis=1
-        )
-        parity, size, start = _first_guess(u, v, b, clip)
+        basis = np.stack([np.ones_like(u), u, v, u * u, u * v, v * v, u**3, u * u * v, u * v * v, v**3], axis=1)
+        if guess is None:
+            parity, size, start = _first_guess(u, v, b, clip)
+        else:
+            distance = np.linalg.norm(b - guess(a), axis=1)
+            start = distance <= 2 * clip * max(float(np.median(distance)), FINEST)
+            parity, size = (-1.0 if guess.mirrored else 1.0), guess.magnification * scale
         variance = np.zeros(len(a))
         for error, factor in zip(errors, (size / scale, 1.0), strict=True):
             if error is not None:
@@ -185,16 +201,38 @@ class _Pairs:
 
     def climb(self) -> _Solution:
         """Find the lowest model to which no higher one is clearly better."""
-        best = self.settle("shift", np.ones(len(self.b), bool))
+        best: _Solution | None = None
+        below = "shift"
         keep = self.start
         for model in LADDER[1:]:
             if keep.sum() < ENOUGH[model] or not self.spread(model, keep):
                 break
             higher = self.settle(model, keep)
             keep = higher.near
-            if higher.keep.sum() >= ENOUGH[model] and self.better(best.model, higher):
-                best = higher
-        return best
+            if higher.keep.sum() >= ENOUGH[model] and self.better(below, higher):
+                best, below = higher, model
+            if self.hopeless(below, model, higher):
+                break
+        return best if best is not None else self.settle("shift", np.ones(len(self.b), bool))
+
+    def hopeless(self, lower: str, reached: str, last: _Solution) -> bool:
+        """Whether no model above the one reached can be better, by far, than the lower one: of many stars alone."""
+        keep, weight = last.near, 1 / last.variance[last.near]
+        n = int(keep.sum())
+        if n < MANY:
+            return False
+        root = np.sqrt(weight)[:, None]
+        q, _ = np.linalg.qr(self.basis[keep] * root)
+        b = self.b[keep] * root
+        chi2 = np.sum(b * b) - np.cumsum(np.sum((q.T @ b) ** 2, axis=1))
+        low = self.chi2(self.solve(lower, keep, last.variance), keep, last.variance)
+        for model in LADDER[LADDER.index(reached) + 1 :]:
+            high = float(max(chi2[TERMS[model] - 1], 1e-12 * low))
+            more, free = FREE[model] - FREE[lower], 2 * n - FREE[model]
+            limit = SIGNIFICANCE[model] * (FROM_SHIFT if lower == "shift" else 1)
+            if _f_tail(more, free, max(low - high, 0.0) / high * free / more) < HOPELESS * limit:
+                return False
+        return True
 
     def spread(self, model: str, keep: Mask) -> bool:
         """Whether the stars are spread over the field well enough for a model."""
@@ -216,7 +254,7 @@ class _Pairs:
         gain = max(all_low - all_high, 0) / all_high * free / more
         least = np.min(np.maximum(some_low - some_high, 0) / some_high) * (free - 2) / more
         limit = SIGNIFICANCE[higher.model] * (FROM_SHIFT if lower == "shift" else 1)
-        if fdtrc(more, free, gain) > limit or fdtrc(more, free - 2, least) > WITHOUT_ONE:
+        if _f_tail(more, free, gain) > limit or _f_tail(more, free - 2, float(least)) > WITHOUT_ONE:
             return False
         # what a few bright stars ask for must not be carried to the edges where it is worth nothing
         reach_u, reach_v = np.abs(self.basis[:, 1:3]).max(axis=0)
@@ -249,7 +287,7 @@ class _Pairs:
             distance = np.linalg.norm(self.residuals(c), axis=1) / np.sqrt(variance)
             distance /= self.expected(model, keep, variance)
             # the median distance of a two-dimensional normal law is 1.177 sigma
-            sigma = np.median(distance[keep]) / 1.1774
+            sigma = _median(distance[keep]) / 1.1774
             least = 1.0 if self.known else FINEST
             limit = self.clip * max(sigma, least)
             inside = distance <= limit
@@ -282,7 +320,7 @@ class _Pairs:
         squared = np.sum(self.residuals(c)[keep] ** 2, axis=1)
         variance = self.variance[keep]
         free = 2 * len(squared) - FREE[model]
-        if free <= 0 or chdtrc(free, np.sum(squared / variance)) > UNLIKELY:
+        if free <= 0 or _chi2_tail(free, float(np.sum(squared / variance))) > UNLIKELY:
             return 0.0
         low, high = 0.0, float(squared.sum() / free)
         for _ in range(40):
@@ -358,6 +396,67 @@ class _Pairs:
         )
 
 
+def _median(values: Array) -> float:
+    """`numpy.median` of finite values, without its overhead."""
+    middle = len(values) // 2
+    if len(values) % 2:
+        return float(np.partition(values, middle)[middle])
+    low, high = np.partition(values, (middle - 1, middle))[middle - 1 : middle + 1]
+    return float(low + high) / 2
+
+
+def _f_tail(m: int, n: int, f: float) -> float:
+    """Probability that an F variable of m and n degrees of freedom exceeds `f`.
+
+    The continued fraction of DLMF 8.17.22 by Lentz's method; scipy.special would cost half of the start-up time.
+    """
+    if not f > 0:
+        return 1.0
+    a, b, x = n / 2, m / 2, n / (n + m * f)
+    swapped = x > (a + 1) / (a + b + 2)
+    if swapped:
+        a, b, x = b, a, 1 - x
+    if x <= 0:
+        return 1.0 if swapped else 0.0
+    front = exp(lgamma(a + b) - lgamma(a) - lgamma(b) + a * log(x) + b * log1p(-x)) / a
+    c, d = 1.0, 1 / (1 - (a + b) * x / (a + 1))
+    fraction = d
+    for k in range(1, 1000):
+        even = k * (b - k) * x / ((a + 2 * k - 1) * (a + 2 * k))
+        odd = -(a + k) * (a + b + k) * x / ((a + 2 * k) * (a + 2 * k + 1))
+        before = fraction
+        for term in (even, odd):
+            c, d = 1 + term / c, 1 / (1 + term * d)
+            fraction *= c * d
+        if abs(fraction - before) < 1e-12 * abs(fraction):
+            break
+    return 1 - front * fraction if swapped else front * fraction
+
+
+def _chi2_tail(n: int, x: float) -> float:
+    """Probability that chi^2 of n degrees of freedom exceeds `x`; 1 below n + 2, where it is above 0.08.
+
+    The continued fraction of DLMF 8.9.2 by Lentz's method.
+    """
+    a, x = n / 2, x / 2
+    if not x > a + 1:
+        return 1.0
+    if x == inf:
+        return 0.0
+    b = x + 1 - a
+    c, d = inf, 1 / b
+    fraction = d
+    for k in range(1, 1000):
+        term = -k * (k - a)
+        b += 2
+        d = 1 / (term * d + b)
+        c = b + term / c
+        fraction *= c * d
+        if abs(c * d - 1) < 1e-12:
+            break
+    return fraction * exp(-x + a * log(x) - lgamma(a))
+
+
 def _first_guess(u: Array, v: Array, b: Array, clip: float) -> tuple[float, float, Mask]:
     """Least median of squares over similarities through two stars: parity, magnification, stars near it."""
     n = len(u)
@@ -428,7 +527,12 @@ def register(
     rows_a, rows_b = _rows(reference, frame, seed)
     a, b = reference.xy[rows_a], frame.xy[rows_b]
     index = seed.index
-    transform, used = _fit_rows(reference, frame, index, options)
+    used = np.zeros(len(index), bool)
+    if options.model == "auto" and len(index) >= MANY:
+        # the first fit only brings the pairs closer: the ladder is climbed once they are known
+        transform, used = _fit_rows(reference, frame, index, replace(options, model="similarity"))
+    if used.mean() < UNDISTORTED:
+        transform, used = _fit_rows(reference, frame, index, options)
     seen: set[bytes] = set()
     for _ in range(ROUNDS if len(index) > 3 else 0):
         predicted = np.ascontiguousarray(transform(a))
@@ -441,7 +545,7 @@ def register(
             break
         seen.add(key)
         index = pairs
-        transform, used = _fit_rows(reference, frame, index, options)
+        transform, used = _fit_rows(reference, frame, index, options, transform)
     odds = seed.log_odds
     if not seed.weak:
         unit = np.array([1, 0, 0, 0, 1.0])
@@ -466,7 +570,11 @@ def _rows(reference: Stars, frame: Stars, seed: Pairs) -> tuple[NDArray[np.intp]
 
 
 def _fit_rows(
-    reference: Stars, frame: Stars, index: NDArray[np.intp], options: TransformOptions
+    reference: Stars,
+    frame: Stars,
+    index: NDArray[np.intp],
+    options: TransformOptions,
+    guess: Transform | None = None,
 ) -> tuple[Transform, Mask]:
     """Fit pairs; saturated stars and those cut by an edge only where there are few others."""
     i, j = index.T
@@ -475,7 +583,7 @@ def _fit_rows(
     if clean.sum() < 10:
         clean[:] = True
     i, j = i[clean], j[clean]
-    transform, used = _fit(reference.xy[i], frame.xy[j], reference.xy_err[i], frame.xy_err[j], options)
+    transform, used = _fit(reference.xy[i], frame.xy[j], reference.xy_err[i], frame.xy_err[j], options, guess)
     mask = np.zeros(len(index), bool)
     mask[np.flatnonzero(clean)[used]] = True
     return transform, mask
@@ -536,9 +644,7 @@ def compose(first: Transform, second: Transform) -> Transform:
     )
 
 
-def from_wcs(
-    reference_wcs: Any, frame_wcs: Any, shape: tuple[int, int], *, tolerance: float = 0.01
-) -> Transform:
+def from_wcs(reference_wcs: Any, frame_wcs: Any, shape: tuple[int, int], *, tolerance: float = 0.01) -> Transform:
     """Fit the transform between two frames with sky coordinates.
 
     Parameters
@@ -567,9 +673,7 @@ def from_wcs(
     a = np.stack([x, y], axis=1)
     b = np.stack(pixel_to_pixel(reference_wcs, frame_wcs, x, y), axis=1)
     if not np.isfinite(b).all():
-        raise FrameError(
-            "the frame's sky coordinates do not cover the output grid; register on stars instead"
-        )
+        raise FrameError("the frame's sky coordinates do not cover the output grid; register on stars instead")
     worst = np.inf
     for model in ("similarity", "affine", "quadratic", "cubic"):
         found = fit(a, b, options=TransformOptions(model=model, clip=np.inf))
@@ -630,9 +734,7 @@ def consistent(
             continue
         stretch = np.linalg.svd(t.matrix, compute_uv=False)
         if stretch[0] > (1 + max_scale) * stretch[1]:
-            reasons[k] = (
-                f"the transform stretches one direction by {100 * (stretch[0] / stretch[1] - 1):.1f} %"
-            )
+            reasons[k] = f"the transform stretches one direction by {100 * (stretch[0] / stretch[1] - 1):.1f} %"
             continue
         scales[k] = t.magnification
         boxes[k] = np.array([inside.min(axis=0), inside.max(axis=0)])

@@ -300,7 +300,7 @@ class Transform:
     @property
     def matrix(self) -> Array:
         """(2, 2) linear part at the origin."""
-        return np.asarray(self.jacobian(np.array([self.origin]))[0])
+        return np.array([self.cx[1:3], self.cy[1:3]]) / self.scale
 
     @property
     def rotation(self) -> float:
@@ -326,8 +326,15 @@ class Transform:
     def _terms(self, xy: Array) -> Array:
         uv = (xy - self.origin) / self.scale
         u, v = uv[:, 0], uv[:, 1]
-        every = [np.ones_like(u), u, v, u * u, u * v, v * v, u**3, u * u * v, u * v * v, v**3]
-        return np.stack(every[: len(self.cx)], axis=1)
+        terms = np.empty((len(u), len(self.cx)))
+        columns = [np.ones_like(u), u, v]
+        if terms.shape[1] > 3:
+            columns += [u * u, u * v, v * v]
+        if terms.shape[1] > 6:
+            columns += [u**3, u * u * v, u * v * v, v**3]
+        for k, column in enumerate(columns[: terms.shape[1]]):
+            terms[:, k] = column
+        return terms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
