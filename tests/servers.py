@@ -58,10 +58,10 @@ def gaia_tables(path) -> tuple[Table, Table]:
     source["ref_epoch"] = np.full(len(source), 2016.0)
     for name, unit in {"ra": "deg", "dec": "deg", "ra_error": "mas", "pmra": "mas/yr", "ref_epoch": "yr"}.items():
         source[name].unit = unit
-    vizier = source[names[1:] + ["parallax", "phot_g_mean_mag"]]
+    vizier = source[[*names[1:], "parallax", "phot_g_mean_mag"]]
     vizier.rename_columns(
         vizier.colnames,
-        ("RA_ICRS DE_ICRS e_RA_ICRS e_DE_ICRS pmRA pmDE e_pmRA e_pmDE Plx Gmag").split(),
+        ["RA_ICRS", "DE_ICRS", "e_RA_ICRS", "e_DE_ICRS", "pmRA", "pmDE", "e_pmRA", "e_pmDE", "Plx", "Gmag"],
     )
     return source, vizier
 
@@ -130,7 +130,7 @@ class Servers:
         self.asked: list[dict[str, str]] = []  #: every request for data
         self.agents: list[str] = []
         self.names = {"M27": (299.901417, 22.721361)}
-        self.polls = 1  #: how often a job is still executing
+        self.polls = 0  #: how often a job is still executing
         self.stop = threading.Event()
         services = self
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import io
 import multiprocessing
@@ -145,7 +146,10 @@ def test_ucac4_errors_are_those_of_independent_epochs(data_root):
         # the definition in the catalogue: position at the mean epoch and motion have independent errors
         np.testing.assert_allclose(getattr(stars, f"{axis}_err"), np.hypot(error, rate * (2000 - mean)))
         np.testing.assert_allclose(getattr(at_year, f"{axis}_err"), np.hypot(error, rate * (2019.1 - mean)))
-    # to and fro gives the same
+        if axis == "ra":  # the difference to errors that are taken as uncorrelated at J2000
+            naive = np.hypot(stars.ra_err, rate * 19.1)[moving] / at_year.ra_err[moving]
+            np.testing.assert_allclose(np.percentile(naive, [5, 95]), [0.83, 1.15], atol=0.01)
+    # there and back gives the same
     back = proper_motion(at_year, 2000.0)
     np.testing.assert_allclose(back.ra_err, stars.ra_err)
     assert (at_year.ra_err[~moving] > typical_motion(stars.mag[~moving]) * 15).all()
@@ -321,7 +325,8 @@ def test_vizier_tab_separated_with_units(tmp_path):
     path.write_text(
         "#RESOURCE=yCat\n#Name: I/322A/out\n\nRAJ2000\tDEJ2000\te_RAJ2000\tpmRA\tpmDE\tf.mag\n"
         "deg\tdeg\tarcsec\tmas/yr\tmas/yr\tmag\n-----------\t-----------\t---\t----\t----\t-----\n"
-        "299.2947462\t+34.9738000\t0.047\t  -5.9\t -10.6\t15.088\n299.3008448\t+34.9658656\t0.050\t      \t      \t15.825\n\n"
+        "299.2947462\t+34.9738000\t0.047\t  -5.9\t -10.6\t15.088\n"
+        "299.3008448\t+34.9658656\t0.050\t      \t      \t15.825\n\n"
     )
     stars = read_file(path)
     np.testing.assert_allclose(stars.ra_err, [47, 50])
@@ -687,7 +692,7 @@ def options(servers, tmp_path, monkeypatch):
         gaia_server=f"{servers.url}/tap-server/tap",
         sesame_server=f"{servers.url}/sesame/",
         cache_path=str(tmp_path / "cache"),
-        timeout=0.5,
+        timeout=0.4,
         job_timeout=5.0,
         retries=1,
         backoff=0.01,
@@ -759,7 +764,7 @@ BAD = {
     "503": "503 Service Unavailable",
     "html": "something else than a VOTable: 'Bad Gateway",
     "noise": "something else than a VOTable",
-    "error": "reports an error: -- no connection|ended the job with 'ERROR' Message: Cannot parse|not currently reachable",
+    "error": "reports an error: The database is not|ended the job with 'ERROR' Message: Cannot parse",
     "wrong": "something else than",
 }
 
@@ -847,7 +852,7 @@ def test_an_empty_answer_is_no_error_but_not_remembered(servers, options, tmp_pa
 @pytest.mark.parametrize("mood", ["bad", "hole"])
 def test_rows_that_are_no_numbers_are_no_stars(servers, options, mood):
     servers.script = [mood]
-    with pytest.raises(CatalogueError, match="malformed|without a position"):
+    with pytest.raises(CatalogueError, match=r"malformed|without a position"):
         ask("ucac4", options)
 
 
@@ -927,6 +932,7 @@ def test_cache_directory_comes_from_the_environment(tmp_path, monkeypatch):
 
 
 @pytest.mark.real
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # urllib's HTTPError keeps its socket
 def test_names_are_resolved_in_time_or_not_at_all(servers, options):
     assert resolve("M27", options=options) == pytest.approx((299.901417, 22.721361))
     assert resolve("no such thing", options=options) is None
@@ -940,6 +946,7 @@ def test_names_are_resolved_in_time_or_not_at_all(servers, options):
     assert time.monotonic() - start < 5
     servers.close()
     assert resolve("M27", options=options) is None
+    gc.collect()  # here, where the filter holds
 
 
 @pytest.mark.real

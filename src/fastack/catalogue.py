@@ -376,7 +376,7 @@ _POSITIONS = (
 )
 _NAMES = {
     "ra_err": ("raerr", "raerror", "eramdeg", "eraicrs", "era@", "era", "sigmara"),
-    "dec_err": ("decerr", "decerror", "edemdeg", "edeicrs", "ede@", "ede", "edec", "sigmadec"),
+    "dec_err": ("decerr", "decerror", "edemdeg", "edeicrs", "ede@", "ede", "edec", "sigmadec"),  # codespell:ignore
     "pm_ra": ("pmra", "pmracosdec"),
     "pm_dec": ("pmdec", "pmde"),
     "pm_ra_err": ("pmraerr", "pmraerror", "epmra"),
@@ -937,7 +937,7 @@ class Store:
     def _facts(self, path: Path) -> dict[str, Any] | None:
         """Everything about a piece but its stars; None where there is no sound piece."""
         try:
-            with np.load(path) as file:
+            with open(path, "rb") as raw, np.load(raw) as file:
                 facts = json.loads(str(file["facts"]))
         except _UNSOUND:
             return None
@@ -947,7 +947,7 @@ class Store:
         """One piece; None where there is none, or none that can be read."""
         path = self._piece(catalogue, cell)
         try:
-            with np.load(path) as file:
+            with open(path, "rb") as raw, np.load(raw) as file:
                 facts = json.loads(str(file["facts"]))
                 columns = dict(zip(facts["columns"], file["stars"], strict=True))
             stars = CatalogueStars.make(**columns, epoch=facts["epoch"], name=facts["name"], band=facts["band"])
@@ -1048,7 +1048,7 @@ def fetch_into(
     store : Store or path-like
     name : {"ucac4", "gaia"}
     ra, dec, radius : float, degree
-        Whole cells are fetched, up to 0.5 degree beyond the radius.
+        Whole cells are fetched, up to 0.6 degree beyond the radius.
     max_mag : float, optional
     options : CatalogueOptions, optional
 

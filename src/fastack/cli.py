@@ -23,7 +23,7 @@ _REJECT = ("noise", "none", "sigma", "sigma-median", "mad", "minmax", "percentil
 _MODELS = ("auto", "shift", "similarity", "affine", "quadratic", "cubic")
 
 
-class _Size(click.ParamType):
+class _Size(click.ParamType[int]):
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
@@ -38,7 +38,7 @@ class _Size(click.ParamType):
         return int(number)
 
 
-class _Range(click.ParamType):
+class _Range(click.ParamType[tuple[float, float]]):
     name = "low,high"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
@@ -70,6 +70,9 @@ _SETTINGS: dict[str, tuple[str, Any, str]] = {
     "bias": ("Calibration", str, "master bias, or raw bias frames (glob, directory, @list)"),
     "dark": ("Calibration", str, "master dark, or raw dark frames"),
     "flat": ("Calibration", str, "master flat, or raw flats [master_flat.fits beside the frames]"),
+    "flat_floor": ("Calibration", float, "part of the flat's median at and below which a pixel is bad"),
+    "master_clip": ("Calibration", float, "clipping when raw calibration frames are combined, sigma"),
+    "max_temperature": ("Calibration", float, "difference of temperature between calibration frames at most, degree"),
     "no_flat": ("Calibration", bool, "do not pick up master_flat.fits"),
     "gain": ("Calibration", float, "e-/ADU, over the headers"),
     "rdnoise": ("Calibration", float, "read noise in electrons, over the headers"),
@@ -88,6 +91,11 @@ _SETTINGS: dict[str, tuple[str, Any, str]] = {
     "reject": ("Combination", click.Choice(_REJECT), "outlier rejection [noise]"),
     "kappa_low": ("Combination", float, "rejection limit below, sigma"),
     "kappa_high": ("Combination", float, "rejection limit above, sigma"),
+    "kappa_pair": ("Combination", float, "noise: limit of the difference of two samples, sigma"),
+    "kappa_grow": ("Combination", float, "noise: limit beside a rejected pixel of the same frame, sigma"),
+    "jitter": ("Combination", float, "noise: part of the local range that sampling may move a sample"),
+    "max_outliers": ("Combination", float, "esd: part of the samples that may be outliers"),
+    "significance": ("Combination", float, "esd: significance of the test"),
     "combine_rounds": ("Combination", int, "rounds of rejection at most"),
     "n_low": ("Combination", int, "minmax: samples dropped below"),
     "n_high": ("Combination", int, "minmax: samples dropped above"),
@@ -244,7 +252,7 @@ def measure(frames: tuple[str, ...], output: str | None, quiet: bool, verbose: i
         print(report.quality_lines(records))
 
 
-class _Centre(click.ParamType):
+class _Centre(click.ParamType[tuple[float, float]]):
     name = "ra,dec"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
@@ -286,7 +294,7 @@ def catalogue() -> None:
     """Keep pieces of star catalogues on this machine, for work without a network."""
 
 
-_STORE = click.option("--store", type=click.Path(file_okay=False), help="directory [FASTACK_CATALOGUES, else the cache]")
+_STORE = click.option("--store", type=click.Path(file_okay=False), help="[FASTACK_CATALOGUES, else the cache]")
 
 
 @catalogue.command("fetch")

@@ -50,6 +50,7 @@ from fastack.types import (
     Transform,
 )
 
+
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class StackResult:
     """A stack and all that is known of it."""

@@ -21,8 +21,8 @@ from fastack.detect import detect
 from fastack.errors import OutputError, SolveError
 from fastack.frames import Frame, open_frame
 from fastack.measure import measure
-from fastack.options import AstrometryOptions, CatalogueOptions
-from fastack.types import CatalogueStars, FrameQuality, Stars, StarFlag
+from fastack.options import AstrometryOptions, CatalogueOptions, DetectOptions, MeasureOptions
+from fastack.types import CatalogueStars, FloatImage, FrameQuality, PixelFlag, StarFlag, Stars
 from fastack.wcs import read_wcs
 
 _MAX_STARS = 2000  #: brightest detections that are measured for a solution
@@ -41,11 +41,12 @@ class SolvedFile:
         """One line for people."""
         s, z = self.solution, self.zero_point
         text = (
-            f"{self.path}: {s.n} stars of {s.name}, rms {s.rms_ra:.3f}\" {s.rms_dec:.3f}\", "
-            f"{s.scale:.4f}\"/px, {'TAN' if s.order < 2 else f'SIP order {s.order}'}"
+            f'{self.path}: {s.n} stars of {s.name}, rms {s.rms_ra:.3f}" {s.rms_dec:.3f}", '
+            f'{s.scale:.4f}"/px, {"TAN" if s.order < 2 else f"SIP order {s.order}"}'
         )
         if np.isfinite(z.zp):
-            text += f"; zero point {z.zp:.3f} +- {z.err:.3f} ({z.band}, scatter {z.scatter:.3f})"
+            band = f"{z.band}, " if z.band else ""
+            text += f"; zero point {z.zp:.3f} +- {z.err:.3f} ({band}scatter {z.scatter:.3f})"
         if np.isfinite(z.limiting_mag):
             text += f", 5-sigma limit {z.limiting_mag:.2f}"
         return text
@@ -147,13 +148,39 @@ def find_stars(frame: Frame) -> tuple[Stars, FrameQuality]:
         If there are fewer than three.
     """
     pixels = Calibration().read(frame).pixels
+    level = _fill_saturated(frame, pixels)
     sky = background.estimate(pixels)
-    found = detect(pixels, background=sky)
+    found = detect(pixels, background=sky, options=DetectOptions(saturation=level))
     found = found[~found.has(StarFlag.SHARP)][:_MAX_STARS]
     if len(found) < 3:
         raise SolveError(f"{frame.name}: {len(found)} stars found, too few to be placed on the sky")
-    stars, quality = measure(pixels, found, background=sky)
-    return stars, replace(quality, noise=background.pixel_noise(pixels))
+    stars, quality = measure(pixels, found, background=sky, options=MeasureOptions(saturation=level))
+    # what could not be fitted, most of it saturated and bloomed, keeps its detection, good to half a pixel
+    lost = ~np.isfinite(stars.flux)
+    stars = replace(
+        stars,
+        flux=np.where(lost, found.flux, stars.flux),
+        xy=np.where(lost[:, None], found.xy, stars.xy),
+        xy_err=np.where(lost, 0.5, stars.xy_err),
+    )
+    return stars[np.argsort(-stars.flux, kind="stable")], replace(quality, noise=background.pixel_noise(pixels))
+
+
+def _fill_saturated(frame: Frame, pixels: FloatImage) -> float | None:
+    """Put the saturation level into the holes that a stack has in its brightest stars.
+
+    They are missing because their counts mean nothing, but where they are is as good an anchor as any star.
+    """
+    with fits.open(frame.path) as file:
+        if "FLAGS" not in file or file["FLAGS"].data is None or file["FLAGS"].data.shape != pixels.shape:
+            return frame.saturation
+        saturated = (file["FLAGS"].data & int(PixelFlag.SATURATED)) != 0
+    hole = np.isnan(pixels) & saturated
+    if not hole.any():
+        return None
+    level = 1.01 * float(np.nanmax(pixels))
+    pixels[hole] = level
+    return level
 
 
 def mean_epoch(cards: fits.Header) -> float | None:
