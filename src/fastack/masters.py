@@ -113,10 +113,10 @@ def bad_pixels(master: Master) -> NDArray[np.uint8]:
 
     Notes
     -----
-    Dark: hot above median + 8 sigma, cold below median - 8 sigma, sigma = 1.4826 MAD of the whole master, at least the
-    pixel's own error. Flat: hot and cold beyond 8 such sigmas and 15 % from the median of 7 x 7 neighbours, so that
-    vignetting and dust, which the flat is for, stay. A column of which half is bad is bad altogether, and so is one whose median
-    lies as far from the two columns beside it.
+    Dark: hot above median + 8 sigma, cold below median - 8 sigma, sigma = 1.4826 MAD of the whole master, at least
+    the pixel's own error. Flat: hot and cold beyond 8 such sigmas and 15 % from the median of 7 x 7 neighbours, so
+    that vignetting and dust, which the flat is for, stay. A column of which half is bad is bad altogether, and so is
+    one whose median lies as far from the two columns beside it.
     """
     from scipy.ndimage import median_filter
 
@@ -139,7 +139,9 @@ def bad_pixels(master: Master) -> NDArray[np.uint8]:
     bad[known & (excess < -far)] |= COLD
     column = np.median(excess, axis=0)
     beside = np.median(np.stack([np.roll(column, k) for k in (-2, -1, 1, 2)]), axis=0)
-    apart = np.abs(column - beside) > np.maximum(limit * max(_spread(column - beside), sigma / np.sqrt(len(bad))), least)
+    apart = np.abs(column - beside) > np.maximum(
+        limit * max(_spread(column - beside), sigma / np.sqrt(len(bad))), least
+    )
     dead = ((bad > 0).mean(axis=0) >= _COLUMN_PART) | apart
     bad[:, dead] |= COLUMN
     bad[~known] |= MISSING

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ class NoiseCorrelation:
         """
         inverse = 1 / np.maximum(np.asarray(radius, float), self.radius[0])
         values = self.squared if squared else self.proportional
-        return np.interp(inverse, 1 / self.radius[::-1], values[::-1])
+        return np.asarray(np.interp(inverse, 1 / self.radius[::-1], values[::-1]))
 
     def cards(self) -> list[tuple[str, Any, str]]:
         """Header cards: NOISCORR for large apertures; NCRADn, NCSUMn and NCVALn for each radius."""
@@ -134,14 +135,15 @@ def noise_covariance(
 
     Notes
     -----
-    ``C(d) = <sum_j k(j - u) k(j - u - J d)>`` over output pixels that fall on u in the frame, J being the Jacobian there:
-    kernels are separable, so it is a product of overlaps along x and y, which stand in a table by the phase of u and by J d.
+    ``C(d) = <sum_j k(j - u) k(j - u - J d)>`` over output pixels that fall on u in the frame, J being the Jacobian
+    there: kernels are separable, so it is a product of overlaps along x and y, which stand in a table by the phase of
+    u and by J d.
     """
     k = np.arange(points) + 0.5
     ny, nx = shape
     xy = np.round(np.stack([np.modf(k * g)[0] for g in _GOLDEN], axis=1) * [nx, ny] - 0.5)
     at = transform(xy)
-    right, up = transform(xy + [1.0, 0.0]) - at, transform(xy + [0.0, 1.0]) - at
+    right, up = transform(xy + np.array([1.0, 0.0])) - at, transform(xy + np.array([0.0, 1.0])) - at
     table, reach = _overlaps(options.kernel, round(transform.magnification, 2) if options.kernel == "area" else 1.0)
     m = int(np.ceil(reach / min(1.0, transform.magnification) + 1e-9))
     lag_y, lag_x = np.mgrid[: m + 1, -m : m + 1]  # the other half is the same by symmetry
@@ -157,38 +159,37 @@ def noise_covariance(
 
 @lru_cache(maxsize=16)
 def _overlaps(kernel: Kernel, width: float) -> tuple[Array, float]:
-    """Overlap ``sum_j k(j - u) k(j - u - d)`` by the phase of u and by d, in steps of a pixel / 64; 0 from `reach` on."""
+    """Overlap ``sum_j k(j - u) k(j - u - d)`` by the phase of u and by d in 1/64 pixel; 0 from `reach` on."""
     half = 0.5 * (width + 1) if kernel == "area" else _REACH[kernel]
     reach = 2 * half
     phase = np.arange(_STEPS) / _STEPS
     most = int(np.ceil(reach)) * _STEPS + 1
-    d = np.arange(-most, most + 1) / _STEPS
+    d = np.arange(-most, most + 1)
     pixel = np.arange(-int(np.ceil(half)) - 1, int(np.ceil(half)) + 3)
     first = _kernel(kernel, pixel - phase[:, None], width)
-    second = _kernel(kernel, pixel - phase[:, None, None] - d[:, None], width)
+    second = _kernel(kernel, pixel - phase[:, None, None] - d[:, None] / _STEPS, width)
+    weight = first.sum(axis=1)  # of all taps, by the phase
     table = np.einsum("pj,pdj->pd", first, second)
+    table /= weight[:, None] * weight[(np.arange(_STEPS)[:, None] + d) % _STEPS]
     table[:, [0, -1]] = 0.0
     table.setflags(write=False)
     return table, reach
 
 
 def _kernel(kernel: Kernel, x: Array, width: float) -> Array:
-    """Kernel at distances x along one axis, normalised over the last axis."""
+    """Kernel at distances x along one axis."""
     a = np.abs(x)
     if kernel == "nearest":
-        k = ((x > -0.5) & (x <= 0.5)).astype(float)
-    elif kernel == "bilinear":
-        k = np.maximum(1 - a, 0.0)
-    elif kernel == "bicubic":
+        return ((x > -0.5) & (x <= 0.5)).astype(float)
+    if kernel == "bilinear":
+        return np.asarray(np.maximum(1 - a, 0.0))
+    if kernel == "bicubic":
         near, far = (1.5 * a - 2.5) * a**2 + 1, ((-0.5 * a + 2.5) * a - 4) * a + 2
-        k = np.where(a < 1, near, np.where(a < 2, far, 0.0))
-    elif kernel == "area":
-        k = np.clip(0.5 * (width + 1) - a, 0.0, min(1.0, width)) / width
-    else:
-        r = _REACH[kernel]
-        k = np.where(a < r, np.sinc(a) * np.sinc(a / r), 0.0)
-    total = k.sum(axis=-1, keepdims=True)
-    return np.asarray(k / np.where(total == 0, 1.0, total))
+        return np.where(a < 1, near, np.where(a < 2, far, 0.0))
+    if kernel == "area":
+        return np.asarray(np.clip(0.5 * (width + 1) - a, 0.0, min(1.0, width)))
+    r = _REACH[kernel]
+    return np.where(a < r, np.sinc(a) * np.sinc(a / r), 0.0)
 
 
 def noise_correlation(
@@ -224,9 +225,9 @@ def noise_correlation(
 
     Notes
     -----
-    The variance of a sum over an aperture m is ``sum_d A(d) C(d)``, C being the stack's covariance and A(d) the sum of
-    m(p) m(p + d). It holds where all frames have pixels, and averages over the grid: with few frames that are turned against
-    each other, the phases and with them the errors of single apertures vary around it.
+    The variance of a sum over an aperture m is ``sum_d A(d) C(d)``, C being the stack's covariance and A(d) the sum
+    of m(p) m(p + d). It holds where all frames have pixels, and averages over the grid: with few frames that are
+    turned against each other, the phases and with them the errors of single apertures vary around it.
     """
     share = np.ones(len(transforms)) if variance is None else np.asarray(variance, float)
     share = np.where(np.isfinite(share) & (share > 0), share, 0.0)
@@ -295,8 +296,8 @@ def bias_level(
     pedestal : float
         Level of the stack's sky, ADU.
     weight, scale, gain, noise, area : (n,) array_like
-        Weight w, flux scale s, gain g (e-/ADU), measured standard deviation of a background pixel (ADU of the frame) and
-        frame pixels per output pixel a.
+        Weight w, flux scale s, gain g (e-/ADU), measured standard deviation of a background pixel (ADU of the frame)
+        and frame pixels per output pixel a.
 
     Returns
     -------
@@ -305,8 +306,8 @@ def bias_level(
 
     Notes
     -----
-    ``p - sum(w^2 s^2 a b / g) / sum(w^2 s / g) - R^2 / G`` with the light b that makes the noise measured in each frame,
-    ``g b + r^2 = (g noise)^2``: the level of raw frames holds their bias, which makes none.
+    ``p - sum(w^2 s^2 a b / g) / sum(w^2 s / g) - R^2 / G`` with the light b that makes the noise measured in each
+    frame, ``g b + r^2 = (g noise)^2``: the level of raw frames holds their bias, which makes none.
     """
     w, s, g, sigma, a = np.broadcast_arrays(*(np.asarray(v, float) for v in (weight, scale, gain, noise, area)))
     return float(pedestal - np.sum(w**2 * s**2 * a * sigma**2) / np.sum(w**2 * s / g))
@@ -353,11 +354,11 @@ def estimate_gain(images: Sequence[Any], *, options: BackgroundOptions = Backgro
 
     Notes
     -----
-    Photon transfer [1]_ on the sky: frames are sorted by level and neighbours subtracted, so that what is fixed in the detector
-    goes; half the clipped variance of the difference in each cell is ``level/g + const``. Stars are masked: their
-    light moves between pixels from frame to frame by more than its photon noise. The line is fitted with weights that follow
-    from it, without cells beyond three robust sigmas. The error is the quadratic sum of three: leaving out one pair at a
-    time, the change where stars are not masked, and 2 %.
+    Photon transfer [1]_ on the sky: frames are sorted by level and neighbours subtracted, so that what is fixed in
+    the detector goes; half the clipped variance of the difference in each cell is ``level/g + const``. Stars are
+    masked: their light moves between pixels from frame to frame by more than its photon noise. The line is fitted
+    with weights that follow from it, without cells beyond three robust sigmas. The error is the quadratic sum of
+    three: leaving out one pair at a time, the change where stars are not masked, and 2 %.
 
     References
     ----------
@@ -367,7 +368,9 @@ def estimate_gain(images: Sequence[Any], *, options: BackgroundOptions = Backgro
         raise StackError(f"a gain cannot be estimated from {len(images)} frames: at least three are needed")
     plain = [np.asarray(image, np.float32) for image in images]
     with_stars = _transfer_curve(plain, options)
-    level, variance = _transfer_curve([np.where(_starlight(image), np.float32("nan"), image) for image in plain], options)
+    level, variance = _transfer_curve(
+        [np.where(_starlight(image), np.float32("nan"), image) for image in plain], options
+    )
     slope, zero = _line(level.ravel(), variance.ravel())
     n = len(level)
     some = np.array([_line(np.delete(level, k, 0).ravel(), np.delete(variance, k, 0).ravel())[0] for k in range(n)])
@@ -388,7 +391,7 @@ def _transfer_curve(images: Sequence[FloatImage], options: BackgroundOptions) ->
     levels = [background.estimate(image, options=options).level.astype(float).ravel() for image in images]
     order = np.argsort([np.nanmedian(level) for level in levels], kind="stable")
     x, y = [], []
-    for i, j in zip(order[:-1], order[1:], strict=True):
+    for i, j in pairwise(order):
         difference = images[i] - images[j]
         even = background.subtract(difference, background.estimate(difference))
         x.append(0.5 * (levels[i] + levels[j]))
@@ -470,7 +473,9 @@ class ErrorGuide:
         if self.gain is not None and self.bias is not None:
             lines.append(f"  photons per data unit  {self.gain:.4f}")
             lines.append(f"  bias level             {self.bias:.3f}")
-            lines.append("  (the level at which photon noise alone would be zero; it holds the read noise too and may be")
+            lines.append(
+                "  (the level at which photon noise alone would be zero; it holds the read noise too and may be"
+            )
             lines.append("  negative. Errors come out right for large apertures, " + self._too_large(near / far) + ".)")
         else:
             lines.append("  needs the gain")
@@ -487,9 +492,10 @@ class ErrorGuide:
         lines.append("  where your version counts partial pixels squared, and for independent pixels")
         lines.append("  factor               " + " ".join(f"{v:6.3f}" for v in self.correlation.squared))
         lines.append(f"  radius {r:g} px: {near:.3f}")
+        low = 100 * (1 - 1 / far)
         lines.append("'sky variance', and any error from the scatter of background pixels")
-        lines.append(f"  is {100 * (1 - 1 / far):.0f} % too small for large apertures: resampling made neighbouring pixels alike;")
-        lines.append(f"  multiply it by {near:.3f} at radius {r:g} px. The photon noise of the object is not in it either.")
+        lines.append(f"  is {low:.0f} % too small for large apertures, as resampling made neighbouring pixels alike;")
+        lines.append(f"  multiply it by {near:.3f} at radius {r:g} px. The object's photon noise is not in it either.")
         return "\n".join(lines)
 
     @staticmethod
