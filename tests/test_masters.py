@@ -105,6 +105,36 @@ def test_frames_that_do_not_belong_are_named(camera: Path) -> None:
     assert header["NBAD"] == np.count_nonzero(made.bad)
 
 
+def test_command_makes_a_master(camera: Path) -> None:
+    from click.testing import CliRunner
+
+    from fastack.cli import cli
+
+    target = camera / "bias.fits"
+    done = CliRunner().invoke(cli, ["master", "bias", str(camera / "b?.fits"), "-o", str(target)])
+    assert done.exit_code == 0, done.output
+    assert "master bias of 7 of 7 frames" in done.output
+    assert fits.getheader(target)["NCOMBINE"] == 7
+    assert CliRunner().invoke(cli, ["master", "light", "x.fits", "-o", str(target)]).exit_code == 2
+
+
+@pytest.mark.real
+def test_masters_of_a_real_night(data_root: Path, tmp_path: Path) -> None:
+    night = data_root / "lowell_night"
+    bias = masters.make("bias", [night / "bias"], tmp_path / "bias.fits")
+    assert len(bias.master.used) == 7
+    flat = masters.make(
+        "flat", [night / "flat"], tmp_path / "flat.fits", options=CalibrateOptions(bias=str(tmp_path / "bias.fits"))
+    )
+    assert [name for name, _ in flat.master.refused] == ["20190326.0100.fits.fz"]
+    assert flat.bad is not None
+    assert np.count_nonzero(flat.bad) < 1e-4 * flat.bad.size
+    lights = [open_frame(p) for p in sorted((night / "light").iterdir())[:1]]
+    options = CalibrateOptions(bias=str(tmp_path / "bias.fits"), flat=str(tmp_path / "flat.fits"))
+    image = load_calibration(lights, options).read(lights[0]).pixels
+    assert np.isnan(image[flat.bad != 0]).all()
+
+
 def test_nothing_is_written_where_nothing_can_be_made(camera: Path) -> None:
     with pytest.raises(CalibrationError, match="header says bias"):
         masters.make("dark", [str(camera / "b?.fits")], camera / "m.fits")

@@ -222,6 +222,23 @@ def test_rms_map_is_noiscorr_over_root_weight(mosaic: Path) -> None:
     assert rms_map(mosaic, radius=3.0)[0].header["NOISCORR"] < far
 
 
+def test_command_prints_the_guide_and_writes_the_map(mosaic: Path, tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from fastack.cli import cli
+
+    target = tmp_path / "rms.fits"
+    words = ["errors", str(mosaic), "--rms-map", str(target), "--gain-from", str(mosaic.parent / "frames")]
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code == 0, done.output
+    assert "photons per data unit" in done.output
+    assert "gain estimated from 9 frames" in done.output
+    np.testing.assert_array_equal(fits.getdata(target), rms_map(mosaic)[0].data)
+    again = CliRunner().invoke(cli, words)
+    assert again.exit_code == 1
+    assert "--overwrite" in str(again.exception)
+
+
 def test_other_files_are_refused_with_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(FrameError, match="does not exist"):
         read_guide(tmp_path / "none.fits")

@@ -392,7 +392,6 @@ def _read_master(kind: Kind, frame: Frame, like: Frame) -> Master:
             "give a flat of the same filter or --no-flat"
         )
     section = Calibration().read(frame)
-    _mask_bad(section.pixels, frame)
     unknown = np.full(section.pixels.shape, np.nan, np.float32)
     return Master(
         kind=kind,
@@ -403,19 +402,6 @@ def _read_master(kind: Kind, frame: Frame, like: Frame) -> Master:
         refused=(),
         notes=_unknown_filter(kind, frame.filter),
     )
-
-
-def _mask_bad(pixels: FloatImage, frame: Frame) -> None:
-    """Pixels that a master's BPM plane calls bad have no value."""
-    if frame.header.get("NBAD") is None:
-        return
-    with fits.open(frame.path, memmap=False) as file:
-        if "BPM" not in file:
-            return
-        y0, y1, x0, x1 = frame.trim
-        bad = np.asarray(file["BPM"].data)[y0:y1, x0:x1]
-    if bad.shape == pixels.shape:
-        pixels[bad != 0] = np.nan
 
 
 def _unknown_filter(kind: Kind, name: str | None) -> tuple[str, ...]:

@@ -479,7 +479,7 @@ class ErrorGuide:
             lines.append("  negative. Errors come out right for large apertures, " + self._too_large(near / far) + ".)")
         else:
             lines.append("  needs the gain")
-        lines.append("SExtractor")
+        lines.append(f"SExtractor, for the image '{name}[0]'")
         lines.append(f"  GAIN          {self.gain:.4f}" if self.gain is not None else "  GAIN          needs the gain")
         lines.append("  WEIGHT_TYPE   MAP_RMS")
         lines.append(f"  WEIGHT_IMAGE  {rms}   (fastack errors {name} --rms-map {rms})")
