@@ -213,3 +213,19 @@ def test_false_alarms_are_not_undercounted() -> None:
         except MatchError:
             pass
     assert high <= 5  # e^-3 of 30 is 1.5; more than 5 in 1 run of 200
+
+
+def test_a_few_strays_do_not_speak_against_a_sky_that_stood_still() -> None:
+    """Twelve strays that happen to agree, turned by 180 degrees, beside 300 stars that did not move."""
+    rng = np.random.default_rng(5)
+    sky, strays = rng.uniform(0, 1300, (300, 2)), rng.uniform(100, 1200, (12, 2))
+    lists = []
+    for ghosts in (strays, 1300 - strays):
+        every = np.concatenate([sky + rng.normal(0, 0.03, sky.shape), ghosts, rng.uniform(0, 1300, (60, 2))])
+        order = rng.permutation(len(every))
+        lists.append((Stars.make(every[order], sharpness=np.ones(len(every))), order))
+    (a, order_a), (b, order_b) = lists
+    pairs = match(a, b).index
+    stars = (order_a[pairs[:, 0]] < 300) & (order_a[pairs[:, 0]] == order_b[pairs[:, 1]])
+    assert stars.sum() > 280
+    assert (~stars).sum() < 10
