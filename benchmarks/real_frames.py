@@ -149,8 +149,11 @@ def lowell(data: Path, keep: Path) -> Iterator[Row]:
         medians.append(np.median(distance[hit]))
         counts.append(hit.sum())
     worst = max(medians)
-    yield f"lowell: distance of {min(counts)}+ stars of SNR >= 100, worst frame's median, px", worst, "<= 0.05", (
-        worst <= 0.05
+    yield (
+        f"lowell: distance of {min(counts)}+ stars of SNR >= 100, worst frame's median, px",
+        worst,
+        "<= 0.05",
+        (worst <= 0.05),
     )
     uneven, trend = evenness(result.data)
     yield "lowell: flattened sky of the stack, largest deviation, %", 100 * uneven, "<= 2", uneven <= 0.02
