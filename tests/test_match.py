@@ -79,9 +79,7 @@ def test_same_answer_twice() -> None:
 
 
 @settings(max_examples=20, deadline=None)
-@given(
-    st.integers(0, 10_000), st.floats(-3000, 3000), st.floats(0.85, 1.15), st.floats(0, 6.28), st.booleans()
-)
+@given(st.integers(0, 10_000), st.floats(-3000, 3000), st.floats(0.85, 1.15), st.floats(0, 6.28), st.booleans())
 def test_any_similarity(seed: int, shift: float, scale: float, angle: float, mirror: bool) -> None:
     rng = np.random.default_rng(seed)
     a = rng.uniform(0, 1000, (40, 2))
@@ -104,9 +102,7 @@ def _moved_sky(rng: np.random.Generator, hot: int, stars: int, move: float) -> t
 def test_hot_pixels_do_not_hold_the_sky(move: float) -> None:
     a, b = _moved_sky(np.random.default_rng(6), 100, 50, move)
     index = match(a, b).index
-    assert np.median(b[index[:, 1], 0] - a[index[:, 0], 0]) == pytest.approx(
-        move, abs=5 * 0.14 / np.sqrt(50) * 1.25
-    )
+    assert np.median(b[index[:, 1], 0] - a[index[:, 0], 0]) == pytest.approx(move, abs=5 * 0.14 / np.sqrt(50) * 1.25)
 
 
 def test_a_sky_that_stood_still_matches() -> None:
@@ -227,3 +223,19 @@ def test_a_pattern_of_the_detector_does_not_beat_a_sky_that_stood_still():
     pairs = match(a, b)
     assert len(pairs) > 400
     assert (pairs.index[:, 0] == pairs.index[:, 1]).mean() > 0.95
+
+
+def test_a_few_strays_do_not_speak_against_a_sky_that_stood_still() -> None:
+    """Twelve strays that happen to agree, turned by 180 degrees, beside 300 stars that did not move."""
+    rng = np.random.default_rng(5)
+    sky, strays = rng.uniform(0, 1300, (300, 2)), rng.uniform(100, 1200, (12, 2))
+    lists = []
+    for ghosts in (strays, 1300 - strays):
+        every = np.concatenate([sky + rng.normal(0, 0.03, sky.shape), ghosts, rng.uniform(0, 1300, (60, 2))])
+        order = rng.permutation(len(every))
+        lists.append((Stars.make(every[order], sharpness=np.ones(len(every))), order))
+    (a, order_a), (b, order_b) = lists
+    pairs = match(a, b).index
+    stars = (order_a[pairs[:, 0]] < 300) & (order_a[pairs[:, 0]] == order_b[pairs[:, 1]])
+    assert stars.sum() > 280
+    assert (~stars).sum() < 10

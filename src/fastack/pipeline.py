@@ -38,7 +38,7 @@ from fastack.errors import FastackError, FrameError, MatchError, StackError
 from fastack.executor import Executor, make_executor
 from fastack.measure import measure
 from fastack.options import StackOptions
-from fastack.resample import input_window, resample_tile
+from fastack.resample import input_window, resample_tile, resample_variance
 from fastack.types import (
     Array,
     Background,
@@ -778,6 +778,8 @@ def stack_tile(tile: grid.Tile, job: Job) -> Combined:
     factor = np.empty((n, *shape), np.uint8)
     saturated = np.zeros(shape, np.uint16)
     flags = np.zeros(shape, np.uint8)
+    # variance planes that files bring count before the model
+    spread = np.full(cube.shape, np.nan, np.float32) if any(f.variance for f in job.frames) else None
     for i, (frame, to_frame) in enumerate(zip(job.frames, job.transforms, strict=True)):
         window = input_window(to_frame, wide, frame.shape, job.options.resample)
         if window is None:
@@ -802,6 +804,17 @@ def stack_tile(tile: grid.Tile, job: Job) -> Combined:
             flags=flags,
             options=job.options.resample,
         )
+        if spread is None:
+            continue
+        scale2 = np.float32(job.noise.scale[i] ** 2)
+        if section.variance is None:
+            dark = (job.noise.area[i] * job.noise.noise[i]) ** 2 / 255
+            spread[i] = scale2 * np.float32(dark) * factor[i]
+        else:
+            known = np.where(np.isfinite(section.pixels), section.variance, np.float32(np.nan))
+            place = ((window[2], window[0]), frame.shape, to_frame, wide)
+            resample_variance(known, *place, out=spread[i], options=job.options.resample)
+            spread[i] *= scale2
     inner = (slice(HALO, -HALO), slice(HALO, -HALO))
     return combine_tile(
         cube,
@@ -812,6 +825,7 @@ def stack_tile(tile: grid.Tile, job: Job) -> Combined:
         halo=HALO,
         saturated_count=np.ascontiguousarray(saturated[inner]),
         flags=np.ascontiguousarray(flags[inner]),
+        variance=spread,
         options=job.options.combine,
     )
 
