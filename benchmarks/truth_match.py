@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from reference import match as reference
 
-from fastack.match import match
 from fastack.errors import MatchError
+from fastack.match import match
 
 
 def clopper_pearson(hits: int, n: int, level: float = 0.95) -> tuple[float, float]:
@@ -61,7 +61,7 @@ def run(kind: str, cases: int, seed: int) -> bool:
 def main() -> int:
     """Run the classes asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("classes", nargs="*", metavar="CLASS", help=", ".join(reference.CLASSES))
+    parser.add_argument("classes", nargs="*", metavar="CLASS", help=", ".join(reference.CLASSES).replace("%", "%%"))
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
