@@ -9,6 +9,7 @@
 #include <numbers>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace fastack {
@@ -244,14 +245,12 @@ class Buffer {
   public:
     std::ptrdiff_t height = 0, width = 0;
     std::ptrdiff_t q0 = 0, p0 = 0;
-    bool any_missing = false;
 
     const float* data() const { return pixels_.data() + start_; }
 
     void fill(const Section& section, const Turn& turn, Box box, Box frame) {
         q0 = box.y0, p0 = box.x0;
         height = box.y1 - q0, width = round_up(box.x1 - p0, 16);
-        cells_ = width / 16;
         pixels_.resize(static_cast<std::size_t>(height * width + 32));
         start_ = (64 - reinterpret_cast<std::uintptr_t>(pixels_.data()) % 64) % 64 / sizeof(float);
         float* const to = pixels_.data() + start_;
@@ -276,34 +275,11 @@ class Buffer {
                 std::fill_n(to + y * width + (in.x1 - p0), p0 + width - in.x1, nan);
             }
         }
-        find_missing();
-    }
-
-    /// Whether a pixel is missing in a part of the buffer, or near it.
-    bool missing(Box part) const {
-        if (!any_missing)
-            return false;
-        const Box in = common(part, {0, height, 0, width});
-        if (in.empty())
-            return true;
-        for (std::ptrdiff_t y = in.y0; y < in.y1; ++y)
-            for (std::ptrdiff_t x = in.x0 / 16; x < (in.x1 + 15) / 16; ++x)
-                if (missing_[y * cells_ + x])
-                    return true;
-        return false;
     }
 
   private:
     std::vector<float> pixels_;
-    std::vector<unsigned char> missing_; // (height, width / 16)
-    std::ptrdiff_t start_ = 0, cells_ = 0;
-
-    void find_missing() {
-        missing_.resize(static_cast<std::size_t>(height * cells_));
-        for (std::ptrdiff_t y = 0; y < height; ++y)
-            rows().resample.scan(data() + y * width, cells_, missing_.data() + y * cells_);
-        any_missing = std::ranges::any_of(missing_, [](unsigned char m) { return m != 0; });
-    }
+    std::ptrdiff_t start_ = 0;
 };
 
 // --- tiles
@@ -358,12 +334,12 @@ void resample_group(const Work& work, const Buffer& buffer, std::ptrdiff_t y0, s
     const Map& map = work.turn.map;
     const int taps = work.kernel.taps, n = static_cast<int>(y1 - y0);
     const std::ptrdiff_t center = round_down(y0, group_rows) + group_rows / 2;
-    const double first = static_cast<double>(strip + 8) - map.origin_x;
+    const double start = static_cast<double>(strip + 8), first = start - map.origin_x;
     const auto plan_row = [&](std::ptrdiff_t y, ResamplePlan& plan) {
         ResampleLine line = line_at(map, static_cast<double>(y) - map.origin_y, work.folded);
         if (taps == 1)
             line.p[0] += 0.5, line.q[0] += 0.5;
-        row.plan(line, first, plan);
+        row.plan(line, start, map.origin_x, plan);
     };
     alignas(64) ResamplePlan middle;
     alignas(64) std::array<ResamplePlan, group_rows> plans;
@@ -412,9 +388,9 @@ void resample_group(const Work& work, const Buffer& buffer, std::ptrdiff_t y0, s
         const Box top = touched(buffer, plans[0], b, taps), bottom = touched(buffer, plans[n - 1], b, taps);
         const Box all{std::min(top.y0, bottom.y0), std::max(top.y1, bottom.y1), std::min(top.x0, bottom.x0),
                       std::max(top.x1, bottom.x1)};
-        const bool some = work.how.square || buffer.missing(all);
-        for (int r = 0; r < n; ++r)
-            masked[r] = some && (work.how.square || buffer.missing(touched(buffer, plans[r], b, taps)));
+        masked.fill(0);
+        if (work.to.flags)
+            std::fill_n(interpolated, n * block_columns, 0);
 
         const std::ptrdiff_t x = strip + b * block_columns;
         const std::ptrdiff_t x0 = std::max(x, work.tile.x0),
@@ -453,8 +429,8 @@ void resample_blocks(const Work& work, const Map& map) {
     const Box frame = work.turn({0, work.section.ny, 0, work.section.nx});
     const int taps = work.kernel.taps;
     Buffer buffer;
-    for (std::ptrdiff_t y = round_down(tile.y0, part_rows); y < tile.y1; y += part_rows)
-        for (std::ptrdiff_t x = round_down(tile.x0, strip_columns); x < tile.x1; x += strip_columns) {
+    for (std::ptrdiff_t y = round_down(tile.y0, group_rows); y < tile.y1; y += part_rows)
+        for (std::ptrdiff_t x = round_down(tile.x0, block_columns); x < tile.x1; x += strip_columns) {
             const Box part = common(tile, {y, y + part_rows, x, x + strip_columns});
             const Box need = footprint(map, part, work.how.kernel);
             if (common(need, {0, work.section.ny, 0, work.section.nx}).empty()) {
@@ -581,8 +557,7 @@ void resample_area(const Work& work, const Map& map) {
 /// that the output pixel touches where it is larger.
 void paint_saturated(const Work& work, const Map& map) {
     const Box tile = work.tile;
-    const std::ptrdiff_t ny = tile.y1 - tile.y0, nx = tile.x1 - tile.x0;
-    std::vector<unsigned char> seen(static_cast<std::size_t>(ny * nx));
+    std::vector<std::pair<std::ptrdiff_t, std::ptrdiff_t>> seen; // row and column in the tile
     const double mu = 0.5 * static_cast<double>(tile.x0 + tile.x1) - map.origin_x;
     const double mv = 0.5 * static_cast<double>(tile.y0 + tile.y1) - map.origin_y;
     const Box window = footprint(map, tile, work.how.kernel);
@@ -620,18 +595,17 @@ void paint_saturated(const Work& work, const Map& map) {
                              jv = static_cast<double>(j) - map.origin_y;
                 if (std::fabs(evaluate(map.x, iu, jv) - x) < reach_x &&
                     std::fabs(evaluate(map.y, iu, jv) - y) < reach_y)
-                    seen[(j - tile.y0) * nx + (i - tile.x0)] = 1;
+                    seen.emplace_back(j - tile.y0, i - tile.x0);
             }
     }
-    for (std::ptrdiff_t j = 0; j < ny; ++j)
-        for (std::ptrdiff_t i = 0; i < nx; ++i) {
-            if (!seen[j * nx + i])
-                continue;
-            if (work.to.saturated_count)
-                ++work.to.saturated_count(j, i);
-            if (work.to.flags)
-                work.to.flags(j, i) |= flag_saturated;
-        }
+    std::ranges::sort(seen);
+    seen.erase(std::unique(seen.begin(), seen.end()), seen.end());
+    for (const auto& [j, i] : seen) {
+        if (work.to.saturated_count)
+            ++work.to.saturated_count(j, i);
+        if (work.to.flags)
+            work.to.flags(j, i) |= flag_saturated;
+    }
 }
 
 } // namespace

@@ -46,7 +46,7 @@ struct ResampleTask {
     const ResampleKernel* kernel;
     const ResamplePlan* center;  // row that the weights along q are expanded about
     const ResamplePlan* plans;   // of the rows to compute
-    const unsigned char* masked; // per row: a missing pixel may lie under the kernel
+    unsigned char* masked;       // per row, set: a missing pixel lies under the kernel of some output
     int block;
     int rows;
     float first;         // first row - center row
@@ -64,8 +64,9 @@ struct ResampleTask {
 };
 
 struct ResampleRows {
-    /// Positions and Jacobians of the strip whose first lane 8 stands at x - origin = `first`.
-    void (*plan)(const ResampleLine&, double first, ResamplePlan&);
+    /// Positions and Jacobians of the strip whose first lane 8 is column `start` (whole, so that x - origin does not
+    /// depend on where the strip begins).
+    void (*plan)(const ResampleLine&, double start, double origin, ResamplePlan&);
     /// By taps / 2. The weights along p of a plan.
     void (*plan_weights[5])(const ResampleKernel&, ResamplePlan&);
     /// By taps / 2. Blocks in which p advances with x and q with y by nearly 1, and q changes by less than 1
@@ -76,8 +77,6 @@ struct ResampleRows {
     /// dst[j * stride + i] = src[i * dp + j * dq] - level; either |dp| or |dq| is 1.
     void (*turn)(const float* src, std::ptrdiff_t dp, std::ptrdiff_t dq, std::ptrdiff_t nx, std::ptrdiff_t ny,
                  float level, float* dst, std::ptrdiff_t stride);
-    /// missing[i] = whether any of the 16 pixels of cell i is not finite.
-    void (*scan)(const float* row, std::ptrdiff_t cells, unsigned char* missing);
 };
 
 } // namespace fastack

@@ -103,6 +103,7 @@ RESAMPLE_INLINE void finish(const ResampleTask& task, int row, int part, F jacob
         const I flag = touched & ~gone & 1;
         *reinterpret_cast<Bytes*>(task.interpolated + row * block_columns + at) =
             __builtin_convertvector(flag, Bytes);
+        task.masked[row] = 1;
     }
     const F scale = task.scale * (task.square ? jacobian * jacobian : jacobian);
     store(task.out + row * task.out_stride + at, scale * (value + task.back) + task.offset);
@@ -110,6 +111,17 @@ RESAMPLE_INLINE void finish(const ResampleTask& task, int row, int part, F jacob
     factor = factor > 1.0f ? factor : all(1.0f);
     factor = factor < 255.0f ? factor : all(255.0f);
     store_bytes(task.factors + row * task.factor_stride + at, factor);
+}
+
+/// Whether an output just written has met a missing pixel. These parts are done again, with care.
+RESAMPLE_INLINE bool missed(const ResampleTask& task, int row, int part) {
+    const F value = load(task.out + row * task.out_stride + part * lanes);
+    const I bad = (value - value) != 0.0f;
+    std::int64_t words[sizeof bad / 8], any = 0;
+    memcpy(words, &bad, sizeof bad);
+    for (unsigned k = 0; k < sizeof bad / 8; ++k)
+        any |= words[k];
+    return any != 0;
 }
 
 // --- the plan of a row
@@ -139,10 +151,10 @@ inline double cubic(const double (&c)[4], double x) {
     return ((c[3] * x + c[2]) * x + c[1]) * x + c[0];
 }
 
-__attribute__((noinline)) void plan_axis(const double (&c)[4], double first, std::int32_t* __restrict__ whole,
+__attribute__((noinline)) void plan_axis(const double (&c)[4], double start, double origin, std::int32_t* __restrict__ whole,
                                          float (*__restrict__ about)[16]) {
     for (int i = 0; i < 16; ++i) {
-        const double x = first + 16.0 * i;
+        const double x = (start + 16.0 * i) - origin;
         double at = cubic(c, x);
         at = at > -1e9 ? at : -1e9;
         at = at < 1e9 ? at : 1e9;
@@ -155,11 +167,11 @@ __attribute__((noinline)) void plan_axis(const double (&c)[4], double first, std
     }
 }
 
-__attribute__((noinline)) void plan_jacobian(const ResampleLine& line, double first,
+__attribute__((noinline)) void plan_jacobian(const ResampleLine& line, double start, double origin,
                                              float (*__restrict__ about)[16]) {
     constexpr double reach = 6.0;
     for (int i = 0; i < 16; ++i) {
-        const double x = first + 16.0 * i;
+        const double x = (start + 16.0 * i) - origin;
         double j[3];
         for (int n = 0; n < 3; ++n) {
             const double at = x + reach * (n - 1);
@@ -171,12 +183,12 @@ __attribute__((noinline)) void plan_jacobian(const ResampleLine& line, double fi
     }
 }
 
-void plan(const ResampleLine& line, double first, ResamplePlan& plan) {
-    plan_axis(line.p, first, plan.ip, plan.p);
-    plan_axis(line.q, first, plan.iq, plan.q);
-    plan_jacobian(line, first, plan.jacobian);
+void plan(const ResampleLine& line, double start, double origin, ResamplePlan& plan) {
+    plan_axis(line.p, start, origin, plan.ip, plan.p);
+    plan_axis(line.q, start, origin, plan.iq, plan.q);
+    plan_jacobian(line, start, origin, plan.jacobian);
     for (int i = 0; i < 16; ++i) {
-        const double x = first + 16.0 * i;
+        const double x = (start + 16.0 * i) - origin;
         plan.drift[0][i] = static_cast<float>(cubic(line.qy, x) - 1.0);
         plan.drift[1][i] = static_cast<float>((3 * line.qy[3] * x + 2 * line.qy[2]) * x + line.qy[1]);
     }
@@ -303,10 +315,9 @@ template <int N> void straight(const ResampleTask& task) {
         for (int row = 0; row < task.rows; ++row) {
             const std::ptrdiff_t left = task.plans[row].ip[b] - task.p0 - (N - 1) / 2 - 8 + part * lanes;
             const float* source = task.buffer + (top + row) * task.stride + left;
-            if (task.masked[row])
+            straight_row<N, false>(task, row, part, t, across, source);
+            if (missed(task, row, part))
                 straight_row<N, true>(task, row, part, t, across, source);
-            else
-                straight_row<N, false>(task, row, part, t, across, source);
         }
     }
 }
@@ -453,10 +464,14 @@ template <int N, bool Masked> RESAMPLE_INLINE void free_row(const ResampleTask& 
 
 template <int N> void free_rows(const ResampleTask& task) {
     for (int row = 0; row < task.rows; ++row) {
-        if (task.masked[row])
-            free_row<N, true>(task, row);
-        else
+        bool again = task.square;
+        if (!again) {
             free_row<N, false>(task, row);
+            for (int part = 0; part < block_columns / lanes; ++part)
+                again |= missed(task, row, part);
+        }
+        if (again)
+            free_row<N, true>(task, row);
     }
 }
 
@@ -500,19 +515,6 @@ void turn(const float* src, std::ptrdiff_t dp, std::ptrdiff_t dq, std::ptrdiff_t
         }
 }
 
-void scan(const float* __restrict__ row, std::ptrdiff_t cells, unsigned char* __restrict__ missing) {
-    for (std::ptrdiff_t i = 0; i < cells; ++i) {
-        unsigned char bad[16];
-        for (int part = 0; part < 16; part += lanes) {
-            const F v = load(row + 16 * i + part);
-            *reinterpret_cast<Bytes*>(bad + part) = __builtin_convertvector((v - v) != 0.0f, Bytes);
-        }
-        std::uint64_t any[2];
-        memcpy(any, bad, sizeof any);
-        missing[i] = (any[0] | any[1]) != 0;
-    }
-}
-
 #undef RESAMPLE_INLINE
 
 } // namespace resampling
@@ -526,5 +528,4 @@ constexpr ResampleRows resample_rows = {
     {resampling::free_rows<1>, resampling::free_rows<2>, resampling::free_rows<4>, resampling::free_rows<6>,
      resampling::free_rows<8>},
     resampling::turn,
-    resampling::scan,
 };
