@@ -15,11 +15,7 @@ import pybind11
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
-
-try:
-    from setuptools.modified import newer_group
-except ImportError:  # setuptools before 69
-    from distutils.dep_util import newer_group
+from setuptools.modified import newer_group
 
 X86 = {
     "v2": ["-march=x86-64-v2"],
@@ -57,16 +53,17 @@ class BuildExt(build_ext):
 
             def compile_one(task: tuple[str, list[str]]) -> list[str]:
                 source, flags = task
-                return self.compiler.compile(
+                objects: list[str] = self.compiler.compile(
                     [source],
                     output_dir=self.build_temp,
                     include_dirs=["csrc", *ext.include_dirs],
                     macros=macros,
                     extra_postargs=flags,
                 )
+                return objects
 
             tasks = [(f"csrc/rows/level_{level}.cpp", ROWS + flags) for level, flags in levels().items()]
-            tasks += [(source, COMMON) for source in ext.sources]
+            tasks += [(str(source), COMMON) for source in ext.sources]
             with ThreadPoolExecutor(jobs) as pool:
                 for objects in pool.map(compile_one, tasks):
                     ext.extra_objects += objects

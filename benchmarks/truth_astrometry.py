@@ -17,7 +17,8 @@ import numpy as np
 from reference import astrometry as ref
 from scipy.stats import beta
 
-from fastack.astrometry import Guess, Solution, proper_motion, solve
+from fastack.astrometry import Guess, Solution, solve
+from fastack.catalogue import proper_motion
 from fastack.errors import SolveError
 
 

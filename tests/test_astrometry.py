@@ -15,10 +15,10 @@ from fastack.astrometry import (
     _triangles,
     first_guess,
     plots,
-    proper_motion,
     solve,
     strip_wcs,
 )
+from fastack.catalogue import proper_motion
 from fastack.errors import SolveError
 from fastack.options import AstrometryOptions
 from fastack.types import CatalogueStars, StarFlag, Stars
@@ -354,39 +354,6 @@ def test_zero_point_and_limit():
 def test_plots_are_written(bent, tmp_path):
     plots(bent[1], tmp_path / "residuals.png")
     assert (tmp_path / "residuals.png").stat().st_size > 10_000
-
-
-# --- proper motion
-
-
-def test_proper_motion_is_rigorous_and_errors_grow():
-    catalogue = CatalogueStars.make(
-        [269.452, 10.0, 100.0],
-        [4.6933, 89.9, 20.0],
-        ra_err=[1.0, 1.0, 50.0],
-        dec_err=[1.0, np.nan, 50.0],
-        pm_ra=[-802.8, 1000.0, np.nan],
-        pm_dec=[10362.5, 0.0, np.nan],
-        pm_ra_err=[0.1, np.nan, np.nan],
-        pm_dec_err=[0.2, 0.0, np.nan],
-        epoch=2016.0,
-        mag=[9.5, 10, 11],
-        name="x",
-    )
-    later = proper_motion(catalogue, 2026.0)
-    assert later.epoch == 2026.0
-    before, after = (SkyCoord(c.ra, c.dec, unit="deg") for c in (catalogue, later))
-    # 10 years along a great circle
-    np.testing.assert_allclose(before.separation(after).arcsec, [103.936, 10.0, 0.0], atol=5e-3)
-    # 0.1 degree from the pole a great circle leaves its parallel: straight ahead, not along the circle of declination
-    expected = before[1].directional_offset_by(90 * 3600 * before.ra.unit / 3600, 10 / 3600 * before.ra.unit)
-    assert after[1].separation(expected).arcsec < 1e-3
-    np.testing.assert_allclose(later.ra_err, [np.hypot(1, 1), np.hypot(1, 20), np.hypot(50, 100)])
-    np.testing.assert_allclose(later.dec_err, [np.hypot(1, 2), 100.0, np.hypot(50, 100)])
-    assert proper_motion(catalogue, 2016.0) is catalogue
-    back = proper_motion(later, 2016.0)
-    np.testing.assert_allclose(back.ra, catalogue.ra, atol=1e-7)
-    np.testing.assert_allclose(back.dec, catalogue.dec, atol=1e-9)
 
 
 # --- first guess

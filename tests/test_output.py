@@ -55,6 +55,11 @@ def test_planes_headers_and_checksums(tmp_path, data) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["mosaic.fits"]
 
 
+def _break(sink, data) -> None:
+    sink.write("", 0, 0, data[""])
+    raise KeyboardInterrupt
+
+
 def test_an_older_file_stays_whole_when_the_run_breaks(tmp_path, data) -> None:
     path = tmp_path / "mosaic.fits"
     write(path, data)
@@ -63,8 +68,7 @@ def test_an_older_file_stays_whole_when_the_run_breaks(tmp_path, data) -> None:
         pytest.raises(KeyboardInterrupt),
         output.FitsSink(path, (70, 91), PLANES, fits.Header(), overwrite=True) as sink,
     ):
-        sink.write("", 0, 0, data[""])
-        raise KeyboardInterrupt
+        _break(sink, data)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["mosaic.fits"]
 

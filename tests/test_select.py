@@ -64,7 +64,7 @@ def test_percent_keeps_the_best_and_k_cuts_the_tail() -> None:
 
 @pytest.mark.parametrize("text", ["", "five", "-3", "0", "120%", "3 parsec"])
 def test_nonsense_limits_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="limit|range"):
+    with pytest.raises(ValueError, match=r"limit|range"):
         select.Limit.parse(text)
 
 

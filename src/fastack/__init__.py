@@ -34,6 +34,7 @@ STAGES = (
     "astrometry",
     "output",
     "report",
+    "solution",
     "simulate",
     "pipeline",
     "cli",

@@ -1,5 +1,6 @@
 """Typed by hand: the pixel kernels."""
 
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,6 +30,38 @@ def calibrate(
     y0: int = 0,  # of out in the masters
     x0: int = 0,
 ) -> NDArray[np.int32]: ...  # (k, 2) x and y of saturated pixels in out
+
+# --- background
+def background_estimate(
+    image: NDArray[np.float32], mask: NDArray[np.uint8] | None, cell: int, clip: float, rounds: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
+def background_render(
+    mesh: NDArray[np.float32], shape: tuple[int, int], y0: int, y1: int, x0: int, x1: int
+) -> NDArray[np.float32]: ...
+def background_subtract(image: NDArray[np.float32], mesh: NDArray[np.float32]) -> NDArray[np.float32]: ...
+
+# --- detect
+def detect(
+    image: NDArray[np.float32],
+    level: NDArray[np.float32],
+    noise: NDArray[np.float32],
+    fwhm: float,
+    narrow: float,
+    threshold: float,
+    saturation: float,
+    strip: int,
+) -> NDArray[np.float64]: ...  # (n, 8): x, y, flux, flux_err, peak, sky, sharpness, flags
+def detect_widths(
+    image: NDArray[np.float32], level: NDArray[np.float32], noise: NDArray[np.float32], saturation: float
+) -> tuple[float, float]: ...  # FWHM: mean of both axes, shorter axis
+def detect_hits(
+    image: NDArray[np.float32],
+    level: NDArray[np.float32],
+    noise: NDArray[np.float32],
+    narrow: float,
+    saturation: float,
+    shot: float,
+) -> NDArray[np.int32]: ...  # (k, 2): x, y
 
 # --- measure
 # a, b, c (pixel^-2), eta, whether integrated over the pixel
@@ -78,39 +111,8 @@ def fit_shape(
     inverse_gain: float,
     saturation: float,
     rows: NDArray[np.int64],
-) -> _Shape | None: ...
-# --- background
-def background_estimate(
-    image: NDArray[np.float32], mask: NDArray[np.uint8] | None, cell: int, clip: float, rounds: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
-def background_render(
-    mesh: NDArray[np.float32], shape: tuple[int, int], y0: int, y1: int, x0: int, x1: int
-) -> NDArray[np.float32]: ...
-def background_subtract(image: NDArray[np.float32], mesh: NDArray[np.float32]) -> NDArray[np.float32]: ...
+) -> tuple[_MoffatShape, float]: ...  # and -2 log likelihood, NaN where it did not converge
 
-# --- detect
-def detect(
-    image: NDArray[np.float32],
-    level: NDArray[np.float32],
-    noise: NDArray[np.float32],
-    fwhm: float,
-    narrow: float,
-    threshold: float,
-    saturation: float,
-    strip: int,
-) -> NDArray[np.float64]: ...  # (n, 8): x, y, flux, flux_err, peak, sky, sharpness, flags
-def detect_widths(
-    image: NDArray[np.float32], level: NDArray[np.float32], noise: NDArray[np.float32], saturation: float
-) -> tuple[float, float]: ...  # FWHM: mean of both axes, shorter axis
-def detect_hits(
-    image: NDArray[np.float32],
-    level: NDArray[np.float32],
-    noise: NDArray[np.float32],
-    narrow: float,
-    saturation: float,
-    shot: float,
-) -> NDArray[np.int32]: ...  # (k, 2): x, y
-) -> tuple[_Shape, float]: ...  # and the sum of squares, NaN where it did not converge
 # --- resample
 
 def input_window(
@@ -144,6 +146,7 @@ def resample_tile(
     flags: NDArray[np.uint8] | None,
     square: bool,
 ) -> None: ...
+
 # --- combine
 
 def combine(
@@ -169,4 +172,3 @@ def combine(
     median_ratio: _Floats,  # (n + 1,)
 ) -> tuple[_Floats, _Floats, _Floats, _Counts, _Counts, _Counts]: ...
 def combine_reach(radius: int) -> int: ...
-) -> tuple[_MoffatShape, float]: ...  # and -2 log likelihood, NaN where it did not converge

@@ -11,7 +11,6 @@ Detections are 0-based pixels, ``(x, y)``; the 1-based numbers of FITS exist onl
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,8 +36,6 @@ Index = NDArray[np.intp]
 ARCSEC = np.pi / 180 / 3600
 SCALES = (0.1, 60.0)  # arcsec per pixel: what an unknown scale may be
 SCALE_FACTOR = 1.25  # either way, of a scale taken from a header
-NO_PROPER_MOTION = 10.0  # mas/yr: typical motion of a star whose own is unknown
-NO_MOTION_ERROR = 2.0  # mas/yr: typical error of a proper motion that states none
 
 
 # --- first guess ------------------------------------------------------------------------------------------------
@@ -285,73 +282,6 @@ def _spiral(centre: Array, spacing: float, radius: float) -> Array:
     x, y, r = x[keep], y[keep], r[keep]
     s = np.sinc(r / np.pi)
     return np.asarray((np.stack([x * s, y * s, np.cos(r)], axis=1)) @ centre)
-
-
-def proper_motion(catalogue: CatalogueStars, epoch: float) -> CatalogueStars:
-    """A catalogue carried to another epoch.
-
-    Space motion is rigorous (ERFA's ``pmsafe`` through `astropy.coordinates.SkyCoord.apply_space_motion`), so that
-    stars beside the pole move right. Errors grow with the proper motion's own; a star without proper motion stays
-    and gets 10 mas/yr of error per axis.
-
-    Parameters
-    ----------
-    catalogue : CatalogueStars
-        At its own epoch.
-    epoch : float, Julian year
-        Where to.
-
-    Returns
-    -------
-    CatalogueStars
-        The same rows in the same order.
-    """
-    from astropy import units as u
-    from astropy.coordinates import Distance, SkyCoord
-    from astropy.time import Time
-
-    years = float(epoch) - catalogue.epoch
-    if years == 0 or not len(catalogue):
-        return catalogue
-    known = np.isfinite(catalogue.pm_ra) & np.isfinite(catalogue.pm_dec)
-    ra, dec = catalogue.ra.copy(), catalogue.dec.copy()
-    pm_ra, pm_dec = catalogue.pm_ra.copy(), catalogue.pm_dec.copy()
-    if known.any():
-        # a parallax that is noise would make a distance of parsecs and a spurious perspective acceleration
-        parallax = np.where(np.nan_to_num(catalogue.parallax[known]) > 1, catalogue.parallax[known], 0.1)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # ERFA's remarks on far stars and far dates
-            there = SkyCoord(
-                ra=catalogue.ra[known] * u.deg,
-                dec=catalogue.dec[known] * u.deg,
-                distance=Distance(parallax=parallax * u.mas),
-                pm_ra_cosdec=catalogue.pm_ra[known] * u.mas / u.yr,
-                pm_dec=catalogue.pm_dec[known] * u.mas / u.yr,
-                obstime=Time(catalogue.epoch, format="jyear", scale="tcb"),
-            ).apply_space_motion(Time(float(epoch), format="jyear", scale="tcb"))
-        ra[known], dec[known] = there.ra.deg, there.dec.deg
-        pm_ra[known], pm_dec[known] = there.pm_ra_cosdec.to_value("mas/yr"), there.pm_dec.to_value("mas/yr")
-
-    unknown = AstrometryOptions().catalogue_error
-
-    def grown(error: Array, rate: Array) -> Array:
-        error = np.where(np.isfinite(error), error, unknown)
-        rate = np.where(known, np.where(np.isfinite(rate), rate, NO_MOTION_ERROR), NO_PROPER_MOTION)
-        return np.asarray(np.hypot(error, rate * years))
-
-    columns = {k: getattr(catalogue, k) for k in ("pm_ra_err", "pm_dec_err", "parallax", "mag")}
-    return CatalogueStars.make(
-        ra,
-        dec,
-        ra_err=grown(catalogue.ra_err, catalogue.pm_ra_err),
-        dec_err=grown(catalogue.dec_err, catalogue.pm_dec_err),
-        pm_ra=pm_ra,
-        pm_dec=pm_dec,
-        epoch=float(epoch),
-        name=catalogue.name,
-        band=catalogue.band,
-        **columns,
-    )
 
 
 # --- the model of a camera --------------------------------------------------------------------------------------
@@ -1120,7 +1050,9 @@ def _solution(solver: _Solver, sky: _Sky, model: _Model) -> Solution:
         model = solver.fit(sky, model, pairs, model.order)
         residual = _project(sky.vectors[pairs[:, 1]], model.ra, model.dec) - model.plane(solver.xy[pairs[:, 0]])
         noise = solver.noise(sky, pairs, model)
+        # the fit is robust and does not need them, but within a pixel it is the same star all the same
         keep = ((residual / noise) ** 2).sum(axis=1) < solver.options.clip**2
+        keep |= np.hypot(*residual.T) < model.scale
         pairs, residual, noise = pairs[keep], residual[keep] / ARCSEC, noise[keep] / ARCSEC
     matrix = model.matrix
     odds = solver.log_odds(sky, model, field_rows)
@@ -1146,7 +1078,7 @@ def _solution(solver: _Solver, sky: _Sky, model: _Model) -> Solution:
 
 def _wide(solver: _Solver, sky: _Sky, model: _Model, rows: Index) -> float:
     """Matching radius that loses no pair within the clipping limit, radian."""
-    ours = float(np.quantile(solver.xy_err, 0.98)) * model.scale
+    ours = min(float(solver.xy_err.max()), 2.0) * model.scale
     theirs = float(np.quantile(sky.error[rows], 0.98))
     return solver.options.clip * float(np.sqrt(ours**2 + theirs**2 + model.extra**2))
 

@@ -23,7 +23,7 @@ _REJECT = ("noise", "none", "sigma", "sigma-median", "mad", "minmax", "percentil
 _MODELS = ("auto", "shift", "similarity", "affine", "quadratic", "cubic")
 
 
-class _Size(click.ParamType):
+class _Size(click.ParamType[int]):
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
@@ -38,7 +38,7 @@ class _Size(click.ParamType):
         return int(number)
 
 
-class _Range(click.ParamType):
+class _Range(click.ParamType[tuple[float, float]]):
     name = "low,high"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
@@ -70,6 +70,9 @@ _SETTINGS: dict[str, tuple[str, Any, str]] = {
     "bias": ("Calibration", str, "master bias, or raw bias frames (glob, directory, @list)"),
     "dark": ("Calibration", str, "master dark, or raw dark frames"),
     "flat": ("Calibration", str, "master flat, or raw flats [master_flat.fits beside the frames]"),
+    "flat_floor": ("Calibration", float, "part of the flat's median at and below which a pixel is bad"),
+    "master_clip": ("Calibration", float, "clipping when raw calibration frames are combined, sigma"),
+    "max_temperature": ("Calibration", float, "difference of temperature between calibration frames at most, degree"),
     "no_flat": ("Calibration", bool, "do not pick up master_flat.fits"),
     "gain": ("Calibration", float, "e-/ADU, over the headers"),
     "rdnoise": ("Calibration", float, "read noise in electrons, over the headers"),
@@ -88,6 +91,11 @@ _SETTINGS: dict[str, tuple[str, Any, str]] = {
     "reject": ("Combination", click.Choice(_REJECT), "outlier rejection [noise]"),
     "kappa_low": ("Combination", float, "rejection limit below, sigma"),
     "kappa_high": ("Combination", float, "rejection limit above, sigma"),
+    "kappa_pair": ("Combination", float, "noise: limit of the difference of two samples, sigma"),
+    "kappa_grow": ("Combination", float, "noise: limit beside a rejected pixel of the same frame, sigma"),
+    "jitter": ("Combination", float, "noise: part of the local range that sampling may move a sample"),
+    "max_outliers": ("Combination", float, "esd: part of the samples that may be outliers"),
+    "significance": ("Combination", float, "esd: significance of the test"),
     "combine_rounds": ("Combination", int, "rounds of rejection at most"),
     "n_low": ("Combination", int, "minmax: samples dropped below"),
     "n_high": ("Combination", int, "minmax: samples dropped above"),
@@ -244,6 +252,86 @@ def measure(frames: tuple[str, ...], output: str | None, quiet: bool, verbose: i
         print(report.quality_lines(records))
 
 
+class _Centre(click.ParamType[tuple[float, float]]):
+    name = "ra,dec"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
+        if isinstance(value, tuple):
+            return value
+        from astropy import units as u
+        from astropy.coordinates import SkyCoord
+
+        text = str(value).replace(",", " ")
+        try:
+            sexagesimal = ":" in text or "h" in text
+            place = SkyCoord(text, unit=(u.hourangle, u.deg) if sexagesimal else (u.deg, u.deg))
+        except ValueError as error:
+            self.fail(f"{value!r}: {error}; write degrees 299.59,35.2 or 19:58:21.6,+35:12:00", param, ctx)
+        return float(place.ra.deg), float(place.dec.deg)
+
+
+@cli.command()
+@click.argument("image", type=click.Path(exists=True, dir_okay=False))
+@click.option("--catalogue", "source", required=True, help="ucac4, gaia, or a local catalogue (file or directory)")
+@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False), help="the image with its WCS")
+@click.option("--overwrite", is_flag=True, help="replace an existing file")
+@click.option("--centre", type=_Centre(), help="RA,Dec in degrees or 19:58:21.6,+35:12:00 [from the header]")
+@click.option("--pixel-scale", type=float, help="arcsec per pixel [from the header, else 0.1 to 60]")
+@click.option("--wcs", "distortion", type=click.Choice(("sip", "tpv")), default="sip", show_default=True)
+@click.option("--plots", type=click.Path(dir_okay=False), help="picture of the residuals (PNG); a table goes beside it")
+@click.option("-q", "--quiet", is_flag=True, help="print nothing but errors")
+def solve(image: str, source: str, output: str, quiet: bool, **rest: Any) -> None:
+    """Find the place of IMAGE on the sky, and write it with a WCS and a photometric zero point."""
+    from fastack.solution import solve_file
+
+    solved = solve_file(image, source, output, **rest)
+    if not quiet:
+        print(solved.summary())
+
+
+@cli.group()
+def catalogue() -> None:
+    """Keep pieces of star catalogues on this machine, for work without a network."""
+
+
+_STORE = click.option("--store", type=click.Path(file_okay=False), help="[FASTACK_CATALOGUES, else the cache]")
+
+
+@catalogue.command("fetch")
+@click.option("--around", type=_Centre(), required=True, help="RA,Dec")
+@click.option("--radius", type=float, required=True, help="degrees")
+@click.option("--catalogue", "names", type=click.Choice(("ucac4", "gaia")), multiple=True, help="[both]")
+@click.option("--max-mag", type=float, help="faintest magnitude")
+@_STORE
+def catalogue_fetch(
+    around: tuple[float, float], radius: float, names: tuple[str, ...], max_mag: float | None, store: str | None
+) -> None:
+    """Fetch a piece of the sky into the local store."""
+    from fastack import catalogue as stage
+
+    place = _store(store)
+    for name in names or ("ucac4", "gaia"):
+        stage.fetch_into(place, name, *around, radius, max_mag)
+    print(stage.describe(place))
+
+
+@catalogue.command("list")
+@_STORE
+def catalogue_list(store: str | None) -> None:
+    """Show what the local store covers."""
+    from fastack import catalogue as stage
+
+    print(stage.describe(_store(store)))
+
+
+def _store(path: str | None) -> Any:
+    from fastack import catalogue as stage
+
+    if path is not None:
+        return stage.Store(path)
+    return stage.own_store() or stage.cache()
+
+
 @cli.command()
 @click.option("-d", "--directory", default="fastack-demo", show_default=True, help="where everything goes")
 @click.option("--frames", default=24, show_default=True, help="frames of the night")
@@ -252,13 +340,17 @@ def measure(frames: tuple[str, ...], output: str | None, quiet: bool, verbose: i
 @click.option("--threads", type=int, help="threads [all processors]")
 @click.option("-q", "--quiet", is_flag=True, help="print nothing but errors")
 def demo(directory: str, frames: int, size: int, seed: int, threads: int | None, quiet: bool) -> None:
-    """Simulate a night and stack it: the main job on any machine, without data.
+    """Simulate a night, stack it, and find its place on the sky: the main job on any machine, without data.
 
-    Leaves frames/, mosaic.fits, mosaic.png, comparison.png and frames.ecsv in the directory.
+    Leaves frames/, mosaic.fits, mosaic.png, comparison.png, frames.ecsv, amosaic.fits (with WCS), catalogue.ecsv
+    (the simulated stars) and residuals.png in the directory.
     """
+    import numpy as np
+
     from fastack import report
     from fastack.executor import available_threads
     from fastack.simulate import NightOptions, simulate_night
+    from fastack.solution import solve_file
 
     target = Path(directory)
     night = simulate_night(
@@ -276,7 +368,15 @@ def demo(directory: str, frames: int, size: int, seed: int, threads: int | None,
     rest |= {"quiet": quiet, "verbose": 0, "threads": threads, "table": str(target / "frames.ecsv")}
     result = _run_stack(list(paths), str(target / "mosaic.fits"), True, rest | {"preview": str(target / "mosaic.png")})
     report.write_comparison(result, target / "comparison.png")
+    stars = night.truth.table()
+    stars["mag"] = 25 - 2.5 * np.log10(stars["flux"].value)
+    stars[np.argsort(stars["mag"])[:2000]]["ra", "dec", "mag"].write(target / "catalogue.ecsv", overwrite=True)
+    solved = solve_file(
+        target / "mosaic.fits", str(target / "catalogue.ecsv"), target / "amosaic.fits", overwrite=True,
+        plots=target / "residuals.png",
+    )  # fmt: skip
     if not quiet:
+        print(solved.summary())
         print(f"open         {target / 'comparison.png'} and {target / 'mosaic.png'}")
 
 
@@ -318,13 +418,16 @@ def _without_skipped(paths: Sequence[Path], quiet: bool) -> list[Path]:
 @click.argument("end", type=int)
 @click.option("-o", "--output", default="mosaic.fits", show_default=True, help="the stack")
 @click.option("--archive-root", help="root of the archive [FASTACK_ARCHIVE, the configuration file, /mnt/archive]")
+@click.option("--no-sky", is_flag=True, help="leave the sky coordinates out")
 @_with_output
 @_with_settings
 @click.version_option(__version__, prog_name="dfstack")
 def dfstack_command(
-    telescope: str, date: str, start: int, end: int, output: str, archive_root: str | None, **rest: Any
+    telescope: str, date: str, start: int, end: int, output: str, archive_root: str | None, no_sky: bool, **rest: Any
 ) -> None:
     """Average frames START to END that TELESCOPE took in the night DATE (yy_mm_dd) into mosaic.fits.
+
+    Then amosaic_ucac4.fits and amosaic_gaia.fits are written, each if its solution is good.
 
     Frames are ROOT/TELESCOPE/YEAR/DATE/dNNNN.fits; numbers named in DONT_PROCESS in the current directory are left
     out, and master_flat.fits of the current directory is used.
@@ -339,7 +442,34 @@ def dfstack_command(
         raise FrameError(f"{directory} has none of the frames {start} to {end}")
     if rest.get("flat") is None and not rest.get("no_flat") and Path("master_flat.fits").is_file():
         rest["flat"] = "master_flat.fits"
-    _run_stack(_without_skipped(paths, rest["quiet"]), output, True, rest)
+    frames = _without_skipped(paths, rest["quiet"])
+    result = _run_stack(frames, output, True, rest)
+    if result.path is not None:
+        older = next((a for p in frames if p.name == result.reference and (a := archive.older_solution(p))), None)
+        _solve_both(result.path, older, no_sky, rest["quiet"])
+
+
+def _solve_both(mosaic: Path, older: Path | None, skip: bool, quiet: bool) -> None:
+    """Write amosaic_ucac4.fits and amosaic_gaia.fits, each where its solution is good; say what there is."""
+    from fastack.solution import solve_file
+
+    lines = [f"{mosaic}: written"]
+    complete = True
+    for name in () if skip else ("ucac4", "gaia"):
+        target = mosaic.with_name(f"a{mosaic.stem}_{name}.fits")
+        try:
+            lines.append(solve_file(mosaic, name, target, overwrite=True, older=older).summary())
+        except FastackError as error:
+            complete = False
+            stale = ""
+            if target.exists():
+                target.unlink()
+                stale = " (an older file of that name was removed: it belonged to another stack)"
+            lines.append(f"{target}: not written: {error}{stale}")
+    if not quiet or not complete:
+        print("\n".join(lines), file=sys.stdout if complete else sys.stderr)
+    if not complete:
+        raise click.exceptions.Exit(3)
 
 
 def _numbers(numbers: Sequence[int]) -> str:

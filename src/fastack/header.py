@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from astropy.time import Time
 
 _ISO = re.compile(
-    r"^\s*(\d{4})-(\d{1,2})-(\d{1,2})(?:[T ]\s*(\d{1,2}):(\d{1,2})(?::(\d{1,2}(?:\.\d*)?))?)?\s*(Z|[+-]\d{2}:?\d{2})?\s*$",
+    r"^\s*(\d{4})-(\d{1,2})-(\d{1,2})"
+    r"(?:[T ]\s*(\d{1,2}):(\d{1,2})(?::(\d{1,2}(?:\.\d*)?))?)?\s*(Z|[+-]\d{2}:?\d{2})?\s*$",
     re.IGNORECASE,
 )
 _OLD_DATE = re.compile(r"^\s*(\d{1,2})/(\d{1,2})/(\d{2}|\d{4})\s*$")
@@ -114,10 +115,9 @@ def parse_date(text: str) -> tuple[Any, float | None, float, float]:
 
     match = _OLD_DATE.match(text)
     if match:
-        day, month, year = (int(g) for g in match.groups())
-        if len(match.group(3)) == 2:
-            year += 1900 if year >= 70 else 2000
-        return dt.date(year, month, day), None, 86400.0, 0.0
+        in_century = int(match.group(3))
+        century = 0 if len(match.group(3)) == 4 else 1900 if in_century >= 70 else 2000
+        return dt.date(century + in_century, int(match.group(2)), int(match.group(1))), None, 86400.0, 0.0
     match = _ISO.match(text)
     if not match:
         raise ValueError(f"{text!r} is no date that can be read")

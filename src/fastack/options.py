@@ -127,6 +127,23 @@ class CalibrateOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CatalogueOptions:
+    """Where catalogues come from, and how patiently they are asked for."""
+
+    catalogue_path: str | None = None  #: an observatory's own store; None: FASTACK_CATALOGUES, where that is set
+    cache_path: str | None = None  #: None: FASTACK_CACHE, else the user's cache directory
+    cache_size: int = 1_000_000_000  #: byte; the pieces used longest ago go first
+    timeout: float = 60.0  #: of one step of a request (connect, send, receive), second
+    job_timeout: float = 300.0  #: of a whole job at the Gaia archive, second
+    retries: int = 2  #: after a time-out, a broken answer or an error of the server
+    backoff: float = 2.0  #: pause before the first retry, second; doubled before each further one
+    row_limit: int = 300_000  #: an answer of more stars is an error
+    vizier_server: str = "https://vizier.cds.unistra.fr"
+    gaia_server: str = "https://gea.esac.esa.int/tap-server/tap"
+    sesame_server: str | None = None  #: None: astropy's list of servers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AstrometryOptions:
     """Solving a list of stars against a catalogue."""
 

@@ -275,9 +275,9 @@ class FitsSink:
             for keyword, value, comment in plane.cards:
                 header[keyword] = (value, comment)
             for card in self.header.cards:
-                if card.keyword in ("BUNIT", "RADESYS", "EQUINOX") or card.keyword[:5] in _WCS_STARTS:
-                    if not (card.keyword == "BUNIT" and plane.name != "UNCERT"):
-                        header.append(card, end=True)
+                shared = card.keyword in ("RADESYS", "EQUINOX") or card.keyword[:5] in _WCS_STARTS
+                if shared or (card.keyword == "BUNIT" and plane.name == "UNCERT"):
+                    header.append(card, end=True)
         else:
             header.extend(self.header, strip=False, end=True)
         header["CHECKSUM"] = ("0" * 16, "HDU checksum")
@@ -287,7 +287,7 @@ class FitsSink:
         length = size or _padded(len(text) + 80 * (blank + 1))
         if len(text) + 80 > length:
             raise ValueError("the header has grown beyond its reserve")
-        block = (text.ljust(length - 80) + "END".ljust(80)).encode("ascii")
+        block: bytes = (text.ljust(length - 80) + "END".ljust(80)).encode("ascii")
         if size is not None:
             # END must be in the last block; the blanks before it are blank cards, which the standard allows
             total = _checksum(np.frombuffer(block, ">u4"), datasum or 0)

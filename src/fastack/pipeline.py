@@ -16,7 +16,19 @@ from typing import Any
 import numpy as np
 from astropy.io import fits
 
-from fastack import __version__, background, calibrate, frames, grid, header, normalise, output, report, select, transform
+from fastack import (
+    __version__,
+    background,
+    calibrate,
+    frames,
+    grid,
+    header,
+    normalise,
+    output,
+    report,
+    select,
+    transform,
+)
 from fastack import wcs as coordinates
 from fastack.combine import HALO, Combined, NoiseModel, combine_tile, median_noise_ratios
 from fastack.detect import detect, find_artefacts
@@ -36,6 +48,7 @@ from fastack.types import (
     Stars,
     Transform,
 )
+
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class StackResult:

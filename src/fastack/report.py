@@ -271,11 +271,8 @@ def read_transforms(path: str | Path) -> dict[str, Transform]:
     from astropy.table import Table
 
     try:
-        suffix = Path(path).suffix.lower()
-        if suffix in (".fits", ".fit", ".fts"):
-            table = Table.read(path, hdu="FRAMES")
-        else:
-            table = Table.read(path)
+        more = {"hdu": "FRAMES"} if Path(path).suffix.lower() in (".fits", ".fit", ".fts") else {}
+        table = Table.read(path, **more)
         out = {}
         for row in table:
             model = str(row["model"]).strip()

@@ -386,7 +386,9 @@ class CatalogueStars:
     pm_dec_err: Array  #: (n,) one sigma of `pm_dec`, mas/yr
     parallax: Array  #: (n,) mas
     mag: Array  #: (n,) magnitude in `band`
-    epoch: float = 2000.0  #: Julian year of the positions
+    ra_epoch: Array  #: (n,) Julian year at which `ra` and `pm_ra` are uncorrelated; NaN: `epoch`
+    dec_epoch: Array  #: (n,) the same of `dec` and `pm_dec`
+    epoch: float = 2000.0  #: Julian year of the positions and their errors
     name: str = ""  #: of the catalogue: "UCAC4", "Gaia DR3", a file's name
     band: str = ""  #: of `mag`
 
@@ -397,15 +399,14 @@ class CatalogueStars:
         """Stars at `ra`, `dec` (degree) with the given columns; the others are NaN."""
         values = {"ra": _frozen(np.ravel(ra), np.float64), "dec": _frozen(np.ravel(dec), np.float64)}
         n = len(values["ra"])
-        for key in ("ra_err", "dec_err", "pm_ra", "pm_dec", "pm_ra_err", "pm_dec_err", "parallax", "mag"):
-            column = np.ma.asarray(columns.pop(key, np.full(n, np.nan)), np.float64)
-            values[key] = _frozen(column.filled(np.nan), np.float64)
-            if values[key].shape != (n,):
-                raise ValueError(f"column {key!r} has shape {values[key].shape}, not ({n},)")
+        for key in [f.name for f in fields(cls)][2:-3]:
+            column: Any = np.ma.filled(np.ma.asarray(columns.pop(key, np.full(n, np.nan)), float), np.nan)
+            values[key] = _frozen(column, np.float64)
         if columns:
             raise TypeError(f"unknown columns {sorted(columns)}")
-        if values["dec"].shape != (n,):
-            raise ValueError(f"{n} right ascensions, but {len(values['dec'])} declinations")
+        for key, column in values.items():
+            if column.shape != (n,):
+                raise ValueError(f"column {key!r} has shape {column.shape}, not ({n},)")
         return cls(epoch=float(epoch), name=name, band=band, **values)
 
     def __len__(self) -> int:
