@@ -220,7 +220,7 @@ def combine(
         parts = list(executor.map(run, bands))
     if len(parts) == 1:
         return parts[0]
-    names = ("data", "variance", "count", "rejected_low", "rejected_high", "flags")
+    names = ("data", "variance", "background_variance", "count", "rejected_low", "rejected_high", "flags")
     return Combined(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 
