@@ -360,6 +360,8 @@ class Combiner {
     void load(ptrdiff_t y, ptrdiff_t x, int width) {
         for (int i = 0; i < n_; ++i) {
             const float* from = input_.cube.image(i).row(y) + x;
+            for (int at = 0; at < width; at += LANES) // prefetch: too many frames for the processor to foresee
+                __builtin_prefetch(from + at + LANES * WIDE);
             for (int at = 0; at < width; at += LANES)
                 copy_lanes(from + at, std::min(LANES, width - at), block_samples(at) + ptrdiff_t(i) * LANES, NAN);
         }

@@ -6,6 +6,7 @@
 #include <array>
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <numbers>
 #include <stdexcept>
 #include <string>
@@ -246,14 +247,19 @@ class Buffer {
     std::ptrdiff_t height = 0, width = 0;
     std::ptrdiff_t q0 = 0, p0 = 0;
 
-    const float* data() const { return pixels_.data() + start_; }
+    const float* data() const { return pixels_.get() + start_; }
 
     void fill(const Section& section, const Turn& turn, Box box, Box frame) {
         q0 = box.y0, p0 = box.x0;
         height = box.y1 - q0, width = round_up(box.x1 - p0, 16);
-        pixels_.resize(static_cast<std::size_t>(height * width + 32));
-        start_ = (64 - reinterpret_cast<std::uintptr_t>(pixels_.data()) % 64) % 64 / sizeof(float);
-        float* const to = pixels_.data() + start_;
+        const auto size = static_cast<std::size_t>(height * width + 32);
+        if (size_ < size) {
+            pixels_ = std::make_unique_for_overwrite<float[]>(size);
+            size_ = size;
+        }
+        start_ = (64 - reinterpret_cast<std::uintptr_t>(pixels_.get()) % 64) % 64 / sizeof(float);
+        float* const to = pixels_.get() + start_;
+        std::fill_n(to + height * width, 16, nan);
         const Box held =
             turn({section.y0, section.y0 + section.pixels.ny, section.x0, section.x0 + section.pixels.nx});
         const Box in = common(common(held, frame), {q0, q0 + height, p0, p0 + width});
@@ -278,7 +284,8 @@ class Buffer {
     }
 
   private:
-    std::vector<float> pixels_;
+    std::unique_ptr<float[]> pixels_;
+    std::size_t size_ = 0;
     std::ptrdiff_t start_ = 0;
 };
 

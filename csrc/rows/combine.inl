@@ -533,6 +533,7 @@ __attribute__((noinline)) void average_model(const CombineFrames& frames, const 
     VI count{};
     for (int i = 0; i < n; ++i) {
         const VF v = load(from.x + i * from.stride);
+        __builtin_prefetch(from.x + i * from.stride + 2 * LANES); // too many frames for the processor to foresee
         const VI here = v == v;
         const VF w = here ? splat(frames.weight[i]) : VF{}, k = here ? factor_of(from, i) : VF{};
         sum += w * (here ? v - start : VF{});
