@@ -519,7 +519,7 @@ inline void reject_noise(const CombineSetup& setup, const CombineFrames& frames,
 FASTACK_INLINE VF factor_of(const CombineSamples& from, int i) {
     VB byte;
     memcpy(&byte, from.factor + (ptrdiff_t)i * from.factor_stride, sizeof byte);
-    return __builtin_convertvector(byte, VF);
+    return to_float(__builtin_convertvector(byte, VI)); // straight to float GCC goes lane by lane
 }
 
 /// Weighted mean about `start` and its variance by the frames' constants. One function for whole and for clipped
@@ -775,7 +775,7 @@ void prepare_variance(const CombineFrames& frames, const uint8_t* factor, const 
         if (factor) {
             VB byte;
             memcpy(&byte, factor + at, sizeof byte);
-            k = __builtin_convertvector(byte, VF) * (1.0f / 255.0f);
+            k = to_float(__builtin_convertvector(byte, VI)) * (1.0f / 255.0f);
         }
         const VF shaded = shade ? load(shade + at) : splat(1);
         store(shot + at, k * frames.shot[i] * shaded);
