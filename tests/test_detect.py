@@ -67,7 +67,7 @@ def nearest(found, truth):
 
 
 def raw(image, sky, fwhm, *, threshold=5.0, strip=1 << 20):
-    return _pixels.detect(image, sky.level, sky.noise, fwhm, fwhm, threshold, np.inf, strip)
+    return _pixels.detect(image, sky.level, sky.noise, fwhm, fwhm, threshold, np.inf, strip)[0]
 
 
 @pytest.mark.parametrize("fwhm", [1.8, 3.0, 6.5])

@@ -13,7 +13,13 @@ Sky as_sky(const FloatArray& level, const FloatArray& noise) {
     return sky;
 }
 
-py::array_t<double> detect(const FloatArray& image, const FloatArray& level, const FloatArray& noise,
+Array<BrightPixel> as_array(const std::vector<BrightPixel>& bright) {
+    auto out = new_span<BrightPixel>(static_cast<std::ptrdiff_t>(bright.size()));
+    std::copy(bright.begin(), bright.end(), out.mutable_data());
+    return out;
+}
+
+py::tuple detect(const FloatArray& image, const FloatArray& level, const FloatArray& noise,
                            double fwhm, double narrow, float threshold, float saturation,
                            std::ptrdiff_t strip) {
     const auto view = as_image(image, "image");
@@ -22,9 +28,10 @@ py::array_t<double> detect(const FloatArray& image, const FloatArray& level, con
     require(threshold > 0, "threshold must be positive");
     require(strip > 0, "strip must be positive");
     std::vector<Detection> found;
+    std::vector<BrightPixel> bright;
     {
         py::gil_scoped_release go;
-        found = detect_stars(view, sky, {fwhm, narrow, threshold, saturation}, strip);
+        found = detect_stars(view, sky, {fwhm, narrow, threshold, saturation}, strip, &bright);
     }
     py::array_t<double> table({static_cast<py::ssize_t>(found.size()), py::ssize_t{8}});
     double* out = table.mutable_data();
@@ -32,7 +39,7 @@ py::array_t<double> detect(const FloatArray& image, const FloatArray& level, con
         for (const double value : {d.x, d.y, double(d.flux), double(d.flux_err), double(d.peak),
                                    double(d.sky), double(d.sharpness), double(d.flags)})
             *out++ = value;
-    return table;
+    return py::make_tuple(table, as_array(bright));
 }
 
 std::pair<double, double> widths(const FloatArray& image, const FloatArray& level, const FloatArray& noise,
@@ -44,15 +51,28 @@ std::pair<double, double> widths(const FloatArray& image, const FloatArray& leve
     return {found.mean, found.narrow};
 }
 
-Array<std::int32_t> hits(const FloatArray& image, const FloatArray& level, const FloatArray& noise,
-                         double narrow, float saturation, float shot) {
+Array<BrightPixel> bright(const FloatArray& image, const FloatArray& level, const FloatArray& noise) {
     const auto view = as_image(image, "image");
     const Sky sky = as_sky(level, noise);
+    std::vector<BrightPixel> found;
+    {
+        py::gil_scoped_release go;
+        found = bright_pixels(view, sky);
+    }
+    return as_array(found);
+}
+
+Array<std::int32_t> hits(const FloatArray& image, const Array<BrightPixel>& bright, double narrow,
+                         float saturation, float shot) {
+    const auto view = as_image(image, "image");
+    const Span<const BrightPixel> list = as_span(bright, "bright");
+    for (const BrightPixel& p : list)
+        require(p.x >= 0 && p.x < view.nx && p.y >= 0 && p.y < view.ny, "bright: beyond the image");
     require(narrow > 0, "narrow must be positive");
     std::vector<Pixel> found;
     {
         py::gil_scoped_release go;
-        found = find_hits(view, sky, {narrow, saturation, shot});
+        found = find_hits(view, list, {narrow, saturation, shot});
     }
     auto pixels = new_image<std::int32_t>(static_cast<std::ptrdiff_t>(found.size()), 2);
     std::int32_t* out = pixels.mutable_data();
@@ -66,10 +86,12 @@ Array<std::int32_t> hits(const FloatArray& image, const FloatArray& level, const
 } // namespace
 
 void bind_detect(py::module_& m) {
+    PYBIND11_NUMPY_DTYPE(BrightPixel, x, y, sky, noise);
     m.def("detect", &detect, "image"_a.noconvert(), "level"_a.noconvert(), "noise"_a.noconvert(), "fwhm"_a,
           "narrow"_a, "threshold"_a, "saturation"_a, "strip"_a);
     m.def("detect_widths", &widths, "image"_a.noconvert(), "level"_a.noconvert(), "noise"_a.noconvert(),
           "saturation"_a);
-    m.def("detect_hits", &hits, "image"_a.noconvert(), "level"_a.noconvert(), "noise"_a.noconvert(),
-          "narrow"_a, "saturation"_a, "shot"_a);
+    m.def("detect_bright", &bright, "image"_a.noconvert(), "level"_a.noconvert(), "noise"_a.noconvert());
+    m.def("detect_hits", &hits, "image"_a.noconvert(), "bright"_a.noconvert(), "narrow"_a, "saturation"_a,
+          "shot"_a);
 }

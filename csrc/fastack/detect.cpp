@@ -119,17 +119,34 @@ struct Maximum {
     float snr[9]; ///< of the 3x3 about it
 };
 
+/// Adds the pixels of row y, columns [x0, x1), that stand out by themselves; `row` holds them in units of the
+/// noise, as the whitener has just written them.
+void find_bright(const Whitener& white, std::ptrdiff_t y, std::ptrdiff_t x0,
+                 std::ptrdiff_t x1, const float* row, std::uint8_t* count, std::vector<BrightPixel>& out) {
+    constexpr float least = 6.0f; // sigma
+    rows().detect.count_above(row, x1 - x0, least, count);
+    for (std::ptrdiff_t start = 0; start < x1 - x0; start += threshold_block) {
+        if (!count[start / threshold_block])
+            continue;
+        for (std::ptrdiff_t i = start; i < std::min(start + threshold_block, x1 - x0); ++i)
+            if (row[i] > least)
+                out.push_back({static_cast<std::int32_t>(x0 + i), static_cast<std::int32_t>(y),
+                               white.row_level(x0 + i), white.row_noise(x0 + i)});
+    }
+}
+
 /// Runs the matched filter down one strip of columns in a rolling band of rows, and collects the maxima.
 class Strip {
   public:
+    /// `bright`: list to which the bright pixels of the strip are added, or null.
     Strip(Image<const float> image, Sky sky, const Kernel& kernel, float threshold, std::ptrdiff_t x0,
-          std::ptrdiff_t x1)
-        : image_(image), kernel_(kernel), threshold_(threshold), x0_(x0), x1_(x1),
+          std::ptrdiff_t x1, std::vector<BrightPixel>* bright)
+        : image_(image), kernel_(kernel), threshold_(threshold), bright_(bright), x0_(x0), x1_(x1),
           left_(std::max<std::ptrdiff_t>(x0 - 1, 0)), right_(std::min(x1 + 1, image.nx)),
           width_(right_ - left_), white_(image, sky, cut(left_ - kernel.radius), cut(right_ + kernel.radius)),
           band_(2 * kernel.radius + 1), row_(width_ + 2 * kernel.radius), light_(band_ * width_),
           weight_(band_ * width_), missing_(band_, 0), whole_(width_), snr_(3 * (width_ + 2)),
-          zero_(width_, 0.0f), count_(width_ / threshold_block + 1) {
+          zero_(width_, 0.0f), count_(width_ / threshold_block + 1), lit_(width_ / threshold_block + 1) {
         std::fill(row_.begin(), row_.end(), 0.0f);
         for (std::ptrdiff_t x = cut(left_ - kernel_.radius); x < cut(right_ + kernel_.radius); ++x)
             row_[x - left_ + kernel_.radius] = 1.0f;
@@ -173,6 +190,8 @@ class Strip {
         std::fill(row_.data(), start, 0.0f);
         std::fill(start + (to - from), row_.data() + row_.size(), 0.0f);
         missing_[place(y)] = white_.row(y, start);
+        if (bright_)
+            find_bright(white_, y, x0_, x1_, start - from + x0_, lit_.data(), *bright_);
         rows().detect.filter_x[r](row_.data() + r, kernel_.tap, width_, light_.data() + place(y) * width_);
         if (missing_[place(y)]) {
             rows().detect.present(image_.row(y) + from, to - from, start);
@@ -221,14 +240,13 @@ class Strip {
         for (std::ptrdiff_t block = 0; block * threshold_block < width_; ++block) {
             if (!count_[block])
                 continue;
-            const std::ptrdiff_t end = std::min((block + 1) * threshold_block, width_);
-            for (std::ptrdiff_t i = std::max(block * threshold_block, x0_ - left_);
-                 i < std::min(end, x1_ - left_); ++i) {
-                const float v = here[i];
-                // Of equal neighbours the last one is the maximum.
-                if (!(v > threshold_ && v >= here[i - 1] && v > here[i + 1] && v >= above[i - 1] &&
-                      v >= above[i] && v >= above[i + 1] && v > below[i - 1] && v > below[i] &&
-                      v > below[i + 1]))
+            const std::ptrdiff_t begin = std::max(block * threshold_block, x0_ - left_);
+            const std::ptrdiff_t end = std::min((block + 1) * threshold_block, x1_ - left_);
+            if (begin >= end)
+                continue;
+            rows().detect.peaks(above + begin, here + begin, below + begin, end - begin, threshold_, peak_);
+            for (std::ptrdiff_t i = begin; i < end; ++i) {
+                if (!peak_[i - begin])
                     continue;
                 Maximum m{static_cast<std::int32_t>(left_ + i), static_cast<std::int32_t>(y), {}};
                 for (int k = 0; k < 3; ++k) {
@@ -244,6 +262,7 @@ class Strip {
     Image<const float> image_;
     const Kernel& kernel_;
     float threshold_;
+    std::vector<BrightPixel>* bright_;
     std::ptrdiff_t x0_, x1_;              ///< columns whose maxima are wanted
     std::ptrdiff_t left_, right_, width_; ///< the same with a neighbour on either side
     Whitener white_;
@@ -255,14 +274,16 @@ class Strip {
     std::vector<float> whole_; ///< what `weight_` is for a row without missing pixels
     std::vector<float> snr_;   ///< three rows
     std::vector<float> zero_;
-    std::vector<std::uint8_t> count_;
+    std::vector<std::uint8_t> count_, lit_; ///< pixels above the thresholds of `snr_` and of bright pixels
+    std::uint8_t peak_[threshold_block];
 };
 
 std::vector<Maximum> find_maxima(Image<const float> image, Sky sky, const Kernel& kernel, float threshold,
-                                 std::ptrdiff_t y0, std::ptrdiff_t y1, std::ptrdiff_t strip) {
+                                 std::ptrdiff_t y0, std::ptrdiff_t y1, std::ptrdiff_t strip,
+                                 std::vector<BrightPixel>* bright = nullptr) {
     std::vector<Maximum> maxima;
     for (std::ptrdiff_t x0 = 0; x0 < image.nx; x0 += strip)
-        Strip(image, sky, kernel, threshold, x0, std::min(x0 + strip, image.nx)).run(y0, y1, maxima);
+        Strip(image, sky, kernel, threshold, x0, std::min(x0 + strip, image.nx), bright).run(y0, y1, maxima);
     return maxima;
 }
 
@@ -761,6 +782,8 @@ class Finder {
         for (std::ptrdiff_t v = -r; v <= r; ++v) {
             const float *here = image_.row(cy + v) + cx, *low = image_.row(iy - v) + ix,
                         *high = image_.row(iy - v + 1) + ix;
+            if (!any_above(here - r, 2 * r + 1, main.sky + least))
+                continue;
             for (std::ptrdiff_t u = -r; u <= r; ++u) {
                 if (static_cast<float>(u * u + v * v) <= core || !(here[u] > main.sky + least))
                     continue;
@@ -771,6 +794,13 @@ class Finder {
             }
         }
         return false;
+    }
+
+    static bool any_above(const float* x, std::ptrdiff_t n, float limit) {
+        int above = 0;
+        for (std::ptrdiff_t i = 0; i < n; ++i)
+            above |= x[i] > limit;
+        return above;
     }
 
     template <class At>
@@ -805,22 +835,35 @@ class Finder {
         const double inner = 1.3 * search_.fwhm + 0.5, outer = inner + 1.5;
         ring_.clear();
         const Box box(image_, cx, cy, static_cast<std::ptrdiff_t>(outer));
-        for (std::ptrdiff_t v = box.y0; v < box.y1; ++v)
-            for (std::ptrdiff_t u = box.x0; u < box.x1; ++u) {
-                const double dx = static_cast<double>(u) - d.x, dy = static_cast<double>(v) - d.y;
-                const double r2 = dx * dx + dy * dy;
-                if (r2 >= inner * inner && r2 < outer * outer && there(image_(v, u)))
-                    ring_.push_back(image_(v, u));
-            }
-        if (ring_.size() < 5)
+        for (std::ptrdiff_t v = box.y0; v < box.y1; ++v) {
+            const double dy = static_cast<double>(v) - d.y;
+            const double wide = outer * outer - dy * dy, narrow = inner * inner - dy * dy;
+            if (!(wide > 0))
+                continue;
+            const double reach = std::sqrt(wide), gap = narrow > 0 ? std::sqrt(narrow) : 0;
+            const auto left = std::max(box.x0, static_cast<std::ptrdiff_t>(std::ceil(d.x - reach))),
+                       right = std::min(box.x1, static_cast<std::ptrdiff_t>(std::ceil(d.x + reach)));
+            const auto from = std::clamp(static_cast<std::ptrdiff_t>(std::ceil(d.x - gap)), left, right),
+                       to = std::clamp(static_cast<std::ptrdiff_t>(std::ceil(d.x + gap)), from, right);
+            ring_.insert(ring_.end(), image_.row(v) + left, image_.row(v) + from);
+            ring_.insert(ring_.end(), image_.row(v) + to, image_.row(v) + right);
+        }
+        const auto n = std::count_if(ring_.begin(), ring_.end(), there);
+        if (n < 5)
             return true;
-        const auto middle = ring_.begin() + static_cast<std::ptrdiff_t>(ring_.size() / 2);
-        std::nth_element(ring_.begin(), middle, ring_.end());
+        // It does where snr + (margin - wing) sum > threshold sqrt(1 + photons wing), wing the ring's median above
+        // the sky: up to the lower root of a quadratic equation. Counting the ring's pixels below it will do.
         const float noise = white_.noise(cy, cx);
-        const double wing = std::max(0.0f, (*middle - d.sky) / noise);
-        const double photons = std::sqrt(1 + static_cast<double>(shot(d.sky, noise)) * wing);
-        const double level_error = std::sqrt(0.5 * M_PI / static_cast<double>(ring_.size()));
-        return d.snr - (wing - 1.5 * level_error) * kernel_.sum() > search_.threshold * photons;
+        const double photons = static_cast<double>(shot(d.sky, noise)), sum = kernel_.sum();
+        const double margin = 1.5 * std::sqrt(0.5 * M_PI / static_cast<double>(n));
+        const double free = d.snr + margin * sum, least = search_.threshold;
+        if (!(free > least))
+            return false;
+        const double half = free * sum + 0.5 * least * least * photons;
+        const double root = std::sqrt(std::max(half * half - sum * sum * (free * free - least * least), 0.0));
+        const auto limit = static_cast<float>(d.sky + noise * (half - root) / (sum * sum));
+        const auto below = std::count_if(ring_.begin(), ring_.end(), [limit](float v) { return v < limit && there(v); });
+        return 2 * below > n;
     }
 
     Image<const float> image_;
@@ -973,39 +1016,33 @@ Widths find_widths(Image<const float> image, Sky sky, float saturation) {
     return first.mean > 1.5 * middle ? find_widths_near(first.mean, image, sky, saturation) : first;
 }
 
-std::vector<Detection> detect_stars(Image<const float> image, Sky sky, Search search, std::ptrdiff_t strip) {
+std::vector<Detection> detect_stars(Image<const float> image, Sky sky, Search search, std::ptrdiff_t strip,
+                                    std::vector<BrightPixel>* bright) {
     const Whitener white(image, sky, 0, 0);
     const Kernel kernel(search.fwhm);
     return Finder(image, white, kernel, search)
-        .run(find_maxima(image, sky, kernel, search.threshold, 0, image.ny, strip));
+        .run(find_maxima(image, sky, kernel, search.threshold, 0, image.ny, strip, bright));
 }
 
-std::vector<Pixel> find_hits(Image<const float> image, Sky sky, Hits how) {
-    constexpr float brightest_noise = 6.0f, core_limit = 4.0f, wing_limit = 2.0f, wing_noise = 3.5f;
-    struct Bright {
-        std::int32_t x, y;
-        float sky, noise;
-    };
+std::vector<BrightPixel> bright_pixels(Image<const float> image, Sky sky) {
     Whitener white(image, sky, 0, image.nx);
-    const Sharpness psf(how.narrow);
-    std::vector<Bright> bright;
+    std::vector<BrightPixel> bright;
     std::vector<float> row(image.nx);
     std::vector<std::uint8_t> count(image.nx / threshold_block + 1);
-    float top = -std::numeric_limits<float>::infinity();
     for (std::ptrdiff_t y = 0; y < image.ny; ++y) {
         white.row(y, row.data());
-        rows().detect.count_above(row.data(), image.nx, brightest_noise, count.data());
-        for (std::ptrdiff_t start = 0; start < image.nx; start += threshold_block) {
-            if (!count[start / threshold_block])
-                continue;
-            for (std::ptrdiff_t x = start; x < std::min(start + threshold_block, image.nx); ++x)
-                if (row[x] > brightest_noise) {
-                    bright.push_back({static_cast<std::int32_t>(x), static_cast<std::int32_t>(y),
-                                      white.row_level(x), white.row_noise(x)});
-                    top = std::max(top, image(y, x));
-                }
-        }
+        find_bright(white, y, 0, image.nx, row.data(), count.data(), bright);
     }
+    return bright;
+}
+
+std::vector<Pixel> find_hits(Image<const float> image, Span<const BrightPixel> bright, Hits how) {
+    constexpr float core_limit = 4.0f, wing_limit = 2.0f, wing_noise = 3.5f;
+    using Bright = BrightPixel;
+    const Sharpness psf(how.narrow);
+    float top = -std::numeric_limits<float>::infinity();
+    for (const Bright& p : bright)
+        top = std::max(top, image(p.y, p.x));
     const float full = std::isnan(how.saturation) ? top : how.saturation;
     const auto shot = [&](const Bright& p) {
         const float variance =

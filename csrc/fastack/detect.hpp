@@ -39,9 +39,21 @@ struct Search {
     float saturation; ///< ADU; NaN: taken from the image where its highest value forms plateaus
 };
 
-/// The detections, brightest first (then by y and x).
-/// Results do not depend on how the image is cut into strips; `strip` is the width of one, for tests.
-std::vector<Detection> detect_stars(Image<const float> image, Sky sky, Search search, std::ptrdiff_t strip);
+/// A pixel that stands out of the noise by itself, and the sky there.
+struct BrightPixel {
+    std::int32_t x, y;
+    float sky, noise;
+};
+
+/// The detections, brightest first (then by y and x); the bright pixels, which the same pass over the image
+/// finds, where a list for them is given.
+/// Results do not depend on how the image is cut into strips (but for the order of the bright pixels); `strip` is
+/// the width of one, for tests.
+std::vector<Detection> detect_stars(Image<const float> image, Sky sky, Search search, std::ptrdiff_t strip,
+                                    std::vector<BrightPixel>* bright = nullptr);
+
+/// The bright pixels alone, by rows.
+std::vector<BrightPixel> bright_pixels(Image<const float> image, Sky sky);
 
 /// Full widths at half maximum, pixel: geometric mean of both axes, and along the shorter one.
 struct Widths {
@@ -60,7 +72,7 @@ struct Hits {
     float shot;       ///< ADU; NaN: at most what the sky's own noise allows
 };
 
-/// Pixels of hot pixels and cosmic rays with their wings, by rows.
-std::vector<Pixel> find_hits(Image<const float> image, Sky sky, Hits how);
+/// Pixels of hot pixels and cosmic rays with their wings, by rows; their cores are among the bright pixels.
+std::vector<Pixel> find_hits(Image<const float> image, Span<const BrightPixel> bright, Hits how);
 
 } // namespace fastack

@@ -17,9 +17,7 @@ struct CellMoments {
 
 struct CellCore {
     float n_core; ///< samples within +-width of the centre
-    float sum;    ///< of x - centre, each clamped to +-width
-    float n_low;  ///< samples within the limit and below the centre; those at the centre count half
-    float sum2;   ///< of (x - centre)^2 over those
+    float sum;    ///< of x - centre within the limit, each clamped to +-width
 };
 
 struct BackgroundRows {

@@ -49,19 +49,15 @@ CellMoments moments(const float* __restrict__ x, ptrdiff_t n, float centre, floa
 }
 
 CellCore core(const float* __restrict__ x, ptrdiff_t n, float centre, float limit, float width) {
-    float count[cell_lanes] = {}, sum[cell_lanes] = {}, low[cell_lanes] = {}, sum2[cell_lanes] = {};
+    float count[cell_lanes] = {}, sum[cell_lanes] = {};
     for (ptrdiff_t i = 0; i < n; i += cell_lanes)
         for (int j = 0; j < cell_lanes; ++j) {
             const float d = x[i + j] - centre;
             const float kept = fabsf(d) <= limit ? d : 0.0f;
-            const float below = lower(kept, 0.0f);
             count[j] += fabsf(d) < width ? 1.0f : 0.0f;
             sum[j] += lower(upper(kept, -width), width);
-            low[j] += below < 0.0f ? 1.0f : 0.0f;
-            low[j] += d == 0.0f ? 0.5f : 0.0f;
-            sum2[j] += below * below;
         }
-    return {lane_sum(count), lane_sum(sum), lane_sum(low), lane_sum(sum2)};
+    return {lane_sum(count), lane_sum(sum)};
 }
 
 int copy(const float* __restrict__ x, ptrdiff_t n, float* __restrict__ out) {

@@ -23,6 +23,10 @@ struct DetectRows {
                                          float* out);
     /// In each block of `threshold_block` pixels the number of those above the threshold, 255 at most.
     void (*count_above)(const float* x, std::ptrdiff_t n, float threshold, std::uint8_t* count);
+    /// 1 where a pixel exceeds the threshold and its eight neighbours, 0 elsewhere. Of equal neighbours the last one
+    /// counts. The rows are readable one value to either side.
+    void (*peaks)(const float* above, const float* here, const float* below, std::ptrdiff_t n, float threshold,
+                  std::uint8_t* peak);
 };
 
 } // namespace fastack

@@ -70,6 +70,16 @@ void count_above(const float* __restrict__ x, ptrdiff_t n, float threshold, uint
     *count = static_cast<uint8_t>(above);
 }
 
+void peaks(const float* above, const float* here, const float* below, ptrdiff_t n, float threshold,
+           uint8_t* __restrict__ peak) {
+    for (ptrdiff_t i = 0; i < n; ++i) {
+        const float v = here[i];
+        const int after = (v >= here[i - 1]) & (v >= above[i - 1]) & (v >= above[i]) & (v >= above[i + 1]);
+        const int before = (v > here[i + 1]) & (v > below[i - 1]) & (v > below[i]) & (v > below[i + 1]);
+        peak[i] = static_cast<uint8_t>((v > threshold) & after & before);
+    }
+}
+
 constexpr DetectRows detect_rows = {
     whiten,
     present,
@@ -80,4 +90,5 @@ constexpr DetectRows detect_rows = {
      filter_y<8>, filter_y<9>, filter_y<10>, filter_y<11>, filter_y<12>, filter_y<13>, filter_y<14>,
      filter_y<15>, filter_y<16>},
     count_above,
+    peaks,
 };

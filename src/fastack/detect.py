@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,33 @@ def detect(
     detection is a maximum of it. Pairs that the filter cannot resolve are sought in a less smoothed image.
     Sharpness is the middle pixel over what the filter predicts for it.
     """
+    return survey(image, background=background, options=options)[0]
+
+
+class Traces(NamedTuple):
+    """What the pass over the image that finds stars leaves for finding artefacts."""
+
+    bright: NDArray[np.void]  #: pixels above 6 sigma: x, y, sky, noise
+    roundness: float  #: FWHM along the shorter axis over the mean one
+
+
+def survey(
+    image: Any, *, background: Background | None = None, options: DetectOptions = DetectOptions()
+) -> tuple[Stars, Traces]:
+    """`detect`, and what `find_artefacts` needs so as not to look at the whole image again.
+
+    Parameters
+    ----------
+    image, background, options
+        See `detect`.
+
+    Returns
+    -------
+    Stars
+        See `detect`.
+    Traces
+        For `find_artefacts` on the same image with the same background.
+    """
     pixels, sky = _prepare(image, background)
     if not options.threshold > 0:
         raise ValueError(f"threshold is {options.threshold}, not a positive number")
@@ -60,10 +87,11 @@ def detect(
     if options.fwhm is not None:
         _check_fwhm(options.fwhm)
     mean, narrow = _widths(pixels, sky, saturation, options.fwhm)
-    table = _pixels.detect(pixels, sky.level, sky.noise, mean, narrow, options.threshold, saturation, _STRIP)
+    table, bright = _pixels.detect(pixels, sky.level, sky.noise, mean, narrow, options.threshold, saturation, _STRIP)
     table = table[: options.max_stars]
     names = ("flux", "flux_err", "peak", "sky", "sharpness", "flags")
-    return Stars.make(table[:, :2], **dict(zip(names, table[:, 2:].T, strict=True)))
+    stars = Stars.make(table[:, :2], **dict(zip(names, table[:, 2:].T, strict=True)))
+    return stars, Traces(bright, narrow / mean)
 
 
 def find_artefacts(
@@ -73,6 +101,7 @@ def find_artefacts(
     fwhm: float,
     options: DetectOptions = DetectOptions(),
     gain: float | None = None,
+    traces: Traces | None = None,
 ) -> NDArray[np.int32]:
     """Pixels of hot pixels and cosmic rays, with the wings of each hit.
 
@@ -90,6 +119,8 @@ def find_artefacts(
     gain : float, optional, e-/ADU
         For the photon noise of the light above the sky; default: as if the sky's noise were photon noise
         alone.
+    traces : Traces, optional
+        What `survey` left of this image; saves a pass over it.
 
     Returns
     -------
@@ -116,8 +147,12 @@ def find_artefacts(
         raise ValueError(f"gain is {gain}, not a positive number of electrons per ADU")
     saturation = np.nan if options.saturation is None else options.saturation
     shot = np.nan if gain is None else 1 / gain
-    _, narrow = _widths(pixels, sky, saturation, fwhm)
-    return _pixels.detect_hits(pixels, sky.level, sky.noise, narrow, saturation, shot)
+    if traces is None:
+        _, narrow = _widths(pixels, sky, saturation, fwhm)
+        bright = _pixels.detect_bright(pixels, sky.level, sky.noise)
+    else:
+        narrow, bright = fwhm * traces.roundness, traces.bright
+    return _pixels.detect_hits(pixels, bright, narrow, saturation, shot)
 
 
 def _check_fwhm(fwhm: float) -> None:

@@ -128,8 +128,8 @@ def tile_shape(n_frames: int, shape: tuple[int, int], budget: int, rotation: flo
     area = min(area, _AREA)
     slope = abs(math.sin(math.radians(rotation)))
     # a tile of height h and width w reads h + w * slope rows: w / h = 1 / slope balances the two
-    width = min(int(math.sqrt(area / max(slope, 1 / 64))), area // ANCHOR)
-    columns = -(-shape[1] // max(ANCHOR, width))
+    width = max(ANCHOR, min(int(math.sqrt(area / max(slope, 1 / 64))), area // ANCHOR) // ANCHOR * ANCHOR)
+    columns = -(-shape[1] // width)
     width = -(-shape[1] // (columns * ANCHOR)) * ANCHOR  # alike, so that no narrow column is left over
     height = max(ANCHOR, min(area // width, -(-shape[0] // ANCHOR) * ANCHOR) // ANCHOR * ANCHOR)
     return height, width

@@ -33,7 +33,7 @@ from fastack import (
 )
 from fastack import wcs as coordinates
 from fastack.combine import HALO, Combined, NoiseModel, combine_tile, median_noise_ratios
-from fastack.detect import detect, find_artefacts
+from fastack.detect import detect, find_artefacts, survey
 from fastack.errors import FastackError, FrameError, MatchError, StackError
 from fastack.executor import Executor, make_executor
 from fastack.measure import measure
@@ -347,7 +347,7 @@ def _measure_one(frame: frames.Frame, *, calibration: calibrate.Calibration, opt
             return f"{100 * section.n_saturated / image.size:.0f} % of the pixels are saturated"
         sky = background.estimate(image, options=options.background)
         level = _saturation_level(section)
-        found = detect(image, background=sky, options=replace(options.detect, saturation=level))
+        found, traces = survey(image, background=sky, options=replace(options.detect, saturation=level))
         clean = found[~found.has(StarFlag.SHARP)]
         stars, quality = measure(
             image,
@@ -364,7 +364,11 @@ def _measure_one(frame: frames.Frame, *, calibration: calibrate.Calibration, opt
         )
         stars = _flag_saturated(stars, section, quality.fwhm)
         artefacts = find_artefacts(
-            image, background=sky, fwhm=quality.fwhm if np.isfinite(quality.fwhm) else 2.0, options=options.detect
+            image,
+            background=sky,
+            fwhm=quality.fwhm if np.isfinite(quality.fwhm) else 2.0,
+            options=options.detect,
+            traces=traces,
         )
         keep = ~stars.has(StarFlag.SHARP)
         return _Measured(prepared=prepared, background=sky, stars=stars[keep], quality=quality, artefacts=artefacts)

@@ -45,7 +45,8 @@ class SolvedFile:
             f'{s.scale:.4f}"/px, {"TAN" if s.order < 2 else f"SIP order {s.order}"}'
         )
         if np.isfinite(z.zp):
-            text += f"; zero point {z.zp:.3f} +- {z.err:.3f} ({z.band}, scatter {z.scatter:.3f})"
+            band = f"{z.band}, " if z.band else ""
+            text += f"; zero point {z.zp:.3f} +- {z.err:.3f} ({band}scatter {z.scatter:.3f})"
         if np.isfinite(z.limiting_mag):
             text += f", 5-sigma limit {z.limiting_mag:.2f}"
         return text
