@@ -85,7 +85,12 @@ class Combiner {
           samples_(size_t(n_) * LANES * WIDE), work_(size_t(n_) * LANES * 2),
           has_variance_(frames.shot || input.variance), shot_(has_variance_ ? size_t(n_) * LANES : 0),
           floor_(shot_.size()), factor_(input.factor ? shot_.size() : 0), shade_(input.shade ? shot_.size() : 0),
-          near_(setup.reject == Reject::noise ? size_t(n_) * LANES : 0), shift_(near_.size()) {}
+          near_(setup.reject == Reject::noise ? size_t(n_) * LANES : 0), shift_(near_.size()),
+          plain_(setup.reject == Reject::noise && !setup.median && frames.shot && input.factor && !input.variance &&
+                 !input.shade) {
+        if (plain_)
+            sum_constants();
+    }
 
     void run() {
         if (setup_.reject == Reject::noise)
@@ -96,6 +101,24 @@ class Combiner {
     }
 
   private:
+    void sum_constants() {
+        for (std::vector<float>* each : {&light_, &rest_, &shadow_})
+            each->resize(size_t(n_));
+        const auto [least, most] = std::minmax_element(frames_.weight, frames_.weight + n_);
+        frames_.most_weight = *most / *least;
+        frames_.least_sky = *std::min_element(frames_.sky, frames_.sky + n_);
+        for (int i = 0; i < n_; ++i) {
+            const double unit = double(frames_.weight[i]) * frames_.weight[i] / 255;
+            const double shot = frames_.shot[i], sky = frames_.sky[i], floor = frames_.floor[i];
+            light_[i] = float(unit * shot);
+            rest_[i] = float(unit * (shot * sky + floor));
+            shadow_[i] = float(unit * (shot * std::max(sky, 0.0) + floor));
+        }
+        frames_.light = light_.data();
+        frames_.rest = rest_.data();
+        frames_.shadow = shadow_.data();
+    }
+
     /// Row by row, the second look one row behind the first, while the samples are still in the cache.
     void run_noise() {
         Structure structure = find_structure();
@@ -272,21 +295,36 @@ class Combiner {
     }
 
     void combine_row(ptrdiff_t y, Region region, Structure* structure, std::vector<Mark>* marks) {
-        for_blocks(region.x0, region.x1, [&](ptrdiff_t x, int width) {
-            load(y, x, width);
-            for (int at = 0; at < width; at += LANES) {
-                const int lanes = std::min(LANES, width - at);
-                CombineBlock block = make_block(block_samples(at), structure);
-                if (has_variance_)
-                    load_variance(y, x + at, lanes);
-                if (structure)
-                    set_structure(*structure, y, x + at, lanes, 0);
-                rows().combine.combine(setup_, frames_, block);
-                write(block, y, x + at, lanes, 0);
-                if (marks)
-                    mark_rejected(block, y, x + at, lanes, *marks);
+        for (ptrdiff_t x = region.x0; x < region.x1; x += LANES) {
+            const int lanes = int(std::min<ptrdiff_t>(LANES, region.x1 - x));
+            CombineBlock block = make_block(samples_.data(), structure);
+            if (structure)
+                set_structure(*structure, y, x, lanes, 0);
+            if (plain_ && lanes == LANES && flat() &&
+                rows().combine.quiet(setup_, frames_, samples_at(y, x), block)) {
+                write(block, y, x, lanes, 0);
+                continue;
             }
-        });
+            load(y, x, lanes);
+            if (has_variance_)
+                load_variance(y, x, lanes);
+            rows().combine.combine(setup_, frames_, block);
+            write(block, y, x, lanes, 0);
+            if (marks)
+                mark_rejected(block, y, x, lanes, *marks);
+        }
+    }
+
+    CombineSamples samples_at(ptrdiff_t y, ptrdiff_t x) const {
+        const Stack<const float>& cube = input_.cube;
+        const Stack<const uint8_t>& factor = input_.factor;
+        return {cube.image(0).row(y) + x, cube.ny * cube.nx, factor.image(0).row(y) + x, factor.ny * factor.nx};
+    }
+
+    /// Whether there is no structure in the block.
+    bool flat() const {
+        const auto zero = [](float value) { return value == 0.0f; };
+        return std::all_of(local_[2], local_[2] + LANES, zero) && std::all_of(local_[3], local_[3] + LANES, zero);
     }
 
     CombineBlock make_block(float* x, Structure* structure) {
@@ -297,6 +335,8 @@ class Combiner {
             block.shot = shot_.data();
             block.floor = floor_.data();
         }
+        if (plain_)
+            block.factor = factor_.data();
         if (structure) {
             std::fill_n(local_[0], 4 * LANES, 0.0f);
             block.start = local_[0];
@@ -320,6 +360,8 @@ class Combiner {
     void load(ptrdiff_t y, ptrdiff_t x, int width) {
         for (int i = 0; i < n_; ++i) {
             const float* from = input_.cube.image(i).row(y) + x;
+            for (int at = 0; at < width; at += LANES) // prefetch: too many frames for the processor to foresee
+                __builtin_prefetch(from + at + LANES * WIDE);
             for (int at = 0; at < width; at += LANES)
                 copy_lanes(from + at, std::min(LANES, width - at), block_samples(at) + ptrdiff_t(i) * LANES, NAN);
         }
@@ -398,7 +440,7 @@ class Combiner {
     }
 
     const CombineSetup& setup_;
-    const CombineFrames& frames_;
+    CombineFrames frames_;
     const CombineInput& input_;
     const CombineOutput& output_;
     const Region window_;
@@ -410,6 +452,8 @@ class Combiner {
     std::vector<float> shade_;
     std::vector<uint8_t> near_;
     std::vector<float> shift_;
+    const bool plain_; // the variance is the frames' constants times the factor
+    std::vector<float> light_, rest_, shadow_;
     float local_[4][LANES];
 };
 

@@ -43,6 +43,20 @@ struct CombineFrames {
     const float* seeing = nullptr;    // of the curvature map: what this frame's PSF adds to the stack's
     const float* tolerance = nullptr; // of the curvature's local maximum: how far that may be wrong
     const float* jitter = nullptr;    // of the local range: registration and undersampling
+    // Weighted sums of variances in units of the 8-bit factor, where that and the constants are all there is:
+    const float* light = nullptr;  // weight^2 shot / 255
+    const float* rest = nullptr;   // weight^2 (shot sky + floor) / 255
+    const float* shadow = nullptr; // the same with 0 for a negative sky
+    float least_sky = 0;
+    float most_weight = 0; // over the least
+};
+
+/// Samples and 8-bit factors of a block where they lie: those of frame i are `stride` times i further on.
+struct CombineSamples {
+    const float* x = nullptr;
+    ptrdiff_t stride = 0;
+    const uint8_t* factor = nullptr;
+    ptrdiff_t factor_stride = 0;
 };
 
 struct CombineBlock {
@@ -50,6 +64,7 @@ struct CombineBlock {
     float* work = nullptr;           // as large as two times x
     const float* shot = nullptr;     // per sample, or nullptr: no variance is known
     const float* floor = nullptr;    // per sample
+    const uint8_t* factor = nullptr; // per sample, where the variance is that of the constants times this / 255
     const uint8_t* near = nullptr;   // per sample: beside a rejected one (second look; with `shift`)
     const float* shift = nullptr;    // per sample: smooth excess of its frame around it
     const float* start = nullptr;    // [lanes] robust first value (noise)
@@ -77,6 +92,9 @@ struct CombineRows {
                             float range_limit, float range_noise, float* curvature, float* bend, float* range);
     /// Reject, then average. Fills everything from `data` on.
     void (*combine)(const CombineSetup&, const CombineFrames&, CombineBlock&);
+    /// Where no sample can be an outlier, average them all and return true. `block` brings `start` and takes what is
+    /// filled from `data` on; there must be no structure.
+    bool (*quiet)(const CombineSetup&, const CombineFrames&, const CombineSamples&, CombineBlock&);
     /// Per-sample variance coefficients of a block from 8-bit factors (nullptr: 255) and shades (nullptr: 1).
     void (*prepare)(const CombineFrames&, const uint8_t* factor, const float* shade, float* shot, float* floor);
 };

@@ -516,8 +516,87 @@ inline void reject_noise(const CombineSetup& setup, const CombineFrames& frames,
         reject_noise_rounds<false>(setup, frames, block);
 }
 
+FASTACK_INLINE VF factor_of(const CombineSamples& from, int i) {
+    VB byte;
+    memcpy(&byte, from.factor + (ptrdiff_t)i * from.factor_stride, sizeof byte);
+    return to_float(__builtin_convertvector(byte, VI)); // straight to float GCC goes lane by lane
+}
+
+/// Weighted mean about `start` and its variance by the frames' constants. One function for whole and for clipped
+/// blocks, so that a pixel's bits do not depend on what else its block holds.
+__attribute__((noinline)) void average_model(const CombineFrames& frames, const CombineSamples& from,
+                                             CombineBlock& block) {
+    const int n = frames.n;
+    const VF start = load(block.start);
+    const bool dark_sky = frames.least_sky < 0;
+    VF sum{}, weights{}, light{}, rest{}, shadow{};
+    VI count{};
+    for (int i = 0; i < n; ++i) {
+        const VF v = load(from.x + i * from.stride);
+        __builtin_prefetch(from.x + i * from.stride + 2 * LANES); // too many frames for the processor to foresee
+        const VI here = v == v;
+        const VF w = here ? splat(frames.weight[i]) : VF{}, k = here ? factor_of(from, i) : VF{};
+        sum += w * (here ? v - start : VF{});
+        weights += w;
+        count -= here;
+        light += frames.light[i] * k;
+        rest += frames.rest[i] * k;
+        if (dark_sky)
+            shadow += frames.shadow[i] * k;
+    }
+    const VF value = start + sum / weights, level = value - frames.pedestal;
+    VF total = level * light + rest;
+    const VI clipped = level + frames.least_sky < 0.0f; // some frame's variance is cut at no light at all
+    if (any(clipped)) {
+        VF exact{};
+        for (int i = 0; i < n; ++i) {
+            const VF v = load(from.x + i * from.stride);
+            const float squared = frames.weight[i] * frames.weight[i] * (1.0f / 255.0f);
+            const VF noise = frames.shot[i] * positive(level + frames.sky[i]) + frames.floor[i];
+            exact += v == v ? squared * factor_of(from, i) * noise : VF{};
+        }
+        total = clipped ? exact : total;
+    }
+    store(block.data, value);
+    store(block.variance, total / (weights * weights));
+    store(block.background, (dark_sky ? shadow : rest) / (weights * weights));
+    store(block.count, count);
+}
+
+/// Whether every sample lies within the limits of `reject_noise_rounds`, whichever of the start and the mean of all
+/// it is held against; averages them.
+bool quiet(const CombineSetup& setup, const CombineFrames& frames, const CombineSamples& from, CombineBlock& block) {
+    average_model(frames, from, block);
+    const int n = frames.n;
+    VI count;
+    memcpy(&count, block.count, sizeof count);
+    if (any((count > 0) & (count < 3)))
+        return false;
+    const VF start = load(block.start), value = load(block.data);
+    const VF middle = 0.5f * (start + value), half = 0.5f * magnitude(start - value);
+    const VF level = smaller(start, value) - frames.pedestal;
+    const float kappa = setup.kappa_low < setup.kappa_high ? setup.kappa_low : setup.kappa_high;
+    // a sample is part of the value that it is held against: less than twice its share of the weights
+    const VF share = 1.0f - 2.0f * frames.most_weight / to_float(count);
+    const VF limit = (0.9999f * kappa * kappa / 255.0f) * share;
+    VF worst = splat(-INF);
+    for (int i = 0; i < n; ++i) {
+        const VF distance = magnitude(load(from.x + i * from.stride) - middle) + half;
+        const VF noise = frames.shot[i] * positive(level + frames.sky[i]) + frames.floor[i];
+        worst = larger(distance * distance - limit * (noise * factor_of(from, i)), worst);
+    }
+    if (any((worst > 0.999f * kappa * kappa * load(block.variance))))
+        return false;
+    store(block.present, count);
+    store(block.low, VI{});
+    store(block.high, VI{});
+    return true;
+}
+
 /// Weighted mean of what is left, and its variance by the model or, without one, from the scatter.
 inline void average(const CombineFrames& frames, CombineBlock& block) {
+    if (block.factor)
+        return average_model(frames, {block.x, LANES, block.factor, LANES}, block);
     const int n = frames.n;
     VF reference{}, weights{};
     VI count{};
@@ -696,7 +775,7 @@ void prepare_variance(const CombineFrames& frames, const uint8_t* factor, const 
         if (factor) {
             VB byte;
             memcpy(&byte, factor + at, sizeof byte);
-            k = __builtin_convertvector(byte, VF) * (1.0f / 255.0f);
+            k = to_float(__builtin_convertvector(byte, VI)) * (1.0f / 255.0f);
         }
         const VF shaded = shade ? load(shade + at) : splat(1);
         store(shot + at, k * frames.shot[i] * shaded);
@@ -705,6 +784,6 @@ void prepare_variance(const CombineFrames& frames, const uint8_t* factor, const 
 }
 
 constexpr CombineRows combine_rows = {&first_stack, &structure_row, &significant_row,
-                                       &combine_block, &prepare_variance};
+                                       &combine_block, &quiet, &prepare_variance};
 
 #pragma GCC diagnostic pop

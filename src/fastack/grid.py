@@ -14,6 +14,8 @@ Tile = tuple[int, int, int, int]  #: y0, y1, x0, x1
 
 ANCHOR = 16  #: tiles begin at multiples of it, so that the kernels' blocks are the same whatever the tiling
 
+_AREA = 1 << 17  # pixels of a tile: larger ones save little, and their samples take memory
+
 
 def footprint(shape: tuple[int, int], transform: Transform, steps: int = 8) -> Array:
     """Border of a frame on the reference's grid.
@@ -123,13 +125,13 @@ def tile_shape(n_frames: int, shape: tuple[int, int], budget: int, rotation: flo
         (height, width), multiples of `ANCHOR`.
     """
     area = max(ANCHOR * ANCHOR, budget // (5 * n_frames))
-    area = min(area, 1 << 16)
+    area = min(area, _AREA)
     slope = abs(math.sin(math.radians(rotation)))
     # a tile of height h and width w reads h + w * slope rows: w / h = 1 / slope balances the two
-    width = int(math.sqrt(area / max(slope, 1 / 64)))
-    width = min(width, area // ANCHOR, -(-shape[1] // ANCHOR) * ANCHOR)
-    width = max(ANCHOR, width // ANCHOR * ANCHOR)
-    height = max(ANCHOR, min(area // width, shape[0]) // ANCHOR * ANCHOR)
+    width = max(ANCHOR, min(int(math.sqrt(area / max(slope, 1 / 64))), area // ANCHOR) // ANCHOR * ANCHOR)
+    columns = -(-shape[1] // width)
+    width = -(-shape[1] // (columns * ANCHOR)) * ANCHOR  # alike, so that no narrow column is left over
+    height = max(ANCHOR, min(area // width, -(-shape[0] // ANCHOR) * ANCHOR) // ANCHOR * ANCHOR)
     return height, width
 
 

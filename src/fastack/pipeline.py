@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -774,8 +776,7 @@ def stack_tile(tile: grid.Tile, job: Job) -> Combined:
     y0, y1, x0, x1 = tile
     wide = (y0 - HALO, y1 + HALO, x0 - HALO, x1 + HALO)
     n, shape = len(job.frames), (wide[1] - wide[0], wide[3] - wide[2])
-    cube = np.empty((n, *shape), np.float32)
-    factor = np.empty((n, *shape), np.uint8)
+    cube, factor = _scratch((n, *shape))
     saturated = np.zeros(shape, np.uint16)
     flags = np.zeros(shape, np.uint8)
     # variance planes that files bring count before the model
@@ -830,10 +831,25 @@ def stack_tile(tile: grid.Tile, job: Job) -> Combined:
     )
 
 
+_local = threading.local()
+
+
+def _scratch(shape: tuple[int, ...]) -> tuple[FloatImage, np.ndarray]:
+    """Memory for the samples and variance factors of a tile, kept by each thread: fresh pages cost more than pixels."""
+    size = math.prod(shape)
+    if getattr(_local, "size", 0) < size:
+        _local.size, _local.samples, _local.factors = size, np.empty(size, np.float32), np.empty(size, np.uint8)
+    samples: FloatImage = _local.samples[:size].reshape(shape)
+    factors: np.ndarray = _local.factors[:size].reshape(shape)
+    return samples, factors
+
+
 def _mask_artefacts(pixels: FloatImage, artefacts: np.ndarray, window: tuple[int, int, int, int]) -> None:
     """Hot and cosmic-ray pixels become missing before they can ring."""
     y0, y1, x0, x1 = window
-    a, b = np.searchsorted(artefacts[:, 1], [y0, y1])
+    a, b = artefacts[:, 1].searchsorted((y0, y1))
+    if a == b:
+        return
     x, y = artefacts[a:b, 0], artefacts[a:b, 1]
     inside = (x >= x0) & (x < x1)
     pixels[y[inside] - y0, x[inside] - x0] = np.nan
