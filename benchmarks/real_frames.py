@@ -225,6 +225,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--keep", type=Path)
+    every = {f.__name__: f for f in (hatp32, lowell, m27)}
+    parser.add_argument("--only", nargs="+", choices=every, default=list(every))
     args = parser.parse_args()
     warnings.simplefilter("ignore", FastackWarning)
     good = []
@@ -232,7 +234,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         keep = args.keep or Path(scratch)
         keep.mkdir(parents=True, exist_ok=True)
-        for figures in (hatp32, lowell, m27):
+        for figures in (every[name] for name in args.only):
             start = time.perf_counter()
             for figure, value, target, met in figures(args.data, keep):
                 print(f"{figure:76s} {value:9.4g}  {target:12s}{'' if met else ' MISSED'}", flush=True)
