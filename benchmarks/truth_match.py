@@ -61,7 +61,7 @@ def run(kind: str, cases: int, seed: int) -> bool:
 def main() -> int:
     """Run the classes asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("classes", nargs="*", metavar="CLASS", help=", ".join(reference.CLASSES))
+    parser.add_argument("classes", nargs="*", metavar="CLASS", help=", ".join(reference.CLASSES).replace("%", "%%"))
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
