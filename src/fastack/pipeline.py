@@ -1014,9 +1014,7 @@ def _error_cards(
     area = np.array([t.magnification**2 for t in transforms])
     noise = np.array([r.quality.noise if r.quality else np.nan for r in used])
     share = (weight * scale * area * noise) ** 2
-    correlation = uncertainty.noise_correlation(
-        transforms, out.shape, share, options.resample, combine=options.combine
-    )
+    correlation = uncertainty.noise_correlation(transforms, out.shape, share, options.resample, combine=options.combine)
     for keyword, value, comment in correlation.cards():
         cards[keyword] = (value, comment)
     gains = [r.frame.gain for r in used]

@@ -278,6 +278,41 @@ def _lags(aperture: Array, m: int) -> Array:
     )
 
 
+def aperture_error(
+    sigma: ArrayLike,
+    background_variance: ArrayLike,
+    correlation: NoiseCorrelation,
+    radius: float,
+    *,
+    squared: bool = False,
+) -> Array:
+    """Error image whose sum over an aperture is right on blank sky and on stars.
+
+    Parameters
+    ----------
+    sigma : (ny, nx) array_like
+        The plane UNCERT.
+    background_variance : (ny, nx) array_like
+        ``1 / WEIGHT``.
+    correlation : NoiseCorrelation
+        Of the stack.
+    radius : float
+        Of the apertures, pixel.
+    squared : bool
+        See `NoiseCorrelation.at`.
+
+    Returns
+    -------
+    (ny, nx) ndarray
+        ``sqrt(N(r)^2 / WEIGHT + N^2 (UNCERT^2 - 1 / WEIGHT))``: noise of the sky is cut by the rim of the aperture and
+        takes the factor N(r) of its radius; a star's own lies inside of it and takes that of large apertures, N.
+    """
+    sky = np.asarray(background_variance, float)
+    own = np.maximum(np.asarray(sigma, float) ** 2 - sky, 0.0)
+    far = float(correlation.squared[-1])
+    return np.asarray(np.sqrt(sky * correlation.at(radius, squared=squared) ** 2 + own * far**2))
+
+
 # ---- the photon-transfer level
 
 
@@ -491,7 +526,9 @@ class ErrorGuide:
         lines.append("  factor               " + " ".join(f"{v:6.3f}" for v in self.correlation.proportional))
         lines.append("  where your version counts partial pixels squared, and for independent pixels")
         lines.append("  factor               " + " ".join(f"{v:6.3f}" for v in self.correlation.squared))
-        lines.append(f"  radius {r:g} px: {near:.3f}")
+        lines.append(
+            f"  radius {r:g} px: {near:.3f}; for stars much brighter than the sky {far:.3f}, whatever the radius"
+        )
         low = 100 * (1 - 1 / far)
         lines.append("'sky variance', and any error from the scatter of background pixels")
         lines.append(f"  is {low:.0f} % too small for large apertures, as resampling made neighbouring pixels alike;")
