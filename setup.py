@@ -17,7 +17,6 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.modified import newer_group
 
-
 X86 = {
     "v2": ["-march=x86-64-v2"],
     "v3": ["-march=x86-64-v3", "-mprefer-vector-width=256"],

@@ -141,6 +141,20 @@ def table() -> None:
         print(f"lanczos3, 2 degrees, {missing:.0e} of the pixels missing: {ns:.2f} ns/pixel")
     mirrored = cpu(fastack("lanczos3", frame(), turned(0.2, mirrored=True)))
     print(f"lanczos3, 0.2 degree, mirrored: {mirrored:.2f} ns/pixel")
+    for degrees in (0.2, 2.0):
+        print(f"lanczos3, {degrees} degree, a tile in cache: {in_cache(turned(degrees)):.2f} ns/pixel")
+
+
+def in_cache(transform: Transform) -> float:
+    """Return the time of one tile again and again, which leaves out the traffic to memory."""
+    image, tile = frame(), (896, 1024, 768, 1024)
+    out, factor = np.empty((128, 256), np.float32), np.empty((128, 256), np.uint8)
+
+    def run() -> None:
+        for _ in range(N * N // out.size):
+            resample_tile(image, (0, 0), image.shape, transform, tile, out=out, factor=factor, sky=1000.0)
+
+    return cpu(run)
 
 
 if __name__ == "__main__":

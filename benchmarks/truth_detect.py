@@ -16,7 +16,8 @@ import numpy as np
 from scipy.spatial import cKDTree
 from scipy.stats import beta
 
-from fastack import background, detect, simulate
+from fastack import background, simulate
+from fastack.detect import detect, find_artefacts
 from fastack.options import DetectOptions
 from fastack.types import StarFlag
 
@@ -86,12 +87,12 @@ def main() -> int:
             rng = np.random.default_rng(seed)
             image, xy, every, strong = render(rng, fwhm, 350)
             sky = background.estimate(image)
-            stars = detect.detect(image, background=sky, options=DetectOptions(fwhm=fwhm))
+            stars = detect(image, background=sky, options=DetectOptions(fwhm=fwhm))
             free = near(np.argwhere(every)[:, ::-1], xy) > 2 * fwhm + 1
             good = stars[~stars.has(StarFlag.SHARP)]
             listed = good[good.snr > 0.75 * SNR]
             theirs = sep_list(image, fwhm)
-            pixels = detect.find_artefacts(image, background=sky, fwhm=fwhm)
+            pixels = find_artefacts(image, background=sky, fwhm=fwhm)
             found = np.zeros(image.shape, bool)
             found[pixels[:, 1], pixels[:, 0]] = True
             v, u = np.nonzero(strong)

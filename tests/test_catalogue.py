@@ -692,8 +692,8 @@ def options(servers, tmp_path, monkeypatch):
         gaia_server=f"{servers.url}/tap-server/tap",
         sesame_server=f"{servers.url}/sesame/",
         cache_path=str(tmp_path / "cache"),
-        timeout=0.4,
-        job_timeout=5.0,
+        timeout=2.0,
+        job_timeout=15.0,
         retries=1,
         backoff=0.01,
     )

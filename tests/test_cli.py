@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -152,16 +154,74 @@ def test_dfstack_takes_frames_of_a_night(night: Path, tmp_path: Path) -> None:
     assert {p: p.stat().st_mtime_ns for p in archive.iterdir()} == before
 
 
-def test_interrupt_leaves_nothing_behind(tmp_path: Path) -> None:
-    options = NightOptions(n_frames=8, shape=(1024, 1024), n_stars=300)
-    simulate_night(options, threads=2).write(tmp_path)
-    before = sorted(p.name for p in tmp_path.iterdir())
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fastack", "stack", "--threads", "1"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+def test_full_disk_keeps_the_old_output(night: Path, tmp_path: Path) -> None:
+    """The limit of a file's size stands for the end of the disk."""
+    target = tmp_path / "mosaic.fits"
+    target.write_bytes(b"precious")
+    command = [sys.executable, "-m", "fastack", "stack", str(night / "d000?.fits"), "-o", str(target), "--overwrite"]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)),
     )
-    time.sleep(0.9)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    if process.returncode != 0:  # it may have been faster than we
-        assert process.returncode in (130, -signal.SIGINT), errors
+    assert done.returncode == 1, done.stderr
+    assert "mosaic.fits" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert target.read_bytes() == b"precious"
+    assert [p.name for p in tmp_path.iterdir()] == ["mosaic.fits"]
+
+
+def test_reference_that_is_not_there_is_named(night: Path, tmp_path: Path) -> None:
+    done = run("stack", night / "d000?.fits", "--reference", "d0099", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "d0099" in done.stderr
+    done = run("stack", night / "d000?.fits", "--reference", "d0002", "--dry-run", cwd=tmp_path)
+    assert "reference d0002.fits" in done.stdout
+
+
+def test_interrupt_leaves_nothing_behind(tmp_path: Path) -> None:
+    options = NightOptions(n_frames=12, shape=(1024, 1024), n_stars=300)
+    simulate_night(options, threads=2).write(tmp_path)
+    target = tmp_path / "mosaic.fits"
+    target.write_bytes(b"precious")
+    before = sorted(p.name for p in tmp_path.iterdir())
+    for moment in ("measuring", "writing"):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fastack", "stack", "--threads", "1", "--overwrite", "--kernel", "lanczos4"],
+            cwd=tmp_path,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            if moment == "measuring" and Path(f"/proc/{process.pid}/fd").is_dir():
+                opened = [os.path.basename(p) for p in links(process.pid)]
+                if any(name.startswith("d00") for name in opened):
+                    break
+            elif moment == "measuring" and sys.platform != "linux":
+                time.sleep(1.0)
+                break
+            elif moment == "writing" and len(list(tmp_path.iterdir())) > len(before):
+                break
+            time.sleep(0.002)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        if process.returncode == 0:  # it was faster than we: then the whole stack has to be there
+            fits.open(target, checksum=True).close()
+            target.write_bytes(b"precious")
+        else:
+            assert process.returncode == 130, errors
+            assert target.read_bytes() == b"precious"
         assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def links(pid: int) -> list[str]:
+    """Files that a process has open."""
+    found = []
+    with contextlib.suppress(OSError):
+        for entry in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                found.append(os.readlink(f"/proc/{pid}/fd/{entry}"))
+    return found

@@ -6,6 +6,7 @@
 #include <array>
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <numbers>
 #include <stdexcept>
 #include <string>
@@ -221,6 +222,11 @@ struct Turn {
     }
 };
 
+bool is_linear(const Map& m) {
+    return std::all_of(m.x + 3, m.x + 10, [](double c) { return c == 0; }) &&
+           std::all_of(m.y + 3, m.y + 10, [](double c) { return c == 0; });
+}
+
 ResampleLine line_at(const Map& m, double v, bool folded) {
     ResampleLine line{};
     const auto along = [v](const double (&c)[10], double (&value)[4], double (&du)[4], double (&dv)[4]) {
@@ -233,6 +239,7 @@ ResampleLine line_at(const Map& m, double v, bool folded) {
     };
     along(m.x, line.p, line.px, line.py);
     along(m.y, line.q, line.qx, line.qy);
+    line.linear = is_linear(m);
     if (folded) // |J| is wanted
         for (int k = 0; k < 4; ++k)
             line.px[k] = -line.px[k], line.py[k] = -line.py[k];
@@ -246,37 +253,55 @@ class Buffer {
     std::ptrdiff_t q0 = 0, p0 = 0;
     bool any_missing = false;
 
-    const float* data() const { return pixels_.data() + start_; }
+    const float* data() const { return pixels_.get() + start_; }
 
     void fill(const Section& section, const Turn& turn, Box box, Box frame) {
         q0 = box.y0, p0 = box.x0;
         height = box.y1 - q0, width = round_up(box.x1 - p0, 16);
         cells_ = width / 16;
-        pixels_.resize(static_cast<std::size_t>(height * width + 32));
-        start_ = (64 - reinterpret_cast<std::uintptr_t>(pixels_.data()) % 64) % 64 / sizeof(float);
-        float* const to = pixels_.data() + start_;
+        if (const std::ptrdiff_t size = height * width + 32; size > size_) {
+            pixels_ = std::make_unique_for_overwrite<float[]>(static_cast<std::size_t>(size));
+            size_ = size;
+        }
+        start_ = (64 - reinterpret_cast<std::uintptr_t>(pixels_.get()) % 64) % 64 / sizeof(float);
+        float* const to = pixels_.get() + start_;
         const Box held =
             turn({section.y0, section.y0 + section.pixels.ny, section.x0, section.x0 + section.pixels.nx});
         const Box in = common(common(held, frame), {q0, q0 + height, p0, p0 + width});
+        missing_.assign(static_cast<std::size_t>(height * cells_), 1);
+        any_missing = true;
         if (in.empty()) {
             std::fill_n(to, height * width, nan);
-        } else {
-            const std::ptrdiff_t stride = section.pixels.stride;
-            const std::ptrdiff_t dp = turn.sign_p * (turn.transposed ? stride : 1);
-            const std::ptrdiff_t dq = turn.sign_q * (turn.transposed ? 1 : stride);
-            const std::ptrdiff_t a = turn.sign_p * in.x0, b = turn.sign_q * in.y0;
-            const float* const from = turn.transposed ? section.pixels.row(a - section.y0) + (b - section.x0)
-                                                      : section.pixels.row(b - section.y0) + (a - section.x0);
-            rows().resample.turn(from, dp, dq, in.x1 - in.x0, in.y1 - in.y0, section.level,
-                                 to + (in.y0 - q0) * width + (in.x0 - p0), width);
-            std::fill_n(to, (in.y0 - q0) * width, nan);
-            std::fill_n(to + (in.y1 - q0) * width, (q0 + height - in.y1) * width, nan);
-            for (std::ptrdiff_t y = in.y0 - q0; y < in.y1 - q0; ++y) {
-                std::fill_n(to + y * width, in.x0 - p0, nan);
-                std::fill_n(to + y * width + (in.x1 - p0), p0 + width - in.x1, nan);
-            }
+            return;
         }
-        find_missing();
+        const std::ptrdiff_t stride = section.pixels.stride;
+        const std::ptrdiff_t dp = turn.sign_p * (turn.transposed ? stride : 1);
+        const std::ptrdiff_t dq = turn.sign_q * (turn.transposed ? 1 : stride);
+        const std::ptrdiff_t a = turn.sign_p * in.x0, b = turn.sign_q * in.y0;
+        const float* const from = turn.transposed ? section.pixels.row(a - section.y0) + (b - section.x0)
+                                                  : section.pixels.row(b - section.y0) + (a - section.x0);
+        const std::ptrdiff_t x0 = in.x0 - p0, x1 = in.x1 - p0, y0 = in.y0 - q0, y1 = in.y1 - q0;
+        suspect_.assign(static_cast<std::size_t>(height), 1);
+        rows().resample.turn(from, dp, dq, x1 - x0, y1 - y0, section.level, to + y0 * width + x0, width,
+                             suspect_.data() + y0);
+        // Beyond the frame all is missing; pixels of the frame that the section does not hold are not needed.
+        const float left = held.x0 <= frame.x0 ? nan : 0, right = held.x1 >= frame.x1 ? nan : 0;
+        std::fill_n(to, y0 * width, held.y0 <= frame.y0 ? nan : 0);
+        std::fill_n(to + y1 * width, (height - y1) * width, held.y1 >= frame.y1 ? nan : 0);
+        const bool open = (x0 == 0 || left == 0) && (x1 == width || right == 0);
+        any_missing = false;
+        for (std::ptrdiff_t y = 0; y < height; ++y) {
+            if (y >= y0 && y < y1) {
+                std::fill_n(to + y * width, x0, left);
+                std::fill_n(to + y * width + x1, width - x1, right);
+            }
+            unsigned char* const cells = missing_.data() + y * cells_;
+            if (open && !suspect_[y])
+                std::fill_n(cells, cells_, 0);
+            else
+                rows().resample.scan(to + y * width, cells_, cells);
+            any_missing = any_missing || !open || suspect_[y];
+        }
     }
 
     /// Whether a pixel is missing in a part of the buffer, or near it.
@@ -294,16 +319,11 @@ class Buffer {
     }
 
   private:
-    std::vector<float> pixels_;
+    std::unique_ptr<float[]> pixels_;
+    std::ptrdiff_t size_ = 0;
     std::vector<unsigned char> missing_; // (height, width / 16)
+    std::vector<unsigned char> suspect_; // (height)
     std::ptrdiff_t start_ = 0, cells_ = 0;
-
-    void find_missing() {
-        missing_.resize(static_cast<std::size_t>(height * cells_));
-        for (std::ptrdiff_t y = 0; y < height; ++y)
-            rows().resample.scan(data() + y * width, cells_, missing_.data() + y * cells_);
-        any_missing = std::ranges::any_of(missing_, [](unsigned char m) { return m != 0; });
-    }
 };
 
 // --- tiles
@@ -318,6 +338,15 @@ struct Work {
     Turn turn;
     bool folded;
     float factor;
+
+    // How weights change from pixel to pixel is what |step - 1| says. An expansion errs by w''/2 (|step - 1|
+    // n)^2 and |w''| < 3.7, n pixels being the distance to where it is exact: less than 5e-5 on either axis.
+    static constexpr double gentle = 7.5e-4;
+    bool curved;    // weights along p as quadratics, not as straight lines, of the place in the block
+    int group_rows; // rows that share the weights along q
+
+    double p_limit() const { return curved ? 2e-3 : gentle; }
+    double q_limit() const { return group_rows > 8 ? gentle : 2 * gentle; }
 };
 
 void write_missing(const Work& work, Box part) {
@@ -329,15 +358,17 @@ void write_missing(const Work& work, Box part) {
 }
 
 /// Whether the weights along p may be expanded along the block, and those along q down the group.
-bool is_straight(const Map& m, const ResamplePlan& plan, int b, double u, double v) {
+bool is_straight(const Work& work, const ResamplePlan& plan, int b, double u, double v) {
+    const Map& m = work.turn.map;
     const double p1 = plan.p[1][b] - 1, p2 = plan.p[2][b], p3 = plan.p[3][b];
     const double q1 = plan.q[1][b], q2 = plan.q[2][b], q3 = plan.q[3][b];
     const double drift = std::fabs(plan.drift[0][b]) + 8 * std::fabs(plan.drift[1][b]);
     // Terms of q that the expansion leaves out, at lane 8 and row 4 of the block's middle.
     const double bend = 16 * std::fabs(m.y[5] + 3 * m.y[9] * v + m.y[8] * u) + 64 * std::fabs(m.y[9]) +
                         256 * std::fabs(m.y[7]) + 128 * std::fabs(m.y[8]);
-    return std::fabs(p1) < 2e-3 && std::fabs(p2) < 2e-5 && std::fabs(p3) < 2e-8 && drift < 1.2e-3 &&
-           bend < 2e-5 && 15.5 * std::fabs(q1) + 64 * std::fabs(q2) + 512 * std::fabs(q3) < 1;
+    return std::fabs(p1) < work.p_limit() && std::fabs(p2) < 2e-5 && std::fabs(p3) < 2e-8 &&
+           drift < work.q_limit() && bend < 2e-5 &&
+           15.5 * std::fabs(q1) + 64 * std::fabs(q2) + 512 * std::fabs(q3) < 1;
 }
 
 /// Rows and columns of the buffer that a block of one row may touch.
@@ -357,7 +388,7 @@ void resample_group(const Work& work, const Buffer& buffer, std::ptrdiff_t y0, s
     const ResampleRows& row = rows().resample;
     const Map& map = work.turn.map;
     const int taps = work.kernel.taps, n = static_cast<int>(y1 - y0);
-    const std::ptrdiff_t center = round_down(y0, group_rows) + group_rows / 2;
+    const std::ptrdiff_t center = round_down(y0, work.group_rows) + work.group_rows / 2;
     const double first = static_cast<double>(strip + 8) - map.origin_x;
     const auto plan_row = [&](std::ptrdiff_t y, ResamplePlan& plan) {
         ResampleLine line = line_at(map, static_cast<double>(y) - map.origin_y, work.folded);
@@ -366,7 +397,7 @@ void resample_group(const Work& work, const Buffer& buffer, std::ptrdiff_t y0, s
         row.plan(line, first, plan);
     };
     alignas(64) ResamplePlan middle;
-    alignas(64) std::array<ResamplePlan, group_rows> plans;
+    alignas(64) std::array<ResamplePlan, most_group_rows> plans;
     plan_row(center, middle);
     for (int r = 0; r < n; ++r)
         plan_row(y0 + r, plans[r]);
@@ -375,14 +406,15 @@ void resample_group(const Work& work, const Buffer& buffer, std::ptrdiff_t y0, s
     for (int b = b0; b < b1; ++b)
         straight[b] =
             !work.how.square && (taps > 2 || (middle.p[1][b] == 1 && middle.drift[0][b] == 0)) &&
-            is_straight(map, middle, b, first + 16.0 * b, static_cast<double>(center) - map.origin_y);
+            is_straight(work, middle, b, first + 16.0 * b, static_cast<double>(center) - map.origin_y);
     if (std::ranges::any_of(straight, [](bool s) { return s; }))
         for (int r = 0; r < n; ++r)
-            row.plan_weights[taps / 2](work.kernel, plans[r]);
+            row.plan_weights[taps / 2](work.kernel, work.curved, plans[r]);
 
-    alignas(64) float out[group_rows * block_columns];
-    alignas(64) unsigned char factors[group_rows * block_columns], interpolated[group_rows * block_columns];
-    std::array<unsigned char, group_rows> masked{};
+    alignas(64) float out[most_group_rows * block_columns];
+    alignas(64) unsigned char factors[most_group_rows * block_columns],
+        interpolated[most_group_rows * block_columns];
+    std::array<unsigned char, most_group_rows> masked{};
     ResampleTask task{.kernel = &work.kernel,
                       .center = &middle,
                       .plans = plans.data(),
@@ -390,6 +422,8 @@ void resample_group(const Work& work, const Buffer& buffer, std::ptrdiff_t y0, s
                       .block = 0,
                       .rows = n,
                       .first = static_cast<float>(y0 - center),
+                      .reach = 0.375f * static_cast<float>(work.group_rows),
+                      .curved = work.curved,
                       .buffer = buffer.data(),
                       .stride = buffer.width,
                       .height = buffer.height,
@@ -469,9 +503,10 @@ void resample_blocks(const Work& work, const Map& map) {
             buffer.fill(work.section, work.turn, box, frame);
             const int b0 = static_cast<int>((part.x0 - x) / block_columns);
             const int b1 = static_cast<int>((part.x1 - x + block_columns - 1) / block_columns);
-            for (std::ptrdiff_t group = round_down(part.y0, group_rows); group < part.y1; group += group_rows)
-                resample_group(work, buffer, std::max(group, part.y0), std::min(group + group_rows, part.y1),
-                               x, b0, b1);
+            for (std::ptrdiff_t group = round_down(part.y0, work.group_rows); group < part.y1;
+                 group += work.group_rows)
+                resample_group(work, buffer, std::max(group, part.y0),
+                               std::min(group + work.group_rows, part.y1), x, b0, b1);
         }
 }
 
@@ -648,8 +683,16 @@ void resample_tile(const Section& section, const Map& map, Box tile, const Resam
         return;
     const Box need = input_window(map, tile, section.ny, section.nx, how.kernel);
     const double det = determinant(map, 0, 0);
-    const Work work{section, how,       to,    expanded(how.kernel),
-                    tile,    Turn(map), false, static_cast<float>(255 / (det * det))};
+    Work work{.section = section,
+              .how = how,
+              .to = to,
+              .kernel = expanded(how.kernel),
+              .tile = tile,
+              .turn = Turn(map),
+              .folded = false,
+              .factor = static_cast<float>(255 / (det * det)),
+              .curved = true,
+              .group_rows = 8};
     if (need.empty())
         return write_missing(work, tile);
     if (need.y0 < section.y0 || need.x0 < section.x0 || need.y1 > section.y0 + section.pixels.ny ||
@@ -661,9 +704,13 @@ void resample_tile(const Section& section, const Map& map, Box tile, const Resam
     if (how.kernel == Kernel::area) {
         resample_area(work, map);
     } else {
-        Work turned = work;
-        turned.folded = determinant(turned.turn.map, 0, 0) < 0;
-        resample_blocks(turned, map);
+        const Map& turned = work.turn.map;
+        work.folded = determinant(turned, 0, 0) < 0;
+        if (is_linear(turned)) {
+            work.curved = std::fabs(turned.x[1] - 1) > Work::gentle;
+            work.group_rows = std::fabs(turned.y[2] - 1) > Work::gentle ? 8 : most_group_rows;
+        }
+        resample_blocks(work, map);
     }
     if (section.saturated && (to.flags || to.saturated_count))
         paint_saturated(work, map);

@@ -12,7 +12,7 @@ namespace fastack {
 
 constexpr int block_columns = 16;
 constexpr int strip_columns = 16 * block_columns;
-constexpr int group_rows = 8; // rows that share the weights along q
+constexpr int most_group_rows = 16; // rows that share the weights along q
 constexpr int most_taps = 8;
 
 /// The weights of a symmetric interpolating kernel of an even number of taps at phase f in [0, 1], with u = f
@@ -29,16 +29,18 @@ struct ResampleKernel {
 struct ResampleLine {
     double p[4], q[4];
     double px[4], py[4], qx[4], qy[4]; // derivatives to the output's x and y
+    bool linear;                       // the map is: one Jacobian for all
 };
 
 /// What the blocks of a strip need to know of one row.
 struct ResamplePlan {
-    std::int32_t ip[16], iq[16];    // whole part of the position of lane 8
-    float p[4][16], q[4][16];       // its fraction, and the cubic about it along the row
-    float drift[2][16];             // dq/dY - 1 and its slope along the row
-    float jacobian[3][16];          // |J| as a quadratic along the row
-    float weight[3][most_taps][16]; // along p, as quadratics along the row
-    float square[3][16];            // sum of their squares
+    std::int32_t ip[16], iq[16]; // whole part of the position of lane 8
+    float p[4][16], q[4][16];    // its fraction, and the cubic about it along the row
+    float drift[2][16];          // dq/dY - 1 and its slope along the row
+    float jacobian[3][16];       // |J| as a quadratic along the row
+    float weight[3][most_taps]
+                [16];    // along p, as quadratics along the row (straight lines where not `curved`)
+    float square[2][16]; // sum of their squares, as a straight line
 };
 
 /// One block of one or more rows.
@@ -50,6 +52,8 @@ struct ResampleTask {
     int block;
     int rows;
     float first;         // first row - center row
+    float reach;         // rows above and below the center where the weights along q are exact
+    bool curved;         // the plans' weights are quadratics
     const float* buffer; // less a constant, NaN = missing
     std::ptrdiff_t stride, height, width;
     std::int32_t p0, q0; // turned position of buffer[0]
@@ -67,15 +71,16 @@ struct ResampleRows {
     /// Positions and Jacobians of the strip whose first lane 8 stands at x - origin = `first`.
     void (*plan)(const ResampleLine&, double first, ResamplePlan&);
     /// By taps / 2. The weights along p of a plan.
-    void (*plan_weights[5])(const ResampleKernel&, ResamplePlan&);
+    void (*plan_weights[5])(const ResampleKernel&, bool curved, ResamplePlan&);
     /// By taps / 2. Blocks in which p advances with x and q with y by nearly 1, and q changes by less than 1
     /// along the block.
     void (*straight[5])(const ResampleTask&);
     /// By taps / 2. Any other map.
     void (*free[5])(const ResampleTask&);
-    /// dst[j * stride + i] = src[i * dp + j * dq] - level; either |dp| or |dq| is 1.
+    /// dst[j * stride + i] = src[i * dp + j * dq] - level; either |dp| or |dq| is 1. suspect[j] = 0 where all
+    /// pixels of a row are known to be finite.
     void (*turn)(const float* src, std::ptrdiff_t dp, std::ptrdiff_t dq, std::ptrdiff_t nx, std::ptrdiff_t ny,
-                 float level, float* dst, std::ptrdiff_t stride);
+                 float level, float* dst, std::ptrdiff_t stride, unsigned char* suspect);
     /// missing[i] = whether any of the 16 pixels of cell i is not finite.
     void (*scan)(const float* row, std::ptrdiff_t cells, unsigned char* missing);
 };

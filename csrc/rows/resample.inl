@@ -42,6 +42,17 @@ RESAMPLE_INLINE I floor(F x) {
     return whole + (__builtin_convertvector(whole, F) > x);
 }
 
+/// Whether any lane of a comparison holds.
+RESAMPLE_INLINE bool any(I condition) {
+    const Bytes bytes = __builtin_convertvector(condition, Bytes);
+    std::uint32_t words[lanes / 4];
+    memcpy(words, &bytes, sizeof words);
+    std::uint32_t sum = 0;
+    for (int i = 0; i < lanes / 4; ++i)
+        sum |= words[i];
+    return sum != 0;
+}
+
 /// Lane numbers of part `part` of a block, counted from lane 8.
 RESAMPLE_INLINE F ramp(int part) {
     F t;
@@ -83,22 +94,25 @@ template <int N, class V> RESAMPLE_INLINE V sum_squares(const V* w) {
     return sum;
 }
 
-/// Value, lost weight and squared weight of one vector of outputs, from the sums over the taps.
+/// Sums over the taps of one vector of outputs.
 struct Sums {
-    F value, weight, lost, squares;
+    F value;               // k s, or k^2 s
+    F squares;             // k^2, of all taps
+    F weight, lost, there; // masked: k over good pixels, |k| over missing ones, k^2 over good ones
+    F total;               // masked: |k| of all taps
 };
 
 template <bool Masked>
-RESAMPLE_INLINE void finish(const ResampleTask& task, int row, int part, F jacobian, F total, Sums s) {
+RESAMPLE_INLINE void finish(const ResampleTask& task, int row, int part, F jacobian, Sums s) {
     const std::ptrdiff_t at = part * lanes;
     F value = s.value;
     if constexpr (Masked) {
         const I touched = s.lost > 0.0f,
-                gone = (s.lost > task.max_lost * total) | (s.weight < 1.0f - task.max_lost);
+                gone = (s.lost > task.max_lost * s.total) | (s.weight < 1.0f - task.max_lost);
         const F whole = task.square ? s.weight * s.weight : s.weight;
         value = (touched | (task.square ? I{} - 1 : I{})) ? value / whole : value;
         value = gone ? all(__builtin_nanf("")) : value;
-        s.squares = touched ? s.squares / (s.weight * s.weight) : s.squares;
+        s.squares = touched ? s.there / (s.weight * s.weight) : s.squares;
         s.squares = gone ? F{} : s.squares;
         const I flag = touched & ~gone & 1;
         *reinterpret_cast<Bytes*>(task.interpolated + row * block_columns + at) =
@@ -114,24 +128,29 @@ RESAMPLE_INLINE void finish(const ResampleTask& task, int row, int part, F jacob
 
 // --- the plan of a row
 
-template <int N> void plan_weights(const ResampleKernel& kernel, ResamplePlan& plan) {
-    constexpr float reach = 6.0f; // nodes of the quadratic: lanes -6, 0, 6
+template <int N> void plan_weights(const ResampleKernel& kernel, bool curved, ResamplePlan& plan) {
+    constexpr float reach = 6.0f; // the weights are exact in the lanes -6, 6 and, where curved, 0
     for (int i = 0; i < 16; i += lanes) {
         const F p0 = load(plan.p[0] + i), p1 = load(plan.p[1] + i) - 1.0f, p2 = load(plan.p[2] + i);
-        F left[N], here[N], right[N];
+        F left[N], right[N];
         weigh<N>(p0 + reach * (reach * p2 - p1), kernel, left);
-        weigh<N>(p0, kernel, here);
         weigh<N>(p0 + reach * (reach * p2 + p1), kernel, right);
         for (int k = 0; k < N; ++k) {
-            store(plan.weight[0][k] + i, here[k]);
+            store(plan.weight[0][k] + i, (right[k] + left[k]) * 0.5f);
             store(plan.weight[1][k] + i, (right[k] - left[k]) * (0.5f / reach));
+        }
+        const F a = sum_squares<N>(left), c = sum_squares<N>(right);
+        store(plan.square[0] + i, (c + a) * 0.5f);
+        store(plan.square[1] + i, (c - a) * (0.5f / reach));
+        if (!curved)
+            continue;
+        F here[N];
+        weigh<N>(p0, kernel, here);
+        for (int k = 0; k < N; ++k) {
+            store(plan.weight[0][k] + i, here[k]);
             store(plan.weight[2][k] + i,
                   ((right[k] - here[k]) + (left[k] - here[k])) * (0.5f / (reach * reach)));
         }
-        const F a = sum_squares<N>(left), b = sum_squares<N>(here), c = sum_squares<N>(right);
-        store(plan.square[0] + i, b);
-        store(plan.square[1] + i, (c - a) * (0.5f / reach));
-        store(plan.square[2] + i, ((c - b) + (a - b)) * (0.5f / (reach * reach)));
     }
 }
 
@@ -157,6 +176,14 @@ __attribute__((noinline)) void plan_axis(const double (&c)[4], double first, std
 
 __attribute__((noinline)) void plan_jacobian(const ResampleLine& line, double first,
                                              float (*__restrict__ about)[16]) {
+    if (line.linear) {
+        const float j = static_cast<float>(line.px[0] * line.qy[0] - line.py[0] * line.qx[0]);
+        for (int i = 0; i < 16; ++i) {
+            about[0][i] = j;
+            about[1][i] = about[2][i] = 0;
+        }
+        return;
+    }
     constexpr double reach = 6.0;
     for (int i = 0; i < 16; ++i) {
         const double x = first + 16.0 * i;
@@ -184,23 +211,30 @@ void plan(const ResampleLine& line, double first, ResamplePlan& plan) {
 
 // --- blocks of nearly unit step: contiguous loads
 
-/// Sum over k of w[k] * source[k + lane].
+/// Sum over k of w[k] * source[k + lane], from 0 on: which product is rounded first must not be the
+/// compiler's choice.
 template <int N> RESAMPLE_INLINE F slide(const float* source, const F* w) {
 #if defined(__AVX512F__)
     // A 64-byte load that crosses a cache line costs two; two loads and shuffles cost less than N of them.
     const F a = load(source), b = load(source + 16);
-    F sum = w[0] * a;
+    F sum = {};
+    sum += w[0] * a;
 #define RESAMPLE_TAP(k)                                                                                      \
     if constexpr (k < N)                                                                                     \
         sum += w[k] * reinterpret_cast<F>(_mm512_maskz_alignr_epi32(0xffff, reinterpret_cast<__m512i>(b),    \
                                                                     reinterpret_cast<__m512i>(a), k));
     RESAMPLE_TAP(1)
-    RESAMPLE_TAP(2) RESAMPLE_TAP(3) RESAMPLE_TAP(4) RESAMPLE_TAP(5) RESAMPLE_TAP(6) RESAMPLE_TAP(7)
+    RESAMPLE_TAP(2)
+    RESAMPLE_TAP(3)
+    RESAMPLE_TAP(4)
+    RESAMPLE_TAP(5)
+    RESAMPLE_TAP(6)
+    RESAMPLE_TAP(7)
 #undef RESAMPLE_TAP
 #else
-    F sum = w[0] * load(source);
+    F sum = {};
 #pragma GCC unroll 8
-    for (int k = 1; k < N; ++k)
+    for (int k = 0; k < N; ++k)
         sum += w[k] * load(source + k);
 #endif
         return sum;
@@ -220,48 +254,53 @@ RESAMPLE_INLINE void straight_row(const ResampleTask& task, int row, int part, F
     const int b = task.block;
     const float s = task.first + static_cast<float>(row);
     F w[N];
+    if (task.curved) {
 #pragma GCC unroll 8
-    for (int k = 0; k < N; ++k)
-        w[k] = plan.weight[0][k][b] + t * (plan.weight[1][k][b] + t * plan.weight[2][k][b]);
-    const F along = plan.square[0][b] + t * (plan.square[1][b] + t * plan.square[2][b]);
+        for (int k = 0; k < N; ++k)
+            w[k] = plan.weight[0][k][b] + t * (plan.weight[1][k][b] + t * plan.weight[2][k][b]);
+    } else {
+#pragma GCC unroll 8
+        for (int k = 0; k < N; ++k)
+            w[k] = plan.weight[0][k][b] + t * plan.weight[1][k][b];
+    }
+    const F along = plan.square[0][b] + t * plan.square[1][b];
     const F jacobian = plan.jacobian[0][b] + t * (plan.jacobian[1][b] + t * plan.jacobian[2][b]);
     Sums sums = {};
-    F total = {};
     if constexpr (Masked) {
         F magnitude = {}, magnitude_across = {};
         for (int k = 0; k < N; ++k)
             magnitude += fabs(w[k]);
         for (int r = 0; r < across.taps; ++r) {
             const F v = across.weight[0][r] + s * across.weight[1][r];
-            F value = {}, weight = {}, lost = {}, squares = {};
+            F value = {}, weight = {}, lost = {}, there = {};
             for (int k = 0; k < N; ++k) {
                 const F pixel = load(source + k);
                 const I good = (pixel - pixel) == 0.0f;
                 value += w[k] * (good ? pixel : F{});
                 weight += good ? w[k] : F{};
                 lost += good ? F{} : fabs(w[k]);
-                squares += good ? w[k] * w[k] : F{};
+                there += good ? w[k] * w[k] : F{};
             }
             sums.value += v * value;
             sums.weight += v * weight;
             sums.lost += fabs(v) * lost;
-            sums.squares += (v * v) * squares;
+            sums.there += (v * v) * there;
             magnitude_across += fabs(v);
             source += task.stride;
         }
-        total = magnitude * magnitude_across;
+        sums.total = magnitude * magnitude_across;
     } else {
         for (int r = 0; r < across.taps; ++r) {
             sums.value += (across.weight[0][r] + s * across.weight[1][r]) * slide<N>(source, w);
             source += task.stride;
         }
-        sums.squares = along * (across.square[0] + s * across.square[1]);
     }
-    finish<Masked>(task, row, part, jacobian, total, sums);
+    sums.squares = along * (across.square[0] + s * across.square[1]);
+    finish<Masked>(task, row, part, jacobian, sums);
 }
 
 template <int N> void straight(const ResampleTask& task) {
-    constexpr float reach = 3.0f; // nodes of the straight line between weights: rows -3 and 3
+    const float reach = task.reach, slope = 0.5f / reach;
     const ResamplePlan& center = *task.center;
     const int b = task.block;
     const float c0 = center.q[0][b], c1 = center.q[1][b], c2 = center.q[2][b], c3 = center.q[3][b];
@@ -269,11 +308,8 @@ template <int N> void straight(const ResampleTask& task) {
         const F t = ramp(part);
         const F q = c0 + t * (c1 + t * (c2 + t * c3));
         const I whole = floor(q);
-        int lowest = whole[0], highest = whole[0];
-        for (int i = 1; i < lanes; ++i) {
-            lowest = whole[i] < lowest ? whole[i] : lowest;
-            highest = whole[i] > highest ? whole[i] : highest;
-        }
+        // The block passes at most one whole number.
+        const int lowest = any(whole < whole[0]) ? whole[0] - 1 : whole[0];
         const I second = whole > lowest;
         const F f = q - __builtin_convertvector(whole, F),
                 drift = center.drift[0][b] + t * center.drift[1][b];
@@ -281,13 +317,13 @@ template <int N> void straight(const ResampleTask& task) {
         weigh<N>(f - reach * drift, *task.kernel, low);
         weigh<N>(f + reach * drift, *task.kernel, high);
         Across<N> across;
-        across.taps = highest > lowest ? N + 1 : N;
+        across.taps = any(second) ? N + 1 : N;
         F before[2] = {};
         for (int k = 0; k <= N; ++k) {
             F now[2] = {};
             if (k < N) {
                 now[0] = (high[k] + low[k]) * 0.5f;
-                now[1] = (high[k] - low[k]) * (0.5f / reach);
+                now[1] = (high[k] - low[k]) * slope;
             }
             for (int n = 0; n < 2; ++n) {
                 across.weight[n][k] = second ? before[n] : now[n];
@@ -296,7 +332,7 @@ template <int N> void straight(const ResampleTask& task) {
         }
         const F a = sum_squares<N>(low), c = sum_squares<N>(high);
         across.square[0] = (a + c) * 0.5f;
-        across.square[1] = (c - a) * (0.5f / reach);
+        across.square[1] = (c - a) * slope;
 
         const std::ptrdiff_t top =
             center.iq[b] + lowest - task.q0 - (N - 1) / 2 + static_cast<int>(task.first);
@@ -427,27 +463,26 @@ template <int N, bool Masked> RESAMPLE_INLINE void free_row(const ResampleTask& 
         const F t = ramp(part);
         const int at = part * lanes;
         Sums s = {};
-        F along = {}, across = {};
+        F along = {}, across = {}, magnitude = {}, magnitude_across = {};
 #pragma GCC unroll 8
         for (int k = 0; k < N; ++k) {
             const F w = load(weights.p[k] + at), v = load(weights.q[k] + at);
+            along += w * w;
+            across += v * v;
             if constexpr (Masked) {
                 s.value += (task.square ? w * w : w) * load(columns[0][k] + at);
                 s.weight += w * load(columns[1][k] + at);
                 s.lost += fabs(w) * load(columns[2][k] + at);
-                s.squares += w * w * load(columns[3][k] + at);
-                along += fabs(w);
-                across += fabs(v);
-            } else {
+                s.there += w * w * load(columns[3][k] + at);
+                magnitude += fabs(w);
+                magnitude_across += fabs(v);
+            } else
                 s.value += w * load(columns[0][k] + at);
-                along += w * w;
-                across += v * v;
-            }
         }
-        if constexpr (!Masked)
-            s.squares = along * across;
+        s.squares = along * across;
+        s.total = magnitude * magnitude_across;
         const F jacobian = plan.jacobian[0][b] + t * (plan.jacobian[1][b] + t * plan.jacobian[2][b]);
-        finish<Masked>(task, row, part, jacobian, along * across, s);
+        finish<Masked>(task, row, part, jacobian, s);
     }
 }
 
@@ -462,54 +497,60 @@ template <int N> void free_rows(const ResampleTask& task) {
 
 // --- the frame, turned into the buffer
 
-void turn_row(const float* __restrict__ src, std::ptrdiff_t n, float level, float* __restrict__ dst) {
-    for (std::ptrdiff_t i = 0; i < n; ++i)
-        dst[i] = src[i] - level;
+/// Copies a row; whether a pixel is not finite.
+template <int Step>
+__attribute__((noinline)) bool turn_row(const float* __restrict__ src, std::ptrdiff_t n, float level,
+                                        float* __restrict__ dst) {
+    unsigned bad = 0;
+    for (std::ptrdiff_t i = 0; i < n; ++i) {
+        const float v = src[Step * i] - level;
+        dst[i] = v;
+        bad |= v - v != 0.0f;
+    }
+    return bad;
 }
 
-void turn_row_back(const float* __restrict__ src, std::ptrdiff_t n, float level, float* __restrict__ dst) {
-    for (std::ptrdiff_t i = 0; i < n; ++i)
-        dst[i] = src[-i] - level;
+/// Transposes 8 x 8 pixels, dq being 1 or -1.
+RESAMPLE_INLINE void turn_square(const float* src, std::ptrdiff_t dp, std::ptrdiff_t dq, float level,
+                                 float* dst, std::ptrdiff_t stride) {
+    Window<8>::V x[8];
+    for (int n = 0; n < 8; ++n)
+        x[n] = *reinterpret_cast<const Window<8>::Loose*>(src + n * dp + (dq < 0 ? -7 : 0)) - level;
+    transpose(x);
+    for (int n = 0; n < 8; ++n)
+        memcpy(dst + (dq < 0 ? 7 - n : n) * stride, &x[n], sizeof x[n]);
 }
 
 void turn(const float* src, std::ptrdiff_t dp, std::ptrdiff_t dq, std::ptrdiff_t nx, std::ptrdiff_t ny,
-          float level, float* dst, std::ptrdiff_t stride) {
+          float level, float* dst, std::ptrdiff_t stride, unsigned char* suspect) {
     if (dp == 1 || dp == -1) {
         for (std::ptrdiff_t j = 0; j < ny; ++j)
-            (dp == 1 ? turn_row : turn_row_back)(src + j * dq, nx, level, dst + j * stride);
+            suspect[j] = (dp == 1 ? turn_row<1> : turn_row<-1>)(src + j * dq, nx, level, dst + j * stride);
         return;
     }
-    using V = Window<8>::V;
-    for (std::ptrdiff_t j = 0; j < ny; j += 8)
-        for (std::ptrdiff_t i = 0; i < nx; i += 8) {
+    memset(suspect, 1, static_cast<size_t>(ny));
+    // Along the rows of the source, which prefetching follows; the buffer stays in the cache.
+    for (std::ptrdiff_t i = 0; i < nx; i += 8)
+        for (std::ptrdiff_t j = 0; j < ny; j += 8) {
             const float* from = src + i * dp + j * dq;
             float* to = dst + j * stride + i;
-            if (j + 8 <= ny && i + 8 <= nx) {
-                V x[8];
-                for (int n = 0; n < 8; ++n)
-                    x[n] =
-                        *reinterpret_cast<const Window<8>::Loose*>(from + n * dp + (dq < 0 ? -7 : 0)) - level;
-                transpose(x);
-                for (int n = 0; n < 8; ++n)
-                    memcpy(to + (dq < 0 ? 7 - n : n) * stride, &x[n], sizeof(V));
-                continue;
-            }
-            for (std::ptrdiff_t m = 0; m < 8 && j + m < ny; ++m)
-                for (std::ptrdiff_t n = 0; n < 8 && i + n < nx; ++n)
-                    to[m * stride + n] = from[n * dp + m * dq] - level;
+            if (j + 8 <= ny && i + 8 <= nx)
+                turn_square(from, dp, dq, level, to, stride);
+            else
+                for (std::ptrdiff_t m = 0; m < 8 && j + m < ny; ++m)
+                    for (std::ptrdiff_t n = 0; n < 8 && i + n < nx; ++n)
+                        to[m * stride + n] = from[n * dp + m * dq] - level;
         }
 }
 
 void scan(const float* __restrict__ row, std::ptrdiff_t cells, unsigned char* __restrict__ missing) {
     for (std::ptrdiff_t i = 0; i < cells; ++i) {
-        unsigned char bad[16];
+        I bad = {};
         for (int part = 0; part < 16; part += lanes) {
             const F v = load(row + 16 * i + part);
-            *reinterpret_cast<Bytes*>(bad + part) = __builtin_convertvector((v - v) != 0.0f, Bytes);
+            bad |= (v - v) != 0.0f;
         }
-        std::uint64_t any[2];
-        memcpy(any, bad, sizeof any);
-        missing[i] = (any[0] | any[1]) != 0;
+        missing[i] = any(bad);
     }
 }
 

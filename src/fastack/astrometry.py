@@ -1050,7 +1050,9 @@ def _solution(solver: _Solver, sky: _Sky, model: _Model) -> Solution:
         model = solver.fit(sky, model, pairs, model.order)
         residual = _project(sky.vectors[pairs[:, 1]], model.ra, model.dec) - model.plane(solver.xy[pairs[:, 0]])
         noise = solver.noise(sky, pairs, model)
+        # the fit is robust and does not need them, but within a pixel it is the same star all the same
         keep = ((residual / noise) ** 2).sum(axis=1) < solver.options.clip**2
+        keep |= np.hypot(*residual.T) < model.scale
         pairs, residual, noise = pairs[keep], residual[keep] / ARCSEC, noise[keep] / ARCSEC
     matrix = model.matrix
     odds = solver.log_odds(sky, model, field_rows)
@@ -1076,7 +1078,7 @@ def _solution(solver: _Solver, sky: _Sky, model: _Model) -> Solution:
 
 def _wide(solver: _Solver, sky: _Sky, model: _Model, rows: Index) -> float:
     """Matching radius that loses no pair within the clipping limit, radian."""
-    ours = float(np.quantile(solver.xy_err, 0.98)) * model.scale
+    ours = min(float(solver.xy_err.max()), 2.0) * model.scale
     theirs = float(np.quantile(sky.error[rows], 0.98))
     return solver.options.clip * float(np.sqrt(ours**2 + theirs**2 + model.extra**2))
 

@@ -333,6 +333,51 @@ def _store(path: str | None) -> Any:
 
 
 @cli.command()
+@click.argument("stack_file", metavar="STACK", type=click.Path(dir_okay=False))
+@click.option("--radius", type=click.FloatRange(min=1), help="aperture radius, pixel [1.5 FWHM]")
+@click.option("--rms-map", type=click.Path(dir_okay=False), help="write the background noise for SExtractor's MAP_RMS")
+@click.option("--overwrite", is_flag=True, help="replace an existing map")
+@click.option("--gain-from", multiple=True, metavar="FRAMES", help="estimate the camera's gain from raw light frames")
+def errors(
+    stack_file: str, radius: float | None, rms_map: str | None, overwrite: bool, gain_from: tuple[str, ...]
+) -> None:
+    """Tell what to type into GAIA, SExtractor and photutils for right errors on STACK."""
+    from fastack import masters, output, uncertainty
+
+    guide = uncertainty.read_guide(stack_file)
+    if rms_map:
+        output.write_hdus(Path(rms_map), uncertainty.rms_map(stack_file, radius), overwrite=overwrite)
+    print(guide.text(radius))
+    if rms_map:
+        print(f"wrote {rms_map}")
+    if gain_from:
+        print(masters.gain_text(list(gain_from)))
+
+
+@cli.command()
+@click.argument("kind", type=click.Choice(("bias", "dark", "flat")))
+@click.argument("frames", nargs=-1, required=True)
+@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False), help="the master")
+@click.option("--overwrite", is_flag=True, help="replace an existing file")
+@click.option("--bias", help="master or raw bias frames, subtracted from darks and flats")
+@click.option("--dark", help="master or raw dark frames, subtracted from flats")
+@click.option("--master-clip", type=float, help="sigmas from the median at which a sample is left out [5]")
+@click.option("--max-temperature", type=float, help="largest difference in temperature, kelvin [2]")
+@click.option("-q", "--quiet", is_flag=True, help="print nothing but errors")
+def master(kind: str, frames: tuple[str, ...], output: str, overwrite: bool, quiet: bool, **settings: Any) -> None:
+    """Combine raw bias, dark or flat FRAMES into a master, with its errors and bad pixels.
+
+    FRAMES are files, globs, directories or @list.txt. Those that do not belong are left out by name.
+    """
+    from fastack import masters
+    from fastack.options import CalibrateOptions
+
+    made = masters.make(kind, list(frames), output, overwrite=overwrite, options=CalibrateOptions(**_chosen(settings)))
+    if not quiet:
+        print(masters.summary(made, output))
+
+
+@cli.command()
 @click.option("-d", "--directory", default="fastack-demo", show_default=True, help="where everything goes")
 @click.option("--frames", default=24, show_default=True, help="frames of the night")
 @click.option("--size", default=1024, show_default=True, help="side of a frame, pixel")
@@ -442,11 +487,12 @@ def dfstack_command(
         raise FrameError(f"{directory} has none of the frames {start} to {end}")
     if rest.get("flat") is None and not rest.get("no_flat") and Path("master_flat.fits").is_file():
         rest["flat"] = "master_flat.fits"
-    frames = _without_skipped(paths, rest["quiet"])
+    quiet = rest["quiet"]
+    frames = _without_skipped(paths, quiet)
     result = _run_stack(frames, output, True, rest)
     if result.path is not None:
         older = next((a for p in frames if p.name == result.reference and (a := archive.older_solution(p))), None)
-        _solve_both(result.path, older, no_sky, rest["quiet"])
+        _solve_both(result.path, older, no_sky, quiet)
 
 
 def _solve_both(mosaic: Path, older: Path | None, skip: bool, quiet: bool) -> None:

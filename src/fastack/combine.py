@@ -220,7 +220,7 @@ def combine(
         parts = list(executor.map(run, bands))
     if len(parts) == 1:
         return parts[0]
-    names = ("data", "variance", "count", "rejected_low", "rejected_high", "flags")
+    names = ("data", "variance", "background_variance", "count", "rejected_low", "rejected_high", "flags")
     return Combined(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 
@@ -234,6 +234,7 @@ def combine_tile(
     halo: int,
     saturated_count: NDArray[np.uint16] | None = None,
     flags: NDArray[np.uint8] | None = None,
+    variance: FloatImage | None = None,
     options: CombineOptions | None = None,
 ) -> Combined:
     """One tile of a stack; its bits do not depend on how the output is tiled.
@@ -257,6 +258,8 @@ def combine_tile(
         Number of samples of each pixel that hold saturated light.
     flags : (h, w) uint8 ndarray, optional
         Bits of `PixelFlag` that are already known.
+    variance : float32 ndarray of the shape of `cube`, optional
+        Variance of each sample, used in place of the one that `noise` predicts.
     options : CombineOptions, optional
         Rejection, its limits, mean or median.
 
@@ -275,10 +278,12 @@ def combine_tile(
     shape = (y1 - y0 + 2 * halo, x1 - x0 + 2 * halo)
     if cube.shape != (len(noise), *shape):
         raise ValueError(f"the cube has shape {cube.shape}, tile and halo ask for {(len(noise), *shape)}")
+    if variance is not None and variance.shape != cube.shape:
+        raise ValueError(f"variance has shape {variance.shape}, the cube {cube.shape}")
     constants, radius = _constants(noise, options)
     window = (halo, halo + y1 - y0, halo, halo + x1 - x0)
     result = _run(
-        cube, factor, None, noise, constants, radius, True, pedestal, (y0 - halo, x0 - halo), window, options
+        cube, factor, variance, noise, constants, radius, True, pedestal, (y0 - halo, x0 - halo), window, options
     )
     if flags is not None:
         np.bitwise_or(result.flags, flags, out=result.flags)

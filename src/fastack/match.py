@@ -22,7 +22,9 @@ ROOM = 40_000  # triangles of one list; above it only the smaller ones are forme
 BUDGET = 2_000_000  # stars looked up in one step, to test what pairs of triangles propose
 OVERWHELMING = 40.0  # log odds at which the search for a better candidate ends
 MARGIN = 5.0  # log odds by which the best candidate must lead the next
+CLUMP = 0.05  # of the list's interquartile range that pairs must span along both axes
 FIXED = 0.5  # tolerances: entries so close to the same detector position are taken for hot pixels at first
+FEW = 0.25  # part of the entries that moved; fewer do not speak against a sky that stood still
 REACH = 4.0  # tolerances: how far a guess may be off
 
 
@@ -71,7 +73,7 @@ def match(
     every_a, every_b = _positions(a), _positions(b)
     best = -np.inf
     reason = "no transform brings enough stars together"
-    for rows_a, rows_b, all_rows, widen in _attempts(a, b, every_a, every_b, options):
+    for rows_a, rows_b, all_rows, widen, still in _attempts(a, b, every_a, every_b, options):
         xa, xb = every_a[rows_a], every_b[rows_b]
         found = None
         if guess is not None:
@@ -83,8 +85,14 @@ def match(
             best = max(best, odds)
         if found is None:
             continue
+        if not found.weak and _is_clump(xa[found.index[:, 0]], every_a):
+            reason = f"{len(found.index)} agree, but in one place: a pattern of the detector, not the sky"
+            continue
         if all_rows and _rests_on_fixed(found, xa, xb, options):
             reason = f"only {len(found.index)} positions fixed on the detector agree, not the sky"
+            continue
+        # a few pairs beside a majority that stood still: the still sky is looked at before they are believed
+        if still >= min(len(xa), len(xb)) and len(found.index) < FEW * min(len(xa), len(xb)):
             continue
         index = np.stack([rows_a[found.index[:, 0]], rows_b[found.index[:, 1]]], axis=1)
         return Pairs(index=index, log_odds=found.odds, weak=found.weak)
@@ -112,10 +120,11 @@ def _positions(stars: Stars | Any) -> Array:
 
 def _attempts(
     a: Stars | Any, b: Stars | Any, xa: Array, xb: Array, options: MatchOptions
-) -> Iterator[tuple[Rows, Rows, bool, tuple[float, ...]]]:
+) -> Iterator[tuple[Rows, Rows, bool, tuple[float, ...], int]]:
     """Rows to match: without sharp and fixed detections, without sharp ones, without fixed ones, all.
 
-    The flag says whether the rows include detections at the same position in both lists. Where sharpness has
+    The flag says whether the rows include detections at the same position in both lists, the last number how
+    many of them were left out while it is still to be seen whether they are the sky. Where sharpness has
     told the hot pixels from the stars, a quick search without the fixed ones will do before a sky that stood
     still is believed.
     """
@@ -134,13 +143,13 @@ def _attempts(
             continue
         fixed = _fixed(xa[rows_a], xb[rows_b], FIXED * options.tolerance)
         if not len(fixed):
-            yield rows_a, rows_b, False, WIDEN
+            yield rows_a, rows_b, False, WIDEN, 0
             continue
         rest = np.delete(rows_a, fixed[:, 0]), np.delete(rows_b, fixed[:, 1])
-        yield *rest, False, WIDEN[: 2 if quick else None]
-        yield rows_a, rows_b, True, WIDEN
+        yield *rest, False, WIDEN[: 2 if quick else None], len(fixed) if quick else 0
+        yield rows_a, rows_b, True, WIDEN, 0
         if quick:
-            yield *rest, False, WIDEN[2:]
+            yield *rest, False, WIDEN, 0
 
 
 def _fixed(xa: Array, xb: Array, radius: float) -> Rows:
@@ -149,6 +158,12 @@ def _fixed(xa: Array, xb: Array, radius: float) -> Rows:
     area = np.prod(np.maximum(np.ptp(xb, axis=0), 1))
     chance = len(xa) * len(xb) * np.pi * radius**2 / area
     return pairs if len(pairs) > 1 + chance + 4 * np.sqrt(chance) else pairs[:0]
+
+
+def _is_clump(pairs: Array, every: Array) -> bool:
+    """Whether the pairs fill but a corner or a row of the list; a shared sky shows all over the shared area."""
+    middle, whole = (np.diff(np.percentile(xy, [25, 75], axis=0), axis=0)[0] for xy in (pairs, every))
+    return bool((middle < CLUMP * whole).any())
 
 
 def _rests_on_fixed(found: _Match, xa: Array, xb: Array, options: MatchOptions) -> bool:

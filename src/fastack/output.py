@@ -103,6 +103,35 @@ def check_target(path: Path, *, overwrite: bool) -> None:
         raise OutputError(f"{path.parent} is not writable: use another path with -o")
 
 
+def write_hdus(path: Path, hdus: fits.HDUList, *, overwrite: bool = False) -> None:
+    """Write a small FITS file, all or nothing.
+
+    Parameters
+    ----------
+    path : Path
+        Target.
+    hdus : astropy.io.fits.HDUList
+        What is written, with checksums.
+    overwrite : bool
+        Whether an existing file may be replaced.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written; an older file of that name stays as it is.
+    """
+    check_target(path, overwrite=overwrite)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            hdus.writeto(file, checksum=True)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 class FitsSink:
     """Planes in a FITS file that appears under its name only when it is whole.
 

@@ -29,6 +29,7 @@ from fastack import (
     report,
     select,
     transform,
+    uncertainty,
 )
 from fastack import wcs as coordinates
 from fastack.combine import HALO, Combined, NoiseModel, combine_tile, median_noise_ratios
@@ -37,7 +38,7 @@ from fastack.errors import FastackError, FrameError, MatchError, StackError
 from fastack.executor import Executor, make_executor
 from fastack.measure import measure
 from fastack.options import StackOptions
-from fastack.resample import input_window, resample_tile
+from fastack.resample import input_window, resample_tile, resample_variance
 from fastack.types import (
     Array,
     Background,
@@ -189,7 +190,7 @@ def stack(
                 notes=tuple(notes),
             )
         out, transforms = output_grid(used, reference, options)
-        primary = stack_header(used, reference, out, options, command, notes)
+        primary = stack_header(used, reference, out, transforms, options, command, notes)
         planes = [output.PRIMARY, output.UNCERT, output.NCOMB, output.WEIGHT, output.FLAGS]
         if maps:
             planes += [output.REJLOW, output.REJHIGH]
@@ -777,6 +778,8 @@ def stack_tile(tile: grid.Tile, job: Job) -> Combined:
     factor = np.empty((n, *shape), np.uint8)
     saturated = np.zeros(shape, np.uint16)
     flags = np.zeros(shape, np.uint8)
+    # variance planes that files bring count before the model
+    spread = np.full(cube.shape, np.nan, np.float32) if any(f.variance for f in job.frames) else None
     for i, (frame, to_frame) in enumerate(zip(job.frames, job.transforms, strict=True)):
         window = input_window(to_frame, wide, frame.shape, job.options.resample)
         if window is None:
@@ -801,6 +804,17 @@ def stack_tile(tile: grid.Tile, job: Job) -> Combined:
             flags=flags,
             options=job.options.resample,
         )
+        if spread is None:
+            continue
+        scale2 = np.float32(job.noise.scale[i] ** 2)
+        if section.variance is None:
+            dark = (job.noise.area[i] * job.noise.noise[i]) ** 2 / 255
+            spread[i] = scale2 * np.float32(dark) * factor[i]
+        else:
+            known = np.where(np.isfinite(section.pixels), section.variance, np.float32(np.nan))
+            place = ((window[2], window[0]), frame.shape, to_frame, wide)
+            resample_variance(known, *place, out=spread[i], options=job.options.resample)
+            spread[i] *= scale2
     inner = (slice(HALO, -HALO), slice(HALO, -HALO))
     return combine_tile(
         cube,
@@ -811,6 +825,7 @@ def stack_tile(tile: grid.Tile, job: Job) -> Combined:
         halo=HALO,
         saturated_count=np.ascontiguousarray(saturated[inner]),
         flags=np.ascontiguousarray(flags[inner]),
+        variance=spread,
         options=job.options.combine,
     )
 
@@ -876,6 +891,7 @@ def stack_header(
     used: Sequence[FrameRecord],
     reference: FrameRecord,
     out: Grid,
+    transforms: Sequence[Transform],
     options: StackOptions,
     command: str | None,
     notes: Sequence[str] = (),
@@ -890,6 +906,8 @@ def stack_header(
         Whose header is the base.
     out : Grid
         Of the output.
+    transforms : sequence of Transform
+        Output pixels to the pixels of each frame.
     options : StackOptions
         For the HISTORY.
     command : str, optional
@@ -916,6 +934,7 @@ def stack_header(
         cards["EXPTIME"] = (typical, "[s] so that counts/EXPTIME is a rate")
         cards["XPOSURE"] = (float(np.sum(known)), "[s] total exposure")
     _noise_cards(cards, used, options)
+    _error_cards(cards, used, reference, out, transforms, options)
     airmass = [a for a in (_number(r.frame.header.get("AIRMASS")) for r in used) if a]
     if airmass:
         cards["AIRMASS"] = (round(float(np.mean(airmass)), 4), f"mean of {len(airmass)} frames")
@@ -964,6 +983,31 @@ def _noise_cards(cards: fits.Header, used: Sequence[FrameRecord], options: Stack
     if all(value is not None for value in noises):
         rdnoise = header.effective_rdnoise(weights, scales, gains, noises)
         cards["RDNOISE"] = (rdnoise / np.sqrt(ratio), "[e-] effective, of the stack")
+
+
+def _error_cards(
+    cards: fits.Header,
+    used: Sequence[FrameRecord],
+    reference: FrameRecord,
+    out: Grid,
+    transforms: Sequence[Transform],
+    options: StackOptions,
+) -> None:
+    """NOISCORR and the bias level of photon statistics, for `fastack errors`."""
+    weight, scale = np.array([r.weight for r in used]), np.array([r.scale for r in used])
+    area = np.array([t.magnification**2 for t in transforms])
+    noise = np.array([r.quality.noise if r.quality else np.nan for r in used])
+    share = (weight * scale * area * noise) ** 2
+    correlation = uncertainty.noise_correlation(
+        transforms, out.shape, share, options.resample, combine=options.combine
+    )
+    for keyword, value, comment in correlation.cards():
+        cards[keyword] = (value, comment)
+    gains = [r.frame.gain for r in used]
+    if all(gains) and np.isfinite(noise).all():
+        pedestal = 0.0 if options.subtract_sky or reference.background is None else reference.background.sky
+        level = uncertainty.bias_level(pedestal, weight, scale, gains, noise, area)
+        cards["BIASLEV"] = (round(level, 4), "[adu] (sky - BIASLEV)/GAIN is the variance")
 
 
 def _changed(options: StackOptions) -> str:

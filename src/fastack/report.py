@@ -541,6 +541,6 @@ def write_comparison(result: Any, path: str | Path, *, size: int = 420) -> None:
         axis.set_title(title)
         axis.set_axis_off()
     try:
-        figure.savefig(Path(path), dpi=100)
+        figure.savefig(Path(path), dpi=80)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error

@@ -217,6 +217,35 @@ def resample_tile(
     )
 
 
+def resample_variance(
+    variance: FloatImage,
+    section_origin: tuple[int, int],
+    frame_shape: tuple[int, int],
+    transform: Transform,
+    tile: Tile,
+    *,
+    out: FloatImage,
+    options: ResampleOptions = ResampleOptions(),
+) -> None:
+    """Variance of a tile that `resample_tile` makes from a section, for noise that no neighbours share.
+
+    Parameters
+    ----------
+    variance : (h, w) float32 ndarray
+        Of each pixel of the section; NaN where the pixel is missing.
+    section_origin, frame_shape, transform, tile, options
+        As given to `resample_tile`.
+    out : (y1 - y0, x1 - x0) float32 ndarray
+        Receives ``|J|^2 sum(k^2 V) / sum(k)^2``, NaN where missing; the square of `scale` is left to the caller.
+
+    Raises
+    ------
+    ValueError
+        If the section is too small for the tile, or an array has the wrong shape.
+    """
+    _call(variance, section_origin, frame_shape, transform, tile, out=out, square=True, options=options)
+
+
 def autocorrelation(kernel: Kernel, phase_x: float, phase_y: float) -> Array:
     """Covariance of a resampled pixel's noise with its neighbours', for white noise at the input.
 

@@ -224,10 +224,10 @@ def choose_reference(records: Sequence[FrameRecord], name: str | None = None) ->
     if name is not None:
         if name in ("first", "last"):
             return live[0 if name == "first" else -1]
-        named = [r for r in live if name in (r.name, str(r.path))]
+        named = [r for r in live if name in (r.name, r.path.stem, str(r.path))]
         if named:
             return named[0]
-        out = [r for r in records if name in (r.name, str(r.path))]
+        out = [r for r in records if name in (r.name, r.path.stem, str(r.path))]
         why = f"it was left out: {out[0].reason}" if out else "no such frame in the set"
         raise ValueError(f"reference {name!r} cannot be used: {why}")
     n = len(live)

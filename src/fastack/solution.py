@@ -41,11 +41,12 @@ class SolvedFile:
         """One line for people."""
         s, z = self.solution, self.zero_point
         text = (
-            f"{self.path}: {s.n} stars of {s.name}, rms {s.rms_ra:.3f}\" {s.rms_dec:.3f}\", "
-            f"{s.scale:.4f}\"/px, {'TAN' if s.order < 2 else f'SIP order {s.order}'}"
+            f'{self.path}: {s.n} stars of {s.name}, rms {s.rms_ra:.3f}" {s.rms_dec:.3f}", '
+            f'{s.scale:.4f}"/px, {"TAN" if s.order < 2 else f"SIP order {s.order}"}'
         )
         if np.isfinite(z.zp):
-            text += f"; zero point {z.zp:.3f} +- {z.err:.3f} ({z.band}, scatter {z.scatter:.3f})"
+            band = f"{z.band}, " if z.band else ""
+            text += f"; zero point {z.zp:.3f} +- {z.err:.3f} ({band}scatter {z.scatter:.3f})"
         if np.isfinite(z.limiting_mag):
             text += f", 5-sigma limit {z.limiting_mag:.2f}"
         return text
@@ -154,13 +155,13 @@ def find_stars(frame: Frame) -> tuple[Stars, FrameQuality]:
     if len(found) < 3:
         raise SolveError(f"{frame.name}: {len(found)} stars found, too few to be placed on the sky")
     stars, quality = measure(pixels, found, background=sky, options=MeasureOptions(saturation=level))
-    # what could not be fitted, most of it saturated and bloomed, keeps its detection, good to about a pixel
+    # what could not be fitted, most of it saturated and bloomed, keeps its detection, good to half a pixel
     lost = ~np.isfinite(stars.flux)
     stars = replace(
         stars,
         flux=np.where(lost, found.flux, stars.flux),
         xy=np.where(lost[:, None], found.xy, stars.xy),
-        xy_err=np.where(lost, 1.0, stars.xy_err),
+        xy_err=np.where(lost, 0.5, stars.xy_err),
     )
     return stars[np.argsort(-stars.flux, kind="stable")], replace(quality, noise=background.pixel_noise(pixels))
 

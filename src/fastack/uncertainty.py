@@ -1,0 +1,601 @@
+"""Errors of what is measured on a stack: correlated noise, and what to tell other programs.
+
+UNCERT holds the error of each pixel. Resampling spreads a frame's noise over neighbouring pixels, so the error of a sum
+over an aperture is larger than that of its pixels taken as independent, by the factor NOISCORR. It is computed
+from the transforms and the kernel; nothing is measured on the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy.io import fits
+from numpy.typing import ArrayLike, NDArray
+
+from fastack import background
+from fastack.errors import FrameError, StackError
+from fastack.options import BackgroundOptions, CombineOptions, Kernel, ResampleOptions
+from fastack.types import Array, FloatImage, Transform
+
+#: Aperture radii at which the header tells NOISCORR, pixel; the card NOISCORR itself is for large ones.
+RADII = (1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0)
+
+_REACH = {"nearest": 0.5, "bilinear": 1.0, "bicubic": 2.0, "lanczos2": 2.0, "lanczos3": 3.0, "lanczos4": 4.0}
+_STEPS = 64  # of a pixel, in the tables of the kernels' overlaps
+_POINTS = 2048  # output pixels, of all frames together, that stand for the whole grid
+_MIN_POINTS = 16  # of one frame
+_GOLDEN = (0.7548776662466927, 0.5698402909980532)  # Roberts' sequence: evenly spread points in the square
+_SUBPIXELS = 16  # per axis, where an aperture cuts a pixel
+_LEAST_ERROR = 0.02  # of a gain estimate, relative
+_CENTRES = ((0.0, 0.0), (0.5, 0.0), (0.5, 0.5), (0.25, 0.25))  # of apertures, against pixels
+
+
+# ---- correlated noise
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class NoiseCorrelation:
+    """Factors by which the true error of an aperture's sum exceeds the one that UNCERT gives."""
+
+    radius: Array  #: (n,) of the aperture, pixel, rising; the last one infinite
+    squared: Array  #: (n,) to ``sqrt(sum(m^2 UNCERT^2))``, m the part of a pixel inside: independent pixels
+    proportional: Array  #: (n,) to ``sqrt(sum(m UNCERT^2))``, which photutils and SExtractor compute
+
+    def at(self, radius: ArrayLike, *, squared: bool = False) -> Array:
+        """Factor for any radius, interpolated in 1/radius.
+
+        Parameters
+        ----------
+        radius : array_like
+            Of circular apertures, pixel, at least 1.
+        squared : bool
+            Partial pixels count squared in the sum of variances, not in proportion.
+
+        Returns
+        -------
+        ndarray
+            Of the shape of `radius`.
+        """
+        inverse = 1 / np.maximum(np.asarray(radius, float), self.radius[0])
+        values = self.squared if squared else self.proportional
+        return np.asarray(np.interp(inverse, 1 / self.radius[::-1], values[::-1]))
+
+    def cards(self) -> list[tuple[str, Any, str]]:
+        """Header cards: NOISCORR for large apertures; NCRADn, NCSUMn and NCVALn for each radius."""
+        out: list[tuple[str, Any, str]] = [
+            ("NOISCORR", round(float(self.squared[-1]), 4), "true error / error by UNCERT, large apertures")
+        ]
+        for k, (r, p, q) in enumerate(zip(self.radius[:-1], self.proportional, self.squared, strict=False), 1):
+            out.append((f"NCRAD{k}", float(r), "[pixel] radius of an aperture"))
+            out.append((f"NCSUM{k}", round(float(p), 4), "NOISCORR there, partial pixels in proportion"))
+            out.append((f"NCVAL{k}", round(float(q), 4), "NOISCORR there, partial pixels squared"))
+        return out
+
+    @classmethod
+    def read(cls, header: fits.Header) -> NoiseCorrelation:
+        """Read the factors back from the header of a stack.
+
+        Parameters
+        ----------
+        header : astropy.io.fits.Header
+            Of the primary HDU.
+
+        Returns
+        -------
+        NoiseCorrelation
+            As it was written.
+
+        Raises
+        ------
+        StackError
+            If the header has no such cards.
+        """
+        if "NOISCORR" not in header:
+            raise StackError("the header has no NOISCORR card: stack the frames again with this version of fastack")
+        n = next(k for k in range(1, 1000) if f"NCRAD{k}" not in header)
+        far = float(header["NOISCORR"])
+        columns = [
+            np.array([*(float(header[f"{name}{k}"]) for k in range(1, n)), last])
+            for name, last in (("NCRAD", np.inf), ("NCVAL", far), ("NCSUM", far))
+        ]
+        return cls(radius=columns[0], squared=columns[1], proportional=columns[2])
+
+
+def noise_covariance(
+    transform: Transform,
+    shape: tuple[int, int],
+    options: ResampleOptions = ResampleOptions(),
+    *,
+    points: int = _POINTS,
+) -> Array:
+    """Covariance of an output pixel's noise with its neighbours', averaged over a resampled frame.
+
+    Parameters
+    ----------
+    transform : Transform
+        Output pixels to frame pixels; rotation and scale count.
+    shape : tuple of int
+        (ny, nx) of the output grid.
+    options : ResampleOptions
+        The kernel.
+    points : int
+        Pixels of the grid that are averaged.
+
+    Returns
+    -------
+    (2 m + 1, 2 m + 1) ndarray
+        For lags of -m to m output pixels in y and x, white noise of variance 1 at the input, without the Jacobian;
+        the middle is the mean of sum(k^2). For m large enough nothing is left outside.
+
+    Notes
+    -----
+    ``C(d) = <sum_j k(j - u) k(j - u - J d)>`` over output pixels that fall on u in the frame, J being the Jacobian
+    there: kernels are separable, so it is a product of overlaps along x and y, which stand in a table by the phase of
+    u and by J d.
+    """
+    k = np.arange(points) + 0.5
+    ny, nx = shape
+    xy = np.round(np.stack([np.modf(k * g)[0] for g in _GOLDEN], axis=1) * [nx, ny] - 0.5)
+    at = transform(xy)
+    right, up = transform(xy + np.array([1.0, 0.0])) - at, transform(xy + np.array([0.0, 1.0])) - at
+    table, reach = _overlaps(options.kernel, round(transform.magnification, 2) if options.kernel == "area" else 1.0)
+    m = int(np.ceil(reach / min(1.0, transform.magnification) + 1e-9))
+    lag_y, lag_x = np.mgrid[: m + 1, -m : m + 1]  # the other half is the same by symmetry
+    step = [
+        np.rint(_STEPS * (lag_x[..., None] * right[:, i] + lag_y[..., None] * up[:, i])).astype(int) for i in (0, 1)
+    ]
+    phase = np.rint(_STEPS * (at - np.floor(at))).astype(int) % _STEPS
+    middle, size = table.shape[1] // 2, table.shape[1]
+    part = [table[phase[:, i], np.clip(step[i] + middle, 0, size - 1)] for i in (0, 1)]
+    upper = (part[0] * part[1]).mean(axis=-1)
+    return np.concatenate([upper[:0:-1, ::-1], upper])
+
+
+@lru_cache(maxsize=16)
+def _overlaps(kernel: Kernel, width: float) -> tuple[Array, float]:
+    """Overlap ``sum_j k(j - u) k(j - u - d)`` by the phase of u and by d in 1/64 pixel; 0 from `reach` on."""
+    half = 0.5 * (width + 1) if kernel == "area" else _REACH[kernel]
+    reach = 2 * half
+    phase = np.arange(_STEPS) / _STEPS
+    most = int(np.ceil(reach)) * _STEPS + 1
+    d = np.arange(-most, most + 1)
+    pixel = np.arange(-int(np.ceil(half)) - 1, int(np.ceil(half)) + 3)
+    first = _kernel(kernel, pixel - phase[:, None], width)
+    second = _kernel(kernel, pixel - phase[:, None, None] - d[:, None] / _STEPS, width)
+    weight = first.sum(axis=1)  # of all taps, by the phase
+    table = np.einsum("pj,pdj->pd", first, second)
+    table /= weight[:, None] * weight[(np.arange(_STEPS)[:, None] + d) % _STEPS]
+    table[:, [0, -1]] = 0.0
+    table.setflags(write=False)
+    return table, reach
+
+
+def _kernel(kernel: Kernel, x: Array, width: float) -> Array:
+    """Kernel at distances x along one axis."""
+    a = np.abs(x)
+    if kernel == "nearest":
+        return ((x > -0.5) & (x <= 0.5)).astype(float)
+    if kernel == "bilinear":
+        return np.asarray(np.maximum(1 - a, 0.0))
+    if kernel == "bicubic":
+        near, far = (1.5 * a - 2.5) * a**2 + 1, ((-0.5 * a + 2.5) * a - 4) * a + 2
+        return np.where(a < 1, near, np.where(a < 2, far, 0.0))
+    if kernel == "area":
+        return np.asarray(np.clip(0.5 * (width + 1) - a, 0.0, min(1.0, width)))
+    r = _REACH[kernel]
+    return np.where(a < r, np.sinc(a) * np.sinc(a / r), 0.0)
+
+
+def noise_correlation(
+    transforms: Sequence[Transform],
+    shape: tuple[int, int],
+    variance: ArrayLike | None = None,
+    options: ResampleOptions = ResampleOptions(),
+    *,
+    combine: CombineOptions = CombineOptions(),
+    radii: Sequence[float] = RADII,
+) -> NoiseCorrelation:
+    """NOISCORR of a stack.
+
+    Parameters
+    ----------
+    transforms : sequence of Transform
+        Output pixels to the pixels of each frame.
+    shape : tuple of int
+        (ny, nx) of the output grid.
+    variance : (n,) array_like, optional
+        What each frame adds to the variance of the stack, ``w^2 s^2 a^2 V``, in any unit; equal by default.
+    options : ResampleOptions
+        The kernel.
+    combine : CombineOptions
+        Mean or median: medians of three and more samples correlate less, by ``2/pi asin(rho)``.
+    radii : sequence of float
+        Of circular apertures, pixel.
+
+    Returns
+    -------
+    NoiseCorrelation
+        For `radii` and for an infinite one, where the factor is ``sqrt(sum(C) / C(0))``.
+
+    Notes
+    -----
+    The variance of a sum over an aperture m is ``sum_d A(d) C(d)``, C being the stack's covariance and A(d) the sum
+    of m(p) m(p + d). It holds where all frames have pixels, and averages over the grid: with few frames that are
+    turned against each other, the phases and with them the errors of single apertures vary around it.
+    """
+    share = np.ones(len(transforms)) if variance is None else np.asarray(variance, float)
+    share = np.where(np.isfinite(share) & (share > 0), share, 0.0)
+    if not share.any():
+        share = np.ones(len(transforms))
+    points = max(_MIN_POINTS, _POINTS // len(transforms))
+    parts = [noise_covariance(t, shape, options, points=points) for t in transforms]
+    m = max(len(part) for part in parts) // 2
+    total = np.zeros((2 * m + 1, 2 * m + 1))
+    for part, weight in zip(parts, share, strict=True):
+        r = len(part) // 2
+        total[m - r : m + r + 1, m - r : m + r + 1] += weight * part
+    rho = total / total[m, m]
+    if combine.combine == "median" and len(transforms) > 2:
+        rho = 2 / np.pi * np.arcsin(np.clip(rho, -1, 1))
+    far = np.sqrt(max(rho.sum(), 0.0))
+    squared, proportional = [], []
+    for radius in radii:
+        sums = np.zeros(3)
+        for centre in _CENTRES:
+            aperture = _aperture(float(radius), centre)
+            sums += [float((_lags(aperture, m) * rho).sum()), float((aperture**2).sum()), float(aperture.sum())]
+        squared.append(np.sqrt(sums[0] / sums[1]))
+        proportional.append(np.sqrt(sums[0] / sums[2]))
+    return NoiseCorrelation(
+        radius=np.array([*radii, np.inf]),
+        squared=np.array([*squared, far]),
+        proportional=np.array([*proportional, far]),
+    )
+
+
+@lru_cache(maxsize=64)
+def _aperture(radius: float, centre: tuple[float, float]) -> Array:
+    """Part of each pixel inside a circle."""
+    half = int(np.ceil(radius)) + 1
+    fine = (np.arange((2 * half + 1) * _SUBPIXELS) + 0.5) / _SUBPIXELS - half - 0.5
+    inside = (fine - centre[0]) ** 2 + (fine[:, None] - centre[1]) ** 2 < radius**2
+    n = 2 * half + 1
+    return np.asarray(inside.reshape(n, _SUBPIXELS, n, _SUBPIXELS).mean(axis=(1, 3)))
+
+
+def _lags(aperture: Array, m: int) -> Array:
+    """Autocorrelation of an aperture for lags of -m to m."""
+    wide = np.pad(aperture, m)
+    n = len(aperture)
+    return np.array(
+        [[(aperture * wide[j : j + n, i : i + n]).sum() for i in range(2 * m + 1)] for j in range(2 * m + 1)]
+    )
+
+
+# ---- the photon-transfer level
+
+
+def bias_level(
+    pedestal: float,
+    weight: ArrayLike,
+    scale: ArrayLike,
+    gain: ArrayLike,
+    noise: ArrayLike,
+    area: ArrayLike = 1.0,
+) -> float:
+    """Level at which a stack would have no noise, were all of it photon noise.
+
+    Parameters
+    ----------
+    pedestal : float
+        Level of the stack's sky, ADU.
+    weight, scale, gain, noise, area : (n,) array_like
+        Weight w, flux scale s, gain g (e-/ADU), measured standard deviation of a background pixel (ADU of the frame)
+        and frame pixels per output pixel a.
+
+    Returns
+    -------
+    float
+        ADU; ``(sky - level) / G`` is then the variance of the stack's background, G being its effective gain.
+
+    Notes
+    -----
+    ``p - sum(w^2 s^2 a b / g) / sum(w^2 s / g) - R^2 / G`` with the light b that makes the noise measured in each
+    frame, ``g b + r^2 = (g noise)^2``: the level of raw frames holds their bias, which makes none.
+    """
+    w, s, g, sigma, a = np.broadcast_arrays(*(np.asarray(v, float) for v in (weight, scale, gain, noise, area)))
+    return float(pedestal - np.sum(w**2 * s**2 * a * sigma**2) / np.sum(w**2 * s / g))
+
+
+# ---- the gain, from frames
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GainEstimate:
+    """Gain by the slope of variance against level."""
+
+    gain: float  #: e-/ADU
+    error: float  #: one sigma; see `estimate_gain`
+    variance: float  #: at level 0, ADU^2: read noise, and what a pedestal in the levels takes from it
+    levels: tuple[float, float]  #: lowest and highest of the cells, ADU
+    pairs: int  #: of frames
+
+    @property
+    def usable(self) -> bool:
+        """Whether it says more than nothing: positive, and known to 10 %."""
+        return self.gain > 0 and self.error < 0.1 * self.gain
+
+
+def estimate_gain(images: Sequence[Any], *, options: BackgroundOptions = BackgroundOptions(cell=32)) -> GainEstimate:
+    """Gain of a camera from light frames whose sky changes.
+
+    Parameters
+    ----------
+    images : sequence of (ny, nx) float32 ndarray
+        At least three frames of one camera and exposure, in ADU, not divided by a flat; NaN is missing.
+    options : BackgroundOptions
+        Cells in which variance and level are taken.
+
+    Returns
+    -------
+    GainEstimate
+        Look at `error`: a sky that hardly changes tells nothing.
+
+    Raises
+    ------
+    StackError
+        With fewer than three frames, or where nothing can be measured.
+
+    Notes
+    -----
+    Photon transfer [1]_ on the sky: frames are sorted by level and neighbours subtracted, so that what is fixed in
+    the detector goes; half the clipped variance of the difference in each cell is ``level/g + const``. Stars are
+    masked: their light moves between pixels from frame to frame by more than its photon noise. The line is fitted
+    with weights that follow from it, without cells beyond three robust sigmas. The error is the quadratic sum of
+    three: leaving out one pair at a time, the change where stars are not masked, and 2 %.
+
+    References
+    ----------
+    .. [1] Janesick 2007, Photon Transfer, SPIE, chapter 5
+    """
+    if len(images) < 3:
+        raise StackError(f"a gain cannot be estimated from {len(images)} frames: at least three are needed")
+    plain = [np.asarray(image, np.float32) for image in images]
+    with_stars = _transfer_curve(plain, options)
+    level, variance = _transfer_curve(
+        [np.where(_starlight(image), np.float32("nan"), image) for image in plain], options
+    )
+    slope, zero = _line(level.ravel(), variance.ravel())
+    n = len(level)
+    some = np.array([_line(np.delete(level, k, 0).ravel(), np.delete(variance, k, 0).ravel())[0] for k in range(n)])
+    contrast = slope - _line(with_stars[0].ravel(), with_stars[1].ravel())[0]
+    spread = np.sqrt((n - 1) / n * np.sum((some - some.mean()) ** 2) + contrast**2 + (_LEAST_ERROR * slope) ** 2)
+    good = slope > 0
+    return GainEstimate(
+        gain=1 / slope if good else float("nan"),
+        error=float(spread / slope**2) if good else float("inf"),
+        variance=zero,
+        levels=(float(np.nanmin(level)), float(np.nanmax(level))),
+        pairs=n,
+    )
+
+
+def _transfer_curve(images: Sequence[FloatImage], options: BackgroundOptions) -> tuple[Array, Array]:
+    """(pairs, cells) level and variance of one frame's pixels, from differences of frames of neighbouring levels."""
+    levels = [background.estimate(image, options=options).level.astype(float).ravel() for image in images]
+    order = np.argsort([np.nanmedian(level) for level in levels], kind="stable")
+    x, y = [], []
+    for i, j in pairwise(order):
+        difference = images[i] - images[j]
+        even = background.subtract(difference, background.estimate(difference))
+        x.append(0.5 * (levels[i] + levels[j]))
+        y.append(0.5 * background.estimate(even, options=options).noise.astype(float).ravel() ** 2)
+    return np.array(x), np.array(y)
+
+
+def _starlight(image: FloatImage) -> NDArray[np.bool_]:
+    """Pixels near anything that stands out of the noise in means of 5 x 5."""
+    from scipy.ndimage import maximum_filter, uniform_filter
+
+    sky = background.estimate(image)
+    excess = np.nan_to_num(background.subtract(image, sky), posinf=0.0, neginf=0.0)
+    return np.asarray(maximum_filter(uniform_filter(excess, 5), 7) > 4 * float(np.nanmedian(sky.noise)) / 5)
+
+
+def _line(x: Array, y: Array) -> tuple[float, float]:
+    """Slope and zero of a line whose points scatter in proportion to its value, outliers left out."""
+    keep = np.isfinite(x) & np.isfinite(y) & (y > 0)
+    if keep.sum() < 10:
+        raise StackError("a gain cannot be estimated: the frames have too few cells with values")
+    model = np.full(len(x), np.median(y[keep]))
+    slope, zero = 0.0, 0.0
+    for _ in range(10):
+        slope, zero = np.polyfit(x[keep], y[keep], 1, w=1 / model[keep])
+        model = np.maximum(slope * x + zero, 1e-3 * np.median(y[keep]))
+        pull = y / model - 1
+        sigma = 1.4826 * np.nanmedian(np.abs(pull[keep] - np.nanmedian(pull[keep])))
+        keep = np.abs(pull) < 3 * max(sigma, 1e-6)
+    return float(slope), float(zero)
+
+
+# ---- what to tell other programs
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class ErrorGuide:
+    """All that another program has to be told about the errors of one stack."""
+
+    path: Path
+    frames: int
+    gain: float | None  #: effective, e-/ADU
+    rdnoise: float | None  #: effective, e-
+    bias: float | None  #: level for photon statistics, ADU; see `bias_level`
+    sky: float | None  #: ADU
+    noise: float | None  #: of a background pixel, ADU
+    fwhm: float | None  #: pixel
+    correlation: NoiseCorrelation
+
+    def text(self, radius: float | None = None) -> str:
+        """Instructions for people.
+
+        Parameters
+        ----------
+        radius : float, optional
+            Of the aperture that is asked for, pixel; default 1.5 FWHM.
+
+        Returns
+        -------
+        str
+            A few lines for each program.
+        """
+        r = radius or (round(1.5 * self.fwhm, 1) if self.fwhm else 5.0)
+        near, far = float(self.correlation.at(r)), float(self.correlation.squared[-1])
+        name = self.path.name
+        rms = self.path.with_suffix(".rms.fits").name
+        lines = [f"{name}: {self.frames} frames" + (f", FWHM {self.fwhm:.2f} px" if self.fwhm else "")]
+        if self.sky is not None and self.noise is not None:
+            lines.append(f"  sky {self.sky:.2f} adu, scatter of a background pixel {self.noise:.3g} adu")
+        if self.gain is not None:
+            lines.append(f"  effective gain {self.gain:.4g} e-/adu: 100 adu of an object are {100 * self.gain:.0f} e-,")
+            lines.append(f"  whose photon noise is {100 / np.sqrt(100 * self.gain):.1f} %")
+            if self.rdnoise is not None:
+                lines.append(f"  effective read noise {self.rdnoise:.3g} e-")
+        else:
+            lines.append("  gain unknown: no frame tells it. Give --gain to fastack stack, or estimate it from")
+            lines.append(f"  the frames: fastack errors {name} --gain-from d*.fits")
+        lines.append(f"Starlink GAIA, aperture photometry, 'photon statistics', aperture radius {r:g} px")
+        if self.gain is not None and self.bias is not None:
+            lines.append(f"  photons per data unit  {self.gain:.4f}")
+            lines.append(f"  bias level             {self.bias:.3f}")
+            lines.append(
+                "  (the level at which photon noise alone would be zero; it holds the read noise too and may be"
+            )
+            lines.append("  negative. Errors come out right for large apertures, " + self._too_large(near / far) + ".)")
+        else:
+            lines.append("  needs the gain")
+        lines.append(f"SExtractor, for the image '{name}[0]'")
+        lines.append(f"  GAIN          {self.gain:.4f}" if self.gain is not None else "  GAIN          needs the gain")
+        lines.append("  WEIGHT_TYPE   MAP_RMS")
+        lines.append(f"  WEIGHT_IMAGE  {rms}   (fastack errors {name} --rms-map {rms})")
+        lines.append(f"  DETECT_THRESH counts in units of this map, which is {far:.3f} times a pixel's own noise")
+        lines.append("photutils")
+        lines.append("  error = UNCERT plane * factor; it holds the photons of the stars, so no calc_total_error")
+        radii = " ".join(f"{v:6.0f}" for v in self.correlation.radius[:-1])
+        lines.append(f"  aperture radius, px  {radii}  large")
+        lines.append("  factor               " + " ".join(f"{v:6.3f}" for v in self.correlation.proportional))
+        lines.append("  where your version counts partial pixels squared, and for independent pixels")
+        lines.append("  factor               " + " ".join(f"{v:6.3f}" for v in self.correlation.squared))
+        lines.append(f"  radius {r:g} px: {near:.3f}")
+        low = 100 * (1 - 1 / far)
+        lines.append("'sky variance', and any error from the scatter of background pixels")
+        lines.append(f"  is {low:.0f} % too small for large apertures, as resampling made neighbouring pixels alike;")
+        lines.append(f"  multiply it by {near:.3f} at radius {r:g} px. The object's photon noise is not in it either.")
+        return "\n".join(lines)
+
+    @staticmethod
+    def _too_large(ratio: float) -> str:
+        percent = 100 * (1 / ratio - 1)
+        return f"{percent:.0f} % too large at this radius" if percent >= 0.5 else "and at this radius"
+
+
+def read_guide(path: str | Path) -> ErrorGuide:
+    """Read from a stack what other programs have to be told.
+
+    Parameters
+    ----------
+    path : str or Path
+        File that fastack wrote.
+
+    Returns
+    -------
+    ErrorGuide
+        Its `text` is for people.
+
+    Raises
+    ------
+    FrameError
+        If the file cannot be read.
+    StackError
+        If it is no stack of fastack.
+    """
+    file = Path(path)
+    header, _ = _open(file, None)
+
+    def number(*keywords: str) -> float | None:
+        for keyword in keywords:
+            value = header.get(keyword)
+            if isinstance(value, (int, float)) and np.isfinite(value):
+                return float(value)
+        return None
+
+    return ErrorGuide(
+        path=file,
+        frames=int(number("NCOMBINE") or 0),
+        gain=number("EGAIN", "GAIN"),
+        rdnoise=number("RDNOISE"),
+        bias=number("BIASLEV"),
+        sky=number("SKYLEVEL"),
+        noise=number("SKYNOISE"),
+        fwhm=number("FWHM"),
+        correlation=NoiseCorrelation.read(header),
+    )
+
+
+def rms_map(path: str | Path, radius: float | None = None) -> fits.HDUList:
+    """Background noise of a stack as a map for SExtractor.
+
+    Parameters
+    ----------
+    path : str or Path
+        File that fastack wrote.
+    radius : float, optional
+        Of the aperture for which the errors shall be right, pixel; default: large ones.
+
+    Returns
+    -------
+    astropy.io.fits.HDUList
+        ``NOISCORR / sqrt(WEIGHT)`` in ADU, float32; 1e30, which SExtractor leaves out, where there is no value.
+
+    Raises
+    ------
+    FrameError
+        If the file cannot be read.
+    StackError
+        If it is no stack of fastack.
+    """
+    header, weight = _open(Path(path), "WEIGHT")
+    correlation = NoiseCorrelation.read(header)
+    factor = float(correlation.squared[-1] if radius is None else correlation.at(radius))
+    known = np.isfinite(weight) & (weight > 0)
+    rms = np.full(weight.shape, 1e30, np.float32)
+    rms[known] = factor / np.sqrt(weight[known])
+    hdu = fits.PrimaryHDU(rms)
+    hdu.header["BUNIT"] = ("adu", "one sigma of the background")
+    hdu.header["NOISCORR"] = (round(factor, 4), "factor for correlated noise, included")
+    hdu.header.add_history(f"background noise of {Path(path).name} for SExtractor's MAP_RMS")
+    return fits.HDUList([hdu])
+
+
+def _open(path: Path, plane: str | None) -> tuple[fits.Header, Any]:
+    """Primary header of a stack, and one of its planes."""
+    try:
+        with fits.open(path, memmap=False) as file:
+            header = file[0].header
+            if "FASTREF" not in header or "WEIGHT" not in file:
+                raise StackError(
+                    f"{path}: is no stack of fastack (no FASTREF card, no WEIGHT plane): stack the frames with"
+                    f" 'fastack stack FRAMES -o mosaic.fits', whose file knows its errors"
+                )
+            if "NOISCORR" not in header:
+                raise StackError(f"{path}: has no NOISCORR card: stack the frames again with this version of fastack")
+            return header.copy(), None if plane is None else np.asarray(file[plane].data, np.float32)
+    except FileNotFoundError:
+        raise FrameError(f"{path}: does not exist; name the FITS file that fastack stack wrote") from None
+    except OSError as error:
+        raise FrameError(f"{path}: cannot be read as FITS ({error}); name the file that fastack stack wrote") from None

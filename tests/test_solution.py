@@ -1,0 +1,103 @@
+"""Files on disk get their place on the sky."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from astropy.table import Table
+from astropy.wcs import WCS
+
+import fastack
+from fastack.errors import CatalogueError, OutputError, SolveError
+from fastack.simulate import NightOptions, simulate_night
+from fastack.solution import mean_epoch, solve_file
+
+
+@pytest.fixture(scope="module")
+def stacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("sky")
+    options = NightOptions(
+        n_frames=4,
+        shape=(400, 500),
+        n_stars=150,
+        flux=(3000.0, 3e5),
+        separation=8.0,
+        pixel_scale=0.7,
+        pointing_error=60.0,
+    )
+    night = simulate_night(options)
+    night.write(directory)
+    fastack.stack(str(directory), output_path=directory / "mosaic.fits")
+    stars = night.truth.table()
+    stars["mag"] = 25 - 2.5 * np.log10(stars["flux"].value * options.gain**-1)
+    stars["ra", "dec", "mag"].write(directory / "stars.ecsv")
+    np.save(directory / "truth.npy", night.truth.radec)
+    return directory
+
+
+@pytest.mark.parametrize("distortion", ["sip", "tpv"])
+def test_a_stack_is_placed_on_the_sky(stacked: Path, tmp_path: Path, distortion: str) -> None:
+    target = tmp_path / "amosaic.fits"
+    solved = solve_file(
+        stacked / "mosaic.fits", str(stacked / "stars.ecsv"), target, distortion=distortion, plots=tmp_path / "r.png"
+    )
+    assert solved.solution.n > 60
+    with fits.open(target, checksum=True) as file, fits.open(stacked / "mosaic.fits") as before:
+        file.verify("exception")
+        np.testing.assert_array_equal(file[0].data, before[0].data)
+        assert [h.name for h in file] == [h.name for h in before]
+        head = file[0].header
+        assert not [k for k in head if k.startswith(("PC1", "PC2", "CDELT", "CROTA"))]
+        assert file["UNCERT"].header["CRVAL1"] == head["CRVAL1"]
+        # the zero point is that of the reference frame, whose transparency is within some percent of one
+        assert head["MAGZPT"] == pytest.approx(25.0, abs=0.2)
+        wcs = WCS(head)
+    stars = Table.read(stacked / "stars.ecsv")
+    xy = wcs.all_world2pix(np.column_stack([stars["ra"], stars["dec"]]), 0)
+    fitted = solved.solution.xy
+    nearest = np.hypot(*(xy[None] - fitted[:, None]).transpose(2, 0, 1)).min(axis=1)
+    # the error of the whole solution is that of one star over the root of their number
+    assert np.median(nearest) < 0.3
+    assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
+    assert len(Table.read(tmp_path / "r.ecsv")) == solved.solution.n
+
+
+def test_another_places_catalogue_is_refused_and_nothing_written(stacked: Path, tmp_path: Path) -> None:
+    stars = Table.read(stacked / "stars.ecsv")
+    rng = np.random.default_rng(3)
+    stars["ra"] = stars["ra"].mean() + rng.permutation(stars["ra"] - stars["ra"].mean())
+    stars.write(tmp_path / "wrong.ecsv")
+    with pytest.raises(SolveError):
+        solve_file(stacked / "mosaic.fits", str(tmp_path / "wrong.ecsv"), tmp_path / "a.fits")
+    assert not (tmp_path / "a.fits").exists()
+
+
+def test_refusals(stacked: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.fits").touch()
+    with pytest.raises(OutputError, match="--overwrite"):
+        solve_file(stacked / "mosaic.fits", str(stacked / "stars.ecsv"), tmp_path / "a.fits")
+    with pytest.raises((CatalogueError, SolveError)):
+        solve_file(stacked / "mosaic.fits", str(tmp_path / "absent.csv"), tmp_path / "b.fits")
+
+
+def test_epoch_of_an_image() -> None:
+    assert mean_epoch(fits.Header([("DATE-AVG", "2019-01-30T22:00:00")])) == pytest.approx(2019.0807, abs=1e-3)
+    assert mean_epoch(fits.Header([("MJD-OBS", 58513.9)])) == pytest.approx(2019.0807, abs=1e-3)
+    assert mean_epoch(fits.Header()) is None
+
+
+@pytest.mark.real
+def test_hatp32_from_its_header_as_it_is(data_root: Path, tmp_path: Path) -> None:
+    paths = sorted((data_root / "hatp32").glob("*.FITS"))[::6]
+    fastack.stack(paths, reference="first", framing="reference", output_path=tmp_path / "h.fits")
+    solved = solve_file(tmp_path / "h.fits", str(data_root / "catalogues" / "tycho2_hatp32.csv"), tmp_path / "ah.fits")
+    assert solved.solution.n >= 40
+    assert solved.solution.parity == -1
+    scale = solved.solution.scale
+    assert scale == pytest.approx(5.164, abs=0.01)
+    assert max(solved.solution.rms_ra, solved.solution.rms_dec) < 0.4 * scale
+    x, y = WCS(fits.getheader(tmp_path / "ah.fits")).all_world2pix([[31.0427, 46.6878]], 0)[0]
+    assert np.hypot(x - 423, y - 286) < 1
