@@ -8,7 +8,7 @@ from reference import detect as slow
 from scipy.spatial import cKDTree
 
 from fastack import _pixels, background, simulate
-from fastack.detect import detect, find_artefacts
+from fastack.detect import detect, find_artefacts, survey
 from fastack.errors import DetectionError
 from fastack.options import DetectOptions
 from fastack.types import Background, StarFlag
@@ -322,3 +322,15 @@ def test_fixed_hot_pixels_are_sharp(data_root):
     assert first[fixed].has(StarFlag.SHARP).mean() > 0.8
     for stars in lists:
         assert (~stars.has(StarFlag.SHARP) & (stars.snr > 8)).sum() > 500
+
+
+def test_artefacts_from_the_pass_that_finds_stars():
+    rng = np.random.default_rng(8)
+    xy = jittered_grid(rng, 60, 400, 40)
+    image = star_frame(rng, xy, flux_of(rng.uniform(10, 300, len(xy)), 2.5), 2.5, shape=(400, 400))
+    add_hits(image, rng, 80)
+    stars, traces = survey(image)
+    np.testing.assert_array_equal(stars.xy, detect(image).xy)
+    alone = find_artefacts(image, fwhm=2.5)
+    assert len(alone) > 40
+    np.testing.assert_array_equal(find_artefacts(image, fwhm=2.5, traces=traces), alone)

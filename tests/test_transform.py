@@ -10,11 +10,11 @@ from astropy.io import fits
 from astropy.wcs import WCS
 from reference import match as star_lists
 from reference import transform as reference
-from scipy import ndimage
+from scipy import ndimage, special
 
 from fastack.errors import FrameError, MatchError
 from fastack.options import TransformOptions
-from fastack.transform import compose, consistent, fit, from_wcs, register
+from fastack.transform import _chi2_tail, _f_tail, compose, consistent, fit, from_wcs, register
 from fastack.types import StarFlag, Stars, Transform
 
 CASES = 40  # of each class; 1000 in benchmarks/truth_transform.py
@@ -105,9 +105,7 @@ def test_big_frames_are_well_conditioned() -> None:
         assert np.linalg.cond(found._terms(case.a)) < 100
 
 
-@pytest.mark.parametrize(
-    ("n", "highest"), [(3, "similarity"), (5, "similarity"), (8, "affine"), (14, "quadratic")]
-)
+@pytest.mark.parametrize(("n", "highest"), [(3, "similarity"), (5, "similarity"), (8, "affine"), (14, "quadratic")])
 def test_few_stars_stay_low(n: int, highest: str) -> None:
     rng = np.random.default_rng(12)
     for _ in range(30):
@@ -302,3 +300,15 @@ def test_saturated_and_sharp_stars_stay_out_of_the_fit() -> None:
     transform, pairs = register(Stars.make(xy, flags=flags), Stars.make(moved))
     assert pairs.index[:, 0].min() >= 15
     np.testing.assert_allclose(transform([[500, 500]]), [[530, 510]], atol=5 * 0.05 / np.sqrt(45))
+
+
+@pytest.mark.parametrize("more", [2, 6, 18])
+def test_tails_are_those_of_scipy(more):
+    """To 1e-9 of themselves, over all that a field of 3 to 5000 stars may ask for."""
+    for free in (1, 3, 20, 900, 10_000):
+        for value in (1e-3, 0.5, 1.0, 3.0, 30.0, 1e4):
+            assert _f_tail(more, free, value) == pytest.approx(special.fdtrc(more, free, value), rel=1e-9)
+        for excess in (1.2, 2.0, 10.0):
+            value = excess * free + 2.1
+            assert _chi2_tail(free, value) == pytest.approx(special.chdtrc(free, value), rel=1e-9)
+        assert _chi2_tail(free, free) == 1
