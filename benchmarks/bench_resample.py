@@ -28,9 +28,7 @@ ANGLES = (0.0, 0.2, 2.0, 17.0, 45.0, 180.0, 90.0)
 
 def turned(degrees: float, mirrored: bool = False) -> Transform:
     t = np.deg2rad(degrees)
-    matrix = np.array([[np.cos(t), -np.sin(t)], [np.sin(t), np.cos(t)]]) @ np.diag(
-        [-1.0 if mirrored else 1.0, 1.0]
-    )
+    matrix = np.array([[np.cos(t), -np.sin(t)], [np.sin(t), np.cos(t)]]) @ np.diag([-1.0 if mirrored else 1.0, 1.0])
     middle = np.full(2, N / 2)
     return Transform.affine(np.c_[matrix, middle - matrix @ middle + [0.3, 0.4]])
 

@@ -179,13 +179,9 @@ def machine() -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", choices=SETS, default="S")
-    parser.add_argument(
-        "--turned", action="store_true", help="a quarter of the frames is turned by 180 degrees"
-    )
+    parser.add_argument("--turned", action="store_true", help="a quarter of the frames is turned by 180 degrees")
     parser.add_argument("--peers", default=",".join(PEERS), help="comma-separated: %(default)s")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--work", type=Path, help="kept between runs; default: a temporary directory")

@@ -191,16 +191,12 @@ def stack_with_ccdproc(frames: Path, out: Path) -> None:
         head = fits.Header.fromtextfile(frames / "heads" / f"{path.stem}.head")
         image = fits.getdata(path).astype(np.float32)
         image = (image - np.median(image[::4, ::4])) * np.float32(head["FLXSCALE"])
-        projected = ccdproc.wcs_project(
-            CCDData(image, unit="adu", wcs=WCS(head)), WCS(grid), target_shape=shape
-        )
+        projected = ccdproc.wcs_project(CCDData(image, unit="adu", wcs=WCS(head)), WCS(grid), target_shape=shape)
         planes.append(np.where(np.isfinite(projected.data), projected.data, np.nan).astype(np.float32))
     result = np.empty(shape, np.float32)
     for first in range(0, shape[0], 128):
         bands = [plane[first : first + 128] for plane in planes]
-        combiner = ccdproc.Combiner(
-            [CCDData(b, unit="adu", mask=np.isnan(b)) for b in bands], dtype=np.float32
-        )
+        combiner = ccdproc.Combiner([CCDData(b, unit="adu", mask=np.isnan(b)) for b in bands], dtype=np.float32)
         combiner.sigma_clipping(low_thresh=3, high_thresh=3, func=np.ma.median)
         result[first : first + 128] = combiner.average_combine().data
     fits.writeto(out, result, overwrite=True)

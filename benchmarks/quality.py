@@ -112,9 +112,7 @@ def place(image, night: Night) -> Placed:
             best = (counts.max(), frame.index, cells[counts.argmax()] * 3.0)
     votes, index, shift = best
     if votes < 8:
-        raise ValueError(
-            f"the stars of the product are not those of the night: {votes} of {len(found)} agree"
-        )
+        raise ValueError(f"the stars of the product are not those of the night: {votes} of {len(found)} agree")
     noise = optimum(night)[0] * 2 * np.mean([f.fwhm for f in truth.frames])
     bright = truth.xy[unsaturated(night) & (truth.flux > 100 * noise)][:400]
     if len(bright) < 12:
@@ -204,9 +202,7 @@ def optimum(night: Night) -> tuple[float, float]:
     """Sky noise of one pixel of an ideal stack with equal and with the best weights, e- at transparency 1."""
     options = night.options
     dark = options.dark * options.exposure
-    variance = (
-        np.array([f.sky + dark + options.rdnoise**2 for f in night.truth.frames]) + options.gain**2 / 12
-    )
+    variance = np.array([f.sky + dark + options.rdnoise**2 for f in night.truth.frames]) + options.gain**2 / 12
     scaled = variance / np.array([f.transparency for f in night.truth.frames]) ** 2
     return float(np.sqrt(scaled.sum()) / len(scaled)), float(1 / np.sqrt((1 / scaled).sum()))
 
@@ -387,17 +383,13 @@ def smooth_level(residual, use, cell: int = 128):
                 level[j, i] = np.median(values)
     nearest = ndimage.distance_transform_edt(np.isnan(level), return_distances=False, return_indices=True)
     level = level[tuple(nearest)]
-    at = np.meshgrid(
-        (np.arange(ny) + 0.5) * my / ny - 0.5, (np.arange(nx) + 0.5) * mx / nx - 0.5, indexing="ij"
-    )
+    at = np.meshgrid((np.arange(ny) + 0.5) * my / ny - 0.5, (np.arange(nx) + 0.5) * mx / nx - 0.5, indexing="ij")
     return ndimage.map_coordinates(level, at, order=1, mode="nearest")
 
 
 def _polynomial(xy, order: int):
     x, y = xy[:, 0], xy[:, 1]
-    return np.stack(
-        [x**i * y**j for total in range(order + 1) for j in range(total + 1) for i in [total - j]], axis=1
-    )
+    return np.stack([x**i * y**j for total in range(order + 1) for j in range(total + 1) for i in [total - j]], axis=1)
 
 
 def _weighted(values, weights):

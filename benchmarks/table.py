@@ -47,12 +47,8 @@ def stack_table(result: dict[str, Any]) -> str:
         quality.append([name, *(text(row["quality"]) for _, text in QUALITY)])
     n, ny, nx = result["frames"]
     machine = result["machine"]
-    notes = [
-        f"{n} frames of {nx}x{ny} uint16; median of {max((r['runs'] for r in done.values()), default=0)} runs"
-    ]
-    notes[0] += (
-        f" in turn (range); {machine['cpu']}, {machine['threads']} threads, Python {machine['python']}."
-    )
+    notes = [f"{n} frames of {nx}x{ny} uint16; median of {max((r['runs'] for r in done.values()), default=0)} runs"]
+    notes[0] += f" in turn (range); {machine['cpu']}, {machine['threads']} threads, Python {machine['python']}."
     notes += [f"{name}: {row['says']}." for name, row in done.items()]
     notes += [
         f"{name}: {row.get('skipped') or 'failed: ' + row['failed'][:200]}"

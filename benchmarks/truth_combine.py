@@ -85,9 +85,7 @@ def render(night, n, rng, shape, stars):
             phase[i] = rng.uniform(-0.5, 0.5, 2)
         for x, y, flux in stars:
             x0, y0 = int(x) - size, int(y) - size
-            stamp = moffat(
-                (2 * size, 2 * size), x + dx + phase[i, 0] - x0, y + dy + phase[i, 1] - y0, fwhm[i]
-            )
+            stamp = moffat((2 * size, 2 * size), x + dx + phase[i, 0] - x0, y + dy + phase[i, 1] - y0, fwhm[i])
             frames[i, y0 : y0 + 2 * size, x0 : x0 + 2 * size] += flux * stamp
     return frames, fwhm, phase
 
@@ -117,9 +115,7 @@ def artefacts(n, shape, rng, rays):
             extra[i, rng.integers(shape[0]), rng.integers(shape[1])] += 10 ** rng.uniform(2.3, 4.5)
         if i % 10 == 0:
             slope, offset = rng.uniform(-1, 1), rng.uniform(0.2, 0.8) * shape[0]
-            distance = (np.arange(shape[0])[:, None] - offset - slope * np.arange(shape[1])) / np.hypot(
-                1, slope
-            )
+            distance = (np.arange(shape[0])[:, None] - offset - slope * np.arange(shape[1])) / np.hypot(1, slope)
             extra[i] += 10 ** rng.uniform(2, 3) * np.exp(-0.5 * (distance / 1.2) ** 2)
     return extra
 

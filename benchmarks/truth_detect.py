@@ -35,9 +35,7 @@ def render(rng, fwhm, n):
     step = max(24, int(6 * fwhm))
     side = SIZE // step
     cells = rng.permutation(side * side)[:n]
-    xy = (
-        np.stack([cells % side, cells // side], axis=1) + 0.5 + rng.uniform(-0.2, 0.2, (len(cells), 2))
-    ) * step
+    xy = (np.stack([cells % side, cells // side], axis=1) + 0.5 + rng.uniform(-0.2, 0.2, (len(cells), 2))) * step
     y, x = np.mgrid[-40:41, -40:41].astype(float)
     flux = SNR * NOISE / np.sqrt((simulate.moffat(x, y, fwhm=fwhm, beta=3.0) ** 2).sum())
     image = simulate.render_stars((SIZE, SIZE), xy, flux, fwhm=fwhm, pixel="sampled", radius=6 * fwhm)
@@ -77,9 +75,7 @@ def main() -> int:
     parser.add_argument("--frames", type=int, default=4, help="of each width")
     frames = parser.parse_args().frames
     print(f"{frames} frames of {SIZE}x{SIZE} a width, seeds 0 to {frames - 1}; 95 % intervals")
-    print(
-        "FWHM   complete            pure                  sep complete / pure  hits caught  false px   cores"
-    )
+    print("FWHM   complete            pure                  sep complete / pure  hits caught  false px   cores")
     missed = False
     for fwhm in (1.5, 1.8, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0):
         counts = np.zeros(12, int)
@@ -114,9 +110,7 @@ def main() -> int:
                 image.size,
                 (found & core).sum(),
             ]
-        n, complete, m, pure, their_complete, k, their_pure, hits, caught, false, pixels_n, cores = (
-            counts.tolist()
-        )
+        n, complete, m, pure, their_complete, k, their_pure, hits, caught, false, pixels_n, cores = counts.tolist()
         low, high = interval(complete, n)
         pure_low, pure_high = interval(pure, m)
         print(
@@ -126,9 +120,7 @@ def main() -> int:
             f"       {false / pixels_n:.1e}    {cores}"
         )
         judged = fwhm >= 1.8
-        missed |= judged and (
-            high < 0.99 or pure_high < 0.99 or caught / hits < 0.95 or false / pixels_n > 1e-5
-        )
+        missed |= judged and (high < 0.99 or pure_high < 0.99 or caught / hits < 0.95 or false / pixels_n > 1e-5)
         missed |= fwhm >= 2 and cores > 0
     print("a target is missed" if missed else "every target is met")
     return int(missed)

@@ -66,9 +66,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     print(f"{args.cases} cases a class, seed {args.seed}")
-    print(
-        "noisy: right pairs, whose position errors alone leave more than 1 px at an edge; counted as solved"
-    )
+    print("noisy: right pairs, whose position errors alone leave more than 1 px at an edge; counted as solved")
     print(f"{'class':45s} solved (noisy) unsolved  wrong   95 % interval       wrong       mean ms  95 % ms")
     good = [run(kind, args.cases, args.seed) for kind in args.classes or reference.CLASSES]
     return 0 if all(good) else 1

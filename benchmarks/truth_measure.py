@@ -30,15 +30,11 @@ def check(good: bool) -> str:
 
 
 def run(frame: reference.Frame, **options: Any) -> Any:
-    return measure(
-        frame.image, frame.first, background=frame.background, options=MeasureOptions(gain=GAIN, **options)
-    )
+    return measure(frame.image, frame.first, background=frame.background, options=MeasureOptions(gain=GAIN, **options))
 
 
 def widths() -> None:
-    print(
-        "FWHM of a frame (30 stars of SNR 50 and 100 of SNR 200; mean of 16 frames; target: bias under 1 %)"
-    )
+    print("FWHM of a frame (30 stars of SNR 50 and 100 of SNR 200; mean of 16 frames; target: bias under 1 %)")
     print("pixel       fwhm  beta   ell   effective   bias SNR 50   bias SNR 200   d ell (SNR 200)")
     for pixel in ("sampled", "integrated"):
         for fwhm in (1.8, 2.5, 4.0, 8.0):
@@ -49,8 +45,7 @@ def widths() -> None:
                 bias, ell = {}, 0.0
                 for n, snr in ((30, 50), (100, 200)):
                     frames = [
-                        reference.isolated_stars(np.random.default_rng(seed), n, snr, **psf)
-                        for seed in range(16)
+                        reference.isolated_stars(np.random.default_rng(seed), n, snr, **psf) for seed in range(16)
                     ]
                     quality = [run(frame)[1] for frame in frames]
                     bias[snr] = np.mean([q.fwhm for q in quality]) / truth - 1

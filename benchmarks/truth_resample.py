@@ -27,15 +27,9 @@ from fastack.types import Transform
 
 def random_map(rng: np.random.Generator) -> Transform:
     """Rotate by anything, or by little, about the middle of a 60 x 60 frame."""
-    t = np.deg2rad(
-        rng.choice([rng.uniform(-180, 180), rng.normal(0, 1.5), 90 * rng.integers(4) + rng.normal()])
-    )
+    t = np.deg2rad(rng.choice([rng.uniform(-180, 180), rng.normal(0, 1.5), 90 * rng.integers(4) + rng.normal()]))
     scale = rng.choice([1.0, 1 + rng.normal(0, 1e-3), rng.uniform(0.5, 2)])
-    m = (
-        scale
-        * np.array([[np.cos(t), -np.sin(t)], [np.sin(t), np.cos(t)]])
-        @ np.diag([rng.choice([-1, 1]), 1])
-    )
+    m = scale * np.array([[np.cos(t), -np.sin(t)], [np.sin(t), np.cos(t)]]) @ np.diag([rng.choice([-1, 1]), 1])
     bend = rng.normal(0, rng.choice([1e-4, 0.05]), (2, 7)) * rng.integers(2)
     linear = 20 * m
     cx = [30 + rng.uniform(-1, 1), *linear[0], *bend[0]]
@@ -54,9 +48,7 @@ def worst_weight(kernel: str, cases: int, seed: int) -> float:
         x, y = rng.integers(4, 40, 2)
         tile = (int(y), int(y) + 8, int(x), int(x) + 16)
         out = np.empty((8, 16), np.float32)
-        resample_tile(
-            image, (0, 0), image.shape, transform, tile, out=out, options=ResampleOptions(kernel=kernel)
-        )
+        resample_tile(image, (0, 0), image.shape, transform, tile, out=out, options=ResampleOptions(kernel=kernel))
         exact, _, _ = twin.resample(image, transform.shifted(x, y), out.shape, kernel)
         xy = np.argwhere(np.ones(out.shape))[:, ::-1] + [x, y]
         jacobian = np.abs(np.linalg.det(transform.jacobian(xy))).reshape(out.shape)
@@ -138,9 +130,7 @@ def main() -> int:
         rows.append((name, value, limit, value <= limit))
 
     for kernel in ("bilinear", "bicubic", "lanczos2", "lanczos3", "lanczos4"):
-        target(
-            f"largest error of a weight, {kernel}", worst_weight(kernel, options.cases, options.seed), 1e-4
-        )
+        target(f"largest error of a weight, {kernel}", worst_weight(kernel, options.cases, options.seed), 1e-4)
     # The phase drifts by |step - 1| a pixel, and Lanczos-3 then gains or loses 0.124 |step - 1| per axis.
     cases = min(options.cases, 100)
     for degrees, stretch, limit in ((1.0, 2e-4, 1e-4), (2.0, 1e-3, 2 * 0.124 * 1.6e-3 + 5e-5)):
@@ -165,9 +155,7 @@ def main() -> int:
     for kernel, sigma in expected.items():
         out = resample(image, [[1, 0.00618, 0.1], [-0.00618, 1, 14]], options=ResampleOptions(kernel=kernel))
         phases = (np.arange(64) + 0.5) / 64
-        theory = np.mean(
-            [autocorrelation(kernel, p, 0.0).max() for p in phases]
-        )  # rms over both axes' phases
+        theory = np.mean([autocorrelation(kernel, p, 0.0).max() for p in phases])  # rms over both axes' phases
         target(
             f"|sigma of a pixel / theory - 1|, {kernel}",
             abs(np.nanstd(out[20:-20, 20:-20]) / theory - 1),

@@ -43,9 +43,7 @@ def test_gradient_reaches_the_border():
     plane = 0.5 * x - 0.3 * y
     image = noise_frame(plane.shape) + plane.astype(np.float32)
     difference = background.render(background.estimate(image)) - (500 + plane)
-    assert (
-        abs(difference).max() < 6 * SIGMA / 64 * 2.5
-    )  # straight lines beyond the nodes add their slope's error
+    assert abs(difference).max() < 6 * SIGMA / 64 * 2.5  # straight lines beyond the nodes add their slope's error
     for side in (difference[:8], difference[-8:], difference[:, :8], difference[:, -8:]):
         assert abs(side.mean()) < 3 * SIGMA / 64
 
@@ -55,9 +53,7 @@ def test_faint_stars_do_not_raise_the_level():
     rng = np.random.default_rng(3)
     shape = (512, 512)
     xy = rng.uniform(0, 512, (3000, 2))
-    stars = simulate.render_stars(
-        shape, xy, 10 ** rng.uniform(1.5, 3.5, 3000), fwhm=3, pixel="sampled", radius=12
-    )
+    stars = simulate.render_stars(shape, xy, 10 ** rng.uniform(1.5, 3.5, 3000), fwhm=3, pixel="sampled", radius=12)
     image = noise_frame(shape, 4) + stars
     cells = image.reshape(8, 64, 8, 64).swapaxes(1, 2).reshape(64, -1)
     clipped = np.median([slow.cell_statistics(cell)[0] for cell in cells])

@@ -95,9 +95,7 @@ def test_all_steps_against_the_twin(isa, bitpix, exact, masters):
         out, raw, bitpix=bitpix, bzero=bzero, saturation=limit, level=level, dark_scale=1.75, **arrays
     )
     given = {k: v for k, v in arrays.items() if v is not None}
-    expected, saturated = twin.calibrate(
-        raw, bitpix, 1, bzero, level=level, dark_scale=1.75, saturation=limit, **given
-    )
+    expected, saturated = twin.calibrate(raw, bitpix, 1, bzero, level=level, dark_scale=1.75, saturation=limit, **given)
     # four single-precision operations on terms up to 31000 ADU, each good to half of 2^-23
     np.testing.assert_allclose(out, expected, rtol=0, atol=4 * 31000 * 2**-24 * 2)
     np.testing.assert_array_equal(found, saturated)
@@ -170,9 +168,7 @@ def make_frame(path, light, level, rng, cards=(), noise=3.0, **kwargs):
     image[:] = np.reshape(level, (-1, 1))
     image[:, :LIGHT] += light
     image += rng.normal(0, noise, image.shape)
-    header = fits.Header(
-        [("TRIMSEC", f"[1:{LIGHT},1:{NY}]"), ("BIASSEC", f"[{OVERSCAN[0] + 1}:{OVERSCAN[1]},1:{NY}]")]
-    )
+    header = fits.Header([("TRIMSEC", f"[1:{LIGHT},1:{NY}]"), ("BIASSEC", f"[{OVERSCAN[0] + 1}:{OVERSCAN[1]},1:{NY}]")])
     header.extend(fits.Header(list(cards)))
     data = np.clip(np.round(image), 0, 65535).astype(np.uint16)
     fits.PrimaryHDU(data, header).writeto(path, **kwargs)
@@ -199,9 +195,7 @@ def masters(tmp_path, level):
     truth["flat"][50, 60], truth["flat"][:, 140] = 0, 0.01
     truth["flat"] /= np.median(truth["flat"])
     for i in range(9):
-        make_frame(
-            tmp_path / f"b{i}.fits", truth["bias"], level, rng, [("IMAGETYP", "bias"), ("EXPTIME", 0.0)]
-        )
+        make_frame(tmp_path / f"b{i}.fits", truth["bias"], level, rng, [("IMAGETYP", "bias"), ("EXPTIME", 0.0)])
         make_frame(
             tmp_path / f"k{i}.fits",
             truth["bias"] + truth["dark"],
@@ -263,9 +257,7 @@ def test_a_cosmic_ray_does_not_reach_the_master(masters, level):
     path, truth, _ = masters
     light = np.array(truth["bias"])
     light[30:33, 40] += 5000
-    make_frame(
-        path / "b4.fits", light, level, np.random.default_rng(5), [("IMAGETYP", "bias")], overwrite=True
-    )
+    make_frame(path / "b4.fits", light, level, np.random.default_rng(5), [("IMAGETYP", "bias")], overwrite=True)
     frames = [open_frame(p) for p in find_frames([f"{path}/b*.fits"])]
     master = make_master("bias", frames)
     assert np.abs(master.pixels[30:33, 40] - truth["bias"][30:33, 40]).max() < 5 * 3 / np.sqrt(8)
@@ -443,9 +435,7 @@ def test_untrimmed_master_is_cut(masters):
 def test_a_frame_that_the_masters_do_not_fit_is_refused_alone(masters):
     path, _, light = masters
     calibration = load_calibration([light, light], options(path))
-    other = make_frame(
-        path / "o.fits", 5, 10, np.random.default_rng(1), [("FILTER", "B"), ("EXPTIME", 300.0)]
-    )
+    other = make_frame(path / "o.fits", 5, 10, np.random.default_rng(1), [("FILTER", "B"), ("EXPTIME", 300.0)])
     with pytest.raises(CalibrationError, match=r"o.fits: filter 'B', the flat's is 'R'"):
         calibration.prepare(other)
 
@@ -554,9 +544,7 @@ def test_a_file_that_vanishes_between_the_passes(masters):
 def test_lowell_sky_is_even(data_root):
     night = data_root / "lowell_night"
     frames = [open_frame(path) for path in find_frames([night / "light"])]
-    calibration = load_calibration(
-        frames, CalibrateOptions(bias=str(night / "bias"), flat=str(night / "flat"))
-    )
+    calibration = load_calibration(frames, CalibrateOptions(bias=str(night / "bias"), flat=str(night / "flat")))
     assert "flat: 20190326.0100.fits.fz left out: filter 'V', not 'VR'" in calibration.notes
     assert "flat: 4 frames" in calibration.notes
     for frame in (frames[0], frames[4], frames[12]):  # twilight, dark sky, moon

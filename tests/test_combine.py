@@ -115,9 +115,7 @@ def test_median_is_exact(isa, n):
     count = np.isfinite(cube).sum(0)
     low = np.take_along_axis(ordered, np.maximum(count - 1, 0)[None] // 2, 0)[0]
     high = np.take_along_axis(ordered, np.minimum(count // 2, n - 1)[None], 0)[0]
-    np.testing.assert_array_equal(
-        result.data, np.where(count > 0, low + np.float32(0.5) * (high - low), np.nan)
-    )
+    np.testing.assert_array_equal(result.data, np.where(count > 0, low + np.float32(0.5) * (high - low), np.nan))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -130,9 +128,7 @@ def test_a_constant_stays(isa, method, how):
         model = NoiseModel.make(37, noise=0.01, sky=0.5, gain=5e3)
         result = combine(cube, noise=model, pedestal=0.1, options=CombineOptions(reject=method, combine=how))
         covered = np.isfinite(cube).any(0)
-        assert np.abs(result.data[covered] - np.float32(value)).max() <= 2 * np.spacing(
-            np.float32(abs(value))
-        )
+        assert np.abs(result.data[covered] - np.float32(value)).max() <= 2 * np.spacing(np.float32(abs(value)))
         assert np.isnan(result.data[4, 7])
         assert result.count[4, 7] == 0
 
@@ -201,9 +197,7 @@ def starry_tile(n=9, shape=(70, 90), seed=4):
     fwhm = rng.uniform(2, 5, n)
     for cx, cy in rng.uniform(0, 70, (30, 2)):
         for i in range(n):
-            cube[i] += (
-                3e4 / fwhm[i] ** 2 * np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * (fwhm[i] / 2.355) ** 2))
-            )
+            cube[i] += 3e4 / fwhm[i] ** 2 * np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * (fwhm[i] / 2.355) ** 2))
     shade = rng.uniform(1, 1.5, (n, 5, 6)).astype(np.float32)
     model = NoiseModel.make(n, noise=30.0, sky=1000.0, gain=1.1, fwhm=fwhm, shade=shade)
     return cube, rng.integers(80, 255, cube.shape).astype(np.uint8), model
@@ -233,9 +227,7 @@ def test_same_bits_however_the_output_is_tiled(isa, method):
                     halo=HALO,
                     options=options,
                 )
-                row.append(
-                    np.stack([part.data.view("u4"), part.variance.view("u4"), part.count, part.rejected_low])
-                )
+                row.append(np.stack([part.data.view("u4"), part.variance.view("u4"), part.count, part.rejected_low]))
             rows.append(np.concatenate(row, axis=2))
         return np.concatenate(rows, axis=1)
 
@@ -261,9 +253,7 @@ def test_instruction_sets_agree(method):
         _pixels._choose_isa(level)
         tile = (0, cube.shape[1], 0, cube.shape[2])
         results.append(
-            combine_tile(
-                cube, factor, model, pedestal=1e3, tile=tile, halo=0, options=CombineOptions(reject=method)
-            )
+            combine_tile(cube, factor, model, pedestal=1e3, tile=tile, halo=0, options=CombineOptions(reject=method))
         )
     _pixels._choose_isa(None)
     for other in results[1:]:
@@ -282,9 +272,7 @@ def test_variance_is_that_of_the_result(how, n):
     unequal = how == "mean"
     gain, rdnoise, scale = 1.6, 9.0, np.linspace(0.8, 1.25, n) if unequal else np.ones(n)
     sky = np.linspace(300, 500, n) if unequal else np.full(n, 400.0)
-    electrons = rng.poisson((sky * gain)[:, None, None], (n, *shape)) + rdnoise * rng.standard_normal(
-        (n, *shape)
-    )
+    electrons = rng.poisson((sky * gain)[:, None, None], (n, *shape)) + rdnoise * rng.standard_normal((n, *shape))
     frames = electrons / gain
     cube = 400 + scale[:, None, None] * (frames - sky[:, None, None])
     weight = 1 if how == "median" else 1 / scale

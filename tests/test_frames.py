@@ -46,9 +46,7 @@ def write_raw(path, cards, data=IMAGE):
         for card in [*structure, *cards, "END"]
     )
     body = data.astype(">i2").tobytes()
-    path.write_bytes(
-        text.ljust(-(-len(text) // 2880) * 2880) + body.ljust(-(-len(body) // 2880) * 2880, b"\0")
-    )
+    path.write_bytes(text.ljust(-(-len(text) // 2880) * 2880) + body.ljust(-(-len(body) // 2880) * 2880, b"\0"))
     return path
 
 
@@ -68,9 +66,9 @@ def test_pixels_where_the_frame_says(tmp_path):
 def test_compressed_files_hold_the_same_pixels(tmp_path):
     plain = open_frame(write(tmp_path / "a.fits", IMAGE.astype(np.uint16)))
     (tmp_path / "b.fits.gz").write_bytes(gzip.compress(plain.path.read_bytes()))
-    fits.HDUList(
-        [fits.PrimaryHDU(), fits.CompImageHDU(IMAGE.astype(np.uint16), compression_type="RICE_1")]
-    ).writeto(tmp_path / "c.fits.fz")
+    fits.HDUList([fits.PrimaryHDU(), fits.CompImageHDU(IMAGE.astype(np.uint16), compression_type="RICE_1")]).writeto(
+        tmp_path / "c.fits.fz"
+    )
     for name in ("b.fits.gz", "c.fits.fz"):
         frame = open_frame(tmp_path / name)
         assert frame.shape == plain.shape

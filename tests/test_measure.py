@@ -150,18 +150,14 @@ def test_fwhm_in_a_crowded_field() -> None:
     assert quality.ellipticity < 0.03
 
 
-@pytest.mark.parametrize(
-    ("fwhm", "snr"), [(1.8, 10), (1.8, 200), (2.5, 20), (4.0, 10), (4.0, 100), (8.0, 50)]
-)
+@pytest.mark.parametrize(("fwhm", "snr"), [(1.8, 10), (1.8, 200), (2.5, 20), (4.0, 10), (4.0, 100), (8.0, 50)])
 def test_positions_and_fluxes_near_the_bound(fwhm: float, snr: float) -> None:
     """Of 196 stars: the rms of 392 coordinates is known to 3.6 %, so 1.2 lies five sigmas from 1."""
     rng = np.random.default_rng(int(10 * fwhm + snr))
     frame = reference.isolated_stars(rng, 196, snr, fwhm=fwhm, pixel="integrated")
     # faint stars alone do not tell the frame's PSF: every frame has some bright ones
     stars, _ = run(frame, MeasureOptions(gain=reference.GAIN, max_fits=196, min_snr=5.0))
-    bound, _ = reference.cramer_rao(
-        frame.flux[0], rng.uniform(-0.5, 0.5, (6, 2)), fwhm=fwhm, pixel="integrated"
-    )
+    bound, _ = reference.cramer_rao(frame.flux[0], rng.uniform(-0.5, 0.5, (6, 2)), fwhm=fwhm, pixel="integrated")
     fitted = ~stars.has(StarFlag.NO_FIT)
     assert fitted.mean() > 0.99
     offset = (stars.xy - frame.xy)[fitted]
@@ -184,9 +180,7 @@ def test_no_bias_with_the_phase_of_the_pixel() -> None:
 
 def test_trailed_frame_shows() -> None:
     trail = {"fwhm": 3.0, "beta": 3.0, "trail": 3.0, "theta": 0.7}
-    frame = reference.trailed_stars(
-        np.random.default_rng(7), 100, 100, 3.0, 0.7, fwhm=3.0, pixel="integrated"
-    )
+    frame = reference.trailed_stars(np.random.default_rng(7), 100, 100, 3.0, 0.7, fwhm=3.0, pixel="integrated")
     _, quality = run(frame)
     width, elongation = reference.effective_psf(**trail)
     assert abs(quality.ellipticity - elongation) < 0.03
@@ -207,9 +201,7 @@ def test_hot_pixels_and_cosmic_rays_stay_out() -> None:
     frame = reference.isolated_stars(rng, 100, 60, fwhm=2.5, pixel="integrated")
     size = frame.image.shape[0]
     # between the stars, which stand on a grid of 24 pixels
-    corners = (
-        np.stack(np.meshgrid(np.arange(size // 24), np.arange(size // 24)), -1).reshape(-1, 2)[:100] * 24
-    )
+    corners = np.stack(np.meshgrid(np.arange(size // 24), np.arange(size // 24)), -1).reshape(-1, 2)[:100] * 24
     hot, rays = corners + np.array([1, 1]), corners + np.array([1, 12])
     for x, y in hot:
         frame.image[y, x] += rng.uniform(300, 10000)
@@ -326,9 +318,7 @@ def test_positions_at_and_beyond_the_border() -> None:
     assert stars.has(StarFlag.NO_FIT)[36:40].all()
     assert quality.n_fitted == 36
     image = frame.image[:, round(frame.xy[0, 0]) :]
-    cut, _ = measure(
-        image, frame.first - [round(frame.xy[0, 0]), 0], background=frame.background, options=OPTIONS
-    )
+    cut, _ = measure(image, frame.first - [round(frame.xy[0, 0]), 0], background=frame.background, options=OPTIONS)
     assert cut.has(StarFlag.EDGE)[0]
     assert abs(cut.xy[0, 1] - frame.xy[0, 1]) < 5 * cut.xy_err[0]
 

@@ -120,9 +120,7 @@ def test_twin(kernel, name, noise):
     tight = np.isfinite(out) & np.isfinite(planes["out"])
     assert np.mean(tight != np.isfinite(out)) < 0.01
     np.testing.assert_array_equal(np.isfinite(planes["out"])[sure], tight[sure])
-    np.testing.assert_allclose(
-        planes["out"][tight], out[tight], atol=1.5 * near(kernel, image, transform, True)
-    )
+    np.testing.assert_allclose(planes["out"][tight], out[tight], atol=1.5 * near(kernel, image, transform, True))
     expected = np.clip(255 * factor[tight], 1, 255)
     np.testing.assert_allclose(planes["factor"][tight], expected, atol=1, rtol=2e-3)
     flagged = (planes["flags"] & PixelFlag.INTERPOLATED) != 0
@@ -177,9 +175,7 @@ def test_variance(kernel, noise):
 def test_copies(kernel, missing, noise):
     """Identity, whole-pixel shifts, quarter turns and reflections are copies, bit by bit."""
     image = holed(noise, missing)
-    np.testing.assert_array_equal(
-        resample(image, np.eye(2, 3), options=ResampleOptions(kernel=kernel)), image
-    )
+    np.testing.assert_array_equal(resample(image, np.eye(2, 3), options=ResampleOptions(kernel=kernel)), image)
     moved = resample(image, [[1, 0, 3], [0, 1, -2]], options=ResampleOptions(kernel=kernel))
     np.testing.assert_array_equal(moved[2:, :-3], image[:-2, 3:])
     ny, nx = image.shape
@@ -272,11 +268,7 @@ def test_stars(name):
     transform = MAPS[name]
     at = np.array([[25.2, 20.4]])
     image = render_stars((60, 60), transform(at) + 5, 1000.0, fwhm=5.0, beta=6, pixel="sampled")
-    moved = (
-        Transform.affine(np.c_[transform.matrix, transform([[0, 0]])[0] + 5])
-        if transform.order == 1
-        else None
-    )
+    moved = Transform.affine(np.c_[transform.matrix, transform([[0, 0]])[0] + 5]) if transform.order == 1 else None
     if moved is None:
         cx, cy = transform.cx.copy(), transform.cy.copy()
         cx[0] += 5
@@ -286,9 +278,7 @@ def test_stars(name):
     out = resample(image, moved, shape=shape)
     xy = np.argwhere(np.ones(shape))[:, ::-1]
     dx, dy = (moved(xy) - moved(at)).T
-    truth = (1000 * moffat(dx, dy, fwhm=5.0, beta=6) * np.abs(np.linalg.det(moved.jacobian(xy)))).reshape(
-        shape
-    )
+    truth = (1000 * moffat(dx, dy, fwhm=5.0, beta=6) * np.abs(np.linalg.det(moved.jacobian(xy)))).reshape(shape)
     near_star = np.hypot(*(xy - at).T).reshape(shape) < 20
     assert np.nansum(out[near_star]) == pytest.approx(truth[near_star].sum(), rel=1e-4)
     # What the exact kernel makes of a cut through the star, at the worst phase, for either axis.
@@ -307,11 +297,7 @@ def test_width(fwhm):
     """Lanczos-3 widens a star of 2.5 px and more by less than 3 %, in the mean over the phases."""
     rng = np.random.default_rng(5)
     n = 60
-    xy = (
-        np.stack(np.meshgrid(np.arange(8), np.arange(8)), -1).reshape(-1, 2)[:n] * 40
-        + 30
-        + rng.random((n, 2))
-    )
+    xy = np.stack(np.meshgrid(np.arange(8), np.arange(8)), -1).reshape(-1, 2)[:n] * 40 + 30 + rng.random((n, 2))
     image = render_stars((340, 340), xy, 1.0, fwhm=fwhm, beta=4, pixel="sampled", radius=18)
     # Turned by a degree about the middle: every star at another phase of the grid.
     transform = turned(1, centre=(170, 170), shift=(0.3, 0.4))
@@ -446,12 +432,8 @@ def test_no_overlap(noise):
 def test_frames_smaller_than_the_kernel(kernel):
     for shape in ((1, 1), (2, 3), (1, 7)):
         image = np.ones(shape, np.float32)
-        np.testing.assert_array_equal(
-            resample(image, np.eye(2, 3), options=ResampleOptions(kernel=kernel)), image
-        )
-        out = resample(
-            image, turned(10, centre=(0, 0), shift=(0.1, 0.1)), options=ResampleOptions(kernel=kernel)
-        )
+        np.testing.assert_array_equal(resample(image, np.eye(2, 3), options=ResampleOptions(kernel=kernel)), image)
+        out = resample(image, turned(10, centre=(0, 0), shift=(0.1, 0.1)), options=ResampleOptions(kernel=kernel))
         exact, _, _ = twin.resample(image, turned(10, centre=(0, 0), shift=(0.1, 0.1)), shape, kernel)
         np.testing.assert_allclose(out, exact, atol=1e-4)
     assert resample(np.ones((0, 5)), np.eye(2, 3)).shape == (0, 5)

@@ -40,9 +40,7 @@ def test_render_stars_equals_the_slow_twin(fwhm, beta, ellipticity, theta, pixel
     profile = {"fwhm": fwhm, "beta": beta, "ellipticity": ellipticity, "theta": theta}
     for star in xy:
         fast = render_stars((80, 90), [star], 1.0, pixel=pixel, radius=35, **profile)
-        slow = slow_render_stars(
-            (80, 90), [star], [1.0], radius=35, integrated=pixel == "integrated", **profile
-        )
+        slow = slow_render_stars((80, 90), [star], [1.0], radius=35, integrated=pixel == "integrated", **profile)
         np.testing.assert_allclose(fast, slow, rtol=0, atol=1e-6 * slow_moffat(0, 0, fwhm, beta))
 
 
@@ -50,9 +48,7 @@ def test_stars_add_up():
     rng = np.random.default_rng(1)
     xy, flux = rng.uniform(-10, 110, (300, 2)), rng.uniform(1, 100, 300)
     many = render_stars((90, 100), xy, flux, fwhm=3.0)
-    one_by_one = sum(
-        render_stars((90, 100), [p], f, fwhm=3.0).astype(float) for p, f in zip(xy, flux, strict=True)
-    )
+    one_by_one = sum(render_stars((90, 100), [p], f, fwhm=3.0).astype(float) for p, f in zip(xy, flux, strict=True))
     np.testing.assert_allclose(many, one_by_one, rtol=2e-6, atol=1e-6)
 
 
@@ -261,9 +257,7 @@ def test_the_night_goes_as_the_options_say():
 
 
 def test_fluxes_follow_the_power_law_and_stars_fill_every_frame():
-    options = NightOptions(
-        n_frames=5, n_stars=3000, slope=1.2, flux=(100.0, 1e5), rotation=20.0, drift=(200, 0)
-    )
+    options = NightOptions(n_frames=5, n_stars=3000, slope=1.2, flux=(100.0, 1e5), rotation=20.0, drift=(200, 0))
     truth = simulate_night(options).truth
     a, b = 100.0**-1.2, 1e5**-1.2
     assert stats.kstest(truth.flux, lambda f: (a - f**-1.2) / (a - b)).pvalue > 1e-3
@@ -348,15 +342,10 @@ def test_hot_pixels_are_fixed_in_the_detector():
 
 
 def test_masters_take_the_detector_away(tmp_path):
-    options = replace(
-        SMALL, n_stars=0, sky=20_000.0, vignetting=0.5, dust=6, prnu=0.03, dark=2.0, hot_pixels=5
-    )
+    options = replace(SMALL, n_stars=0, sky=20_000.0, vignetting=0.5, dust=6, prnu=0.03, dark=2.0, hot_pixels=5)
     night = simulate_night(options)
     paths = night.write(tmp_path, masters=True)
-    master = {
-        kind: fits.getdata(tmp_path / f"master_{kind}.fits").astype(float)
-        for kind in ("bias", "dark", "flat")
-    }
+    master = {kind: fits.getdata(tmp_path / f"master_{kind}.fits").astype(float) for kind in ("bias", "dark", "flat")}
     assert master["flat"].min() < 0.55 < 0.95 < master["flat"].max()
     for path, truth in zip(paths, night.truth.frames, strict=True):
         level = (fits.getdata(path) - master["bias"] - master["dark"]) / master["flat"]
@@ -394,9 +383,7 @@ def test_compressed_names_and_other_numbers(tmp_path):
 
 
 def test_header_dates_agree_and_advance():
-    headers = [
-        frame.header for frame in simulate_night(replace(SMALL, start="2018-12-31T23:59:10.25")).frames
-    ]
+    headers = [frame.header for frame in simulate_night(replace(SMALL, start="2018-12-31T23:59:10.25")).frames]
     for i, header in enumerate(headers):
         start = Time("2018-12-31T23:59:10.25", scale="utc") + 70 * i * u.s
         assert abs(Time(header["DATE-OBS"], scale="utc") - start) < 1e-3 * u.s
@@ -423,9 +410,9 @@ def test_approximate_wcs_and_pointing_are_off_by_what_was_asked():
     off = np.hypot(*(xy - [(159.5, 127.5)])[0]) * options.pixel_scale
     assert 5 < off < 450
     header = night[0].header
-    assert np.hypot(
-        (header["RA"] - 299.59) * np.cos(np.radians(35.2)), header["DEC"] - 35.2
-    ) * 3600 == pytest.approx(off, rel=0.03)
+    assert np.hypot((header["RA"] - 299.59) * np.cos(np.radians(35.2)), header["DEC"] - 35.2) * 3600 == pytest.approx(
+        off, rel=0.03
+    )
 
 
 def test_stars_of_a_catalogue():
@@ -437,9 +424,7 @@ def test_stars_of_a_catalogue():
     )
     np.testing.assert_allclose(again.truth.xy, night.truth.xy, atol=1e-7)
     plane = (np.array([[200.5, 99.0]]) - [159.5, 127.5]) * 0.7 / 3600
-    assert night.truth.radec[0, 0] - 299.59 == pytest.approx(
-        -plane[0, 0] / np.cos(np.radians(35.2)), rel=1e-3
-    )
+    assert night.truth.radec[0, 0] - 299.59 == pytest.approx(-plane[0, 0] / np.cos(np.radians(35.2)), rel=1e-3)
     assert night.truth.radec[0, 1] - 35.2 == pytest.approx(plane[0, 1], rel=1e-2)
 
 

@@ -134,9 +134,7 @@ class Calibration:
             return None
         return np.asarray(np.logical_or.reduce([~np.isfinite(master) for master in masters]))
 
-    def prepare(
-        self, frame: Frame, *, memory: int = 64_000_000, scratch: str | Path | None = None
-    ) -> Prepared:
+    def prepare(self, frame: Frame, *, memory: int = 64_000_000, scratch: str | Path | None = None) -> Prepared:
         """Find everything about a frame that a section alone could not tell.
 
         Parameters
@@ -325,9 +323,7 @@ def load_calibration(frames: Sequence[Frame], options: CalibrateOptions | None =
     result = Calibration(saturation=_find_saturation(frames), binning=like.binning)
     notes: list[str] = []
     if result.saturation is not None:
-        notes.append(
-            f"saturation level {result.saturation:g} from the pile-up of pixels at the highest value"
-        )
+        notes.append(f"saturation level {result.saturation:g} from the pile-up of pixels at the highest value")
     if options.bias:
         bias = _load("bias", options.bias, like, result, options)
         result = _with_bias(result, bias, like, notes)
@@ -470,9 +466,7 @@ def _with_flat(result: Calibration, flat: Master, notes: list[str], options: Cal
     notes += _describe(flat)
     good = flat.pixels[np.isfinite(flat.pixels) & (flat.pixels > 0)]
     if not good.size:
-        raise CalibrationError(
-            f"{flat.used[0]}: the flat has no pixel above zero; give another one or --no-flat"
-        )
+        raise CalibrationError(f"{flat.used[0]}: the flat has no pixel above zero; give another one or --no-flat")
     median = float(np.median(good))
     scale = 1.0 if 0.95 <= median <= 1.05 else median
     if scale != 1.0:
@@ -482,9 +476,7 @@ def _with_flat(result: Calibration, flat: Master, notes: list[str], options: Cal
         inverse = np.where(usable, scale / flat.pixels.astype(np.float64), np.nan).astype(np.float32)
     bad = int(usable.size - usable.sum())
     if bad:
-        notes.append(
-            f"flat: {bad} pixels at or below {options.flat_floor:g} of its median or not finite are bad"
-        )
+        notes.append(f"flat: {bad} pixels at or below {options.flat_floor:g} of its median or not finite are bad")
     header_filter = flat.header.get("FILTER") or flat.header.get("FILTNAME")
     return replace(
         result,
@@ -605,9 +597,7 @@ def make_master(
         kind=kind,
         pixels=pixels,
         variance=variance,
-        header=_master_header(
-            kind, used, subtracted=[n for n in ("bias", "dark") if getattr(basis, n) is not None]
-        ),
+        header=_master_header(kind, used, subtracted=[n for n in ("bias", "dark") if getattr(basis, n) is not None]),
         used=tuple(frame.name for frame in used),
         refused=tuple(refused),
         notes=tuple(notes),
@@ -625,12 +615,7 @@ def _sort_out(
         refused.extend((frame.name, reason) for frame in good if (reason := test[frame.name]))
         good[:] = [frame for frame in good if not test[frame.name]]
 
-    keep(
-        {
-            f.name: f"its header says {f.image_type}" if f.image_type not in (kind, "unknown") else None
-            for f in good
-        }
-    )
+    keep({f.name: f"its header says {f.image_type}" if f.image_type not in (kind, "unknown") else None for f in good})
     if not good:
         return good, refused
     shape = like.shape if like else _most_common(f.shape for f in good)
@@ -639,12 +624,7 @@ def _sort_out(
     keep({f.name: _unlike_binning(f.binning, binning) for f in good})
     if kind == "flat":
         wanted = like.filter if like else _most_common(f.filter for f in good)
-        keep(
-            {
-                f.name: None if _same_filter(f.filter, wanted) else f"filter {f.filter!r}, not {wanted!r}"
-                for f in good
-            }
-        )
+        keep({f.name: None if _same_filter(f.filter, wanted) else f"filter {f.filter!r}, not {wanted!r}" for f in good})
     if kind == "dark" and good:
         exposure = _dark_exposure(good, like)
         keep({f.name: _unlike_exposure(f.exposure, exposure) for f in good})
@@ -714,10 +694,7 @@ def _basis(kind: Kind, frames: list[Frame], bias: Any, dark: Master | Calibratio
 def _flat_scale(basis: Calibration, frame: Frame, prepared: Prepared) -> float:
     """Median of a flat, from every fourth row; refused where it is no light level."""
     step = max(1, frame.shape[0] // 256)
-    rows = [
-        basis.read(frame, (y, y + 1, 0, frame.shape[1]), prepared).pixels
-        for y in range(0, frame.shape[0], step)
-    ]
+    rows = [basis.read(frame, (y, y + 1, 0, frame.shape[1]), prepared).pixels for y in range(0, frame.shape[0], step)]
     median = float(np.nanmedian(np.concatenate(rows)))
     limit = prepared.saturation
     if not median > 0:

@@ -35,9 +35,7 @@ class NoiseModel:
     sky: Array  #: sky level b in the frame, ADU
     gain: Array  #: g, e-/ADU; NaN: not known, then `noise` is used
     rdnoise: Array  #: r, e-
-    noise: (
-        Array  #: measured standard deviation of the background in one pixel of the frame, ADU; NaN: not known
-    )
+    noise: Array  #: measured standard deviation of the background in one pixel of the frame, ADU; NaN: not known
     area: Array  #: frame pixels per output pixel a = |J|
     fwhm: Array  #: of the frame's PSF, in pixels of the output; NaN: not known
     shade: FloatImage | None = None  #: (n, by, bx) 1/flat on blocks of 16x16 output pixels; None: 1
@@ -53,9 +51,7 @@ class NoiseModel:
             if value.shape != (n,):
                 raise ValueError(f"{name} has shape {value.shape}; one value per frame is needed: ({n},)")
             if name in ("weight", "scale", "area") and not (value > 0).all():
-                raise ValueError(
-                    f"{name} must be positive; leave a frame that should not count out of the cube"
-                )
+                raise ValueError(f"{name} must be positive; leave a frame that should not count out of the cube")
             value.setflags(write=False)
             object.__setattr__(self, name, value)
         if self.shade is not None:
@@ -212,9 +208,7 @@ def combine(
 
     def run(band: tuple[int, int]) -> Combined:
         window = (band[0], band[1], 0, nx)
-        return _run(
-            samples, None, spread, noise, constants, radius, with_model, pedestal, (0, 0), window, options
-        )
+        return _run(samples, None, spread, noise, constants, radius, with_model, pedestal, (0, 0), window, options)
 
     with Executor(threads) as executor:
         parts = list(executor.map(run, bands))

@@ -180,9 +180,7 @@ class Plane:
                 file.seek(start)
                 data = file.read(count)
         except (OSError, EOFError, zlib.error) as error:
-            raise FrameError(
-                f"{self.path}: damaged or truncated gzip file ({error}); fetch it again"
-            ) from None
+            raise FrameError(f"{self.path}: damaged or truncated gzip file ({error}); fetch it again") from None
         if len(data) < count:
             raise _truncated(self.path, start + len(data), start + count)
         return data
@@ -615,9 +613,7 @@ class _Unit(NamedTuple):
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[ED][+-]?\d+)?"
 _KEYWORD = re.compile(r"[A-Z0-9_-]{1,8}")
 # What may stand after "= ": a closed string, a logical, a number, a complex one or nothing; then a comment.
-_VALUE = re.compile(
-    rf" *(?:'(?:[^']|'')*'|[TF]|{_NUMBER}|\( *{_NUMBER} *, *{_NUMBER} *\)|) *(?:/.*)?", re.DOTALL
-)
+_VALUE = re.compile(rf" *(?:'(?:[^']|'')*'|[TF]|{_NUMBER}|\( *{_NUMBER} *, *{_NUMBER} *\)|) *(?:/.*)?", re.DOTALL)
 _STRUCTURE = re.compile(
     r"SIMPLE|XTENSION|BITPIX|Z?NAXIS\d*|PCOUNT|GCOUNT|EXTNAME|ZIMAGE|ZBITPIX|B(?:SCALE|ZERO|LANK)|ZBLANK"
 )
@@ -667,9 +663,7 @@ def _read_header(path: Path, file: Any, position: int, *, first: bool) -> tuple[
                 return data[:start].translate(_PRINTABLE).decode("ascii"), end
             start += 1
         if not block:
-            raise FrameError(
-                f"{path}: the header has no END card: the file is truncated or damaged; fetch it again"
-            )
+            raise FrameError(f"{path}: the header has no END card: the file is truncated or damaged; fetch it again")
         if len(data) > 1 << 24:
             raise FrameError(f"{path}: no END card in the first 16 MiB: no FITS header; leave it out")
 
@@ -820,9 +814,7 @@ def _no_image(path: Path, units: list[_Unit], what: str) -> FrameError:
     if len(axes) > 2:
         shape = " x ".join(map(str, axes))
         if 3 in (axes[0], axes[-1]):
-            return FrameError(
-                f"{path}: {what} is a colour image ({shape}); split its planes into one file each"
-            )
+            return FrameError(f"{path}: {what} is a colour image ({shape}); split its planes into one file each")
         return FrameError(f"{path}: {what} is a cube ({shape}), not an image; split it into one file a plane")
     return FrameError(f"{path}: {what} holds no two-dimensional image; leave it out")
 
@@ -849,9 +841,7 @@ def _plane(path: Path, unit: _Unit, packed: bool, status: os.stat_result) -> Pla
         bitpix=bitpix,
         bscale=number("BSCALE", 1.0),
         bzero=number("BZERO", 0.0),
-        blank=int(number("BLANK" if "BLANK" in unit.values else "ZBLANK", 0))
-        if blank and bitpix > 0
-        else None,
+        blank=int(number("BLANK" if "BLANK" in unit.values else "ZBLANK", 0)) if blank and bitpix > 0 else None,
         offset=unit.offset,
         compression="tile" if unit.compressed else "gzip" if packed else "",
         size=status.st_size,
@@ -1019,9 +1009,7 @@ def _amplifiers(cards: _Cards) -> list[str]:
     return [n for n in (f"{i:02d}" for i in range(1, 17)) if cards.get(f"AAMP_{n}") == 1]
 
 
-_CMOS = re.compile(
-    r"zwo|\basi ?\d|qhy|toup|sv ?bony|player ?one|altair|omegon|touptek|uranus|neptune|cmos", re.I
-)
+_CMOS = re.compile(r"zwo|\basi ?\d|qhy|toup|sv ?bony|player ?one|altair|omegon|touptek|uranus|neptune|cmos", re.I)
 
 
 def _electrons(cards: _Cards) -> tuple[float | None, float | None]:
@@ -1036,9 +1024,7 @@ def _electrons(cards: _Cards) -> tuple[float | None, float | None]:
             mine = cards.number(f"AGAIN_{amplifier}"), cards.number(f"ARDNS_{amplifier}")
             gain, rdnoise = gain or mine[0], rdnoise or mine[1]
         if len(amplifiers) > 1:
-            cards.notes.append(
-                f"{len(amplifiers)} amplifiers in use: gain and read noise of number {amplifiers[0]}"
-            )
+            cards.notes.append(f"{len(amplifiers)} amplifiers in use: gain and read noise of number {amplifiers[0]}")
     for found, low, high, what in ((gain, 0.0, 1e4, "gain"), (rdnoise, 0.0, 1e4, "read noise")):
         if found and found[0] not in ("GAIN", "RDNOISE", "EGAIN"):
             cards.notes.append(f"{what} from {found[0]}")
@@ -1083,9 +1069,7 @@ def _saturation(cards: _Cards, plane: Plane) -> tuple[float | None, bool]:
 
 def _exposure(cards: _Cards) -> float | None:
     """Exposure time in seconds."""
-    found = cards.number(
-        "EXPTIME", "EXPOSURE", "EXP_TIME", "EXPOS", "EXPO", "ITIME", "INTTIME", "TEXPTIME", "XPOSURE"
-    )
+    found = cards.number("EXPTIME", "EXPOSURE", "EXP_TIME", "EXPOS", "EXPO", "ITIME", "INTTIME", "TEXPTIME", "XPOSURE")
     if found is None and (micro := cards.number("EXPOINUS")) is not None:
         found = micro[0], micro[1] * 1e-6
     if found is None:
@@ -1167,9 +1151,7 @@ def _wcs_scale(cards: _Cards) -> float | None:
     """Scale of a celestial WCS whose cards are numbers or can be read as such."""
     if not re.match(r"RA|DEC|GL|EL", str(cards.get("CTYPE1")).upper()):
         return None
-    as_text = [
-        k for k in ("CRVAL1", "CD1_1", "CD2_2", "CDELT1") if isinstance(cards.get(k), str) and cards.get(k)
-    ]
+    as_text = [k for k in ("CRVAL1", "CD1_1", "CD2_2", "CDELT1") if isinstance(cards.get(k), str) and cards.get(k)]
 
     def value(keyword: str, default: float = 0.0) -> float:
         found = cards.number(keyword, quiet=True)
@@ -1244,9 +1226,7 @@ def _unreadable(path: Path, error: OSError) -> FrameError:
         return FrameError(f"{path}: is a directory; name the files in it, or use find_frames")
     if isinstance(error, PermissionError):
         return FrameError(f"{path}: may not be read; ask its owner for read permission")
-    return FrameError(
-        f"{path}: cannot be read ({error.strerror or error}); copy it to another disk or leave it out"
-    )
+    return FrameError(f"{path}: cannot be read ({error.strerror or error}); copy it to another disk or leave it out")
 
 
 def _truncated(path: Path, have: int, need: int) -> FrameError:

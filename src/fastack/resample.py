@@ -92,9 +92,7 @@ def resample(
         raise ValueError(f"shape must not be negative, got {(ny, nx)}")
     out = np.empty((ny, nx), np.float32)
     tile = (0, ny, 0, nx)
-    _call(
-        pixels, (0, 0), pixels.shape, mapping, tile, out=out, level=_level(pixels, mapping), options=options
-    )
+    _call(pixels, (0, 0), pixels.shape, mapping, tile, out=out, level=_level(pixels, mapping), options=options)
     if variance is None:
         return out
     spread = np.empty((ny, nx), np.float32)
@@ -132,9 +130,7 @@ def input_window(
     mesh, widened by what the second derivatives allow in between.
     """
     cx, cy = _coefficients(transform)
-    window: Tile | None = _pixels.input_window(
-        cx, cy, transform.origin, transform.scale, tile, shape, options.kernel
-    )
+    window: Tile | None = _pixels.input_window(cx, cy, transform.origin, transform.scale, tile, shape, options.kernel)
     return window
 
 

@@ -47,9 +47,7 @@ def moffat_alpha(fwhm: float, beta: float) -> float:
     return float(fwhm / (2 * np.sqrt(2 ** (1 / beta) - 1)))
 
 
-def moffat(
-    dx: Array, dy: Array, *, fwhm: float, beta: float, ellipticity: float = 0.0, theta: float = 0.0
-) -> Array:
+def moffat(dx: Array, dy: Array, *, fwhm: float, beta: float, ellipticity: float = 0.0, theta: float = 0.0) -> Array:
     """Unit-flux elliptical Moffat profile (Moffat 1969, A&A 3, 455).
 
     Parameters

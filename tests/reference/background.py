@@ -23,11 +23,7 @@ def cell_statistics(samples, clip=3.0, rounds=5):
 
 def render(mesh, shape):
     """Catmull-Rom cubics through the centres of the cells, straight beyond them."""
-    padded = (
-        np.pad(np.asarray(mesh, float), 2, mode="reflect", reflect_type="odd")
-        if min(mesh.shape) > 2
-        else None
-    )
+    padded = np.pad(np.asarray(mesh, float), 2, mode="reflect", reflect_type="odd") if min(mesh.shape) > 2 else None
 
     def matrix(n_pixels, n_cells):
         place = (np.arange(n_pixels) + 0.5) * n_cells / n_pixels - 0.5

@@ -97,9 +97,9 @@ def structure(value, sigma, radius):
     side = 2 * radius + 1
     here = np.isfinite(value)
     with np.errstate(invalid="ignore", divide="ignore"):
-        mean = ndimage.uniform_filter(
-            np.where(here, value, 0), side, mode="constant"
-        ) / ndimage.uniform_filter(here.astype(float), side, mode="constant")
+        mean = ndimage.uniform_filter(np.where(here, value, 0), side, mode="constant") / ndimage.uniform_filter(
+            here.astype(float), side, mode="constant"
+        )
     curvature = np.where(here, mean - value, 0)
     bend = ndimage.maximum_filter(np.abs(curvature), 3, mode="constant")
     high = ndimage.maximum_filter(np.where(here, value, -np.inf), 3, mode="constant", cval=-np.inf)

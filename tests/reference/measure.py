@@ -174,15 +174,12 @@ def effective_psf(
 
     half = value(0, 0) / 2
     major, minor = (
-        2 * brentq(lambda r, a=a: value(r, a) - half, 0.0, 5 * fwhm + trail)
-        for a in (theta, theta + np.pi / 2)
+        2 * brentq(lambda r, a=a: value(r, a) - half, 0.0, 5 * fwhm + trail) for a in (theta, theta + np.pi / 2)
     )
     return float(np.sqrt(major * minor)), float(1 - minor / major)
 
 
-def trailed_stars(
-    rng: np.random.Generator, n: int, snr: float, trail: float, theta: float, **psf: Any
-) -> Frame:
+def trailed_stars(rng: np.random.Generator, n: int, snr: float, trail: float, theta: float, **psf: Any) -> Frame:
     """As `isolated_stars`, each smeared along a line by a moving mount."""
     frame = isolated_stars(rng, n, snr, **psf)
     steps = (np.arange(24) + 0.5) / 24 - 0.5

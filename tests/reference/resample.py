@@ -103,9 +103,7 @@ def variance(var, transform, shape, kernel, max_lost=0.5):
         inside = ((ys >= 0) & (ys < var.shape[0]))[:, None] & ((xs >= 0) & (xs < var.shape[1]))
         v = var[np.clip(ys, 0, var.shape[0] - 1)[:, None], np.clip(xs, 0, var.shape[1] - 1)]
         good = inside & np.isfinite(v)
-        kept = (
-            np.abs(k[~good]).sum() <= max_lost * np.abs(k).sum() and k[good].sum() >= (1 - max_lost) * k.sum()
-        )
+        kept = np.abs(k[~good]).sum() <= max_lost * np.abs(k).sum() and k[good].sum() >= (1 - max_lost) * k.sum()
         if kept and good.any():
             jacobian = abs(np.linalg.det(transform.jacobian([[x, y]])[0]))
             out[y, x] = jacobian**2 * (k[good] ** 2 * v[good]).sum() / k[good].sum() ** 2

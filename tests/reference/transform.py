@@ -73,9 +73,7 @@ def case(
     size = side / 2
     low = MODELS[max(MODELS.index(model) - 1, 0)]
     c = np.zeros((10, 2))
-    c[1:3] = size * np.array(
-        [[np.cos(angle), np.sin(angle)], parity * np.array([-np.sin(angle), np.cos(angle)])]
-    )
+    c[1:3] = size * np.array([[np.cos(angle), np.sin(angle)], parity * np.array([-np.sin(angle), np.cos(angle)])])
     c[0] = side / 2 + rng.uniform(-100, 100, 2)
 
     weight = np.concatenate([1 / variance, 1 / variance])
