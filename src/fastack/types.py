@@ -163,7 +163,7 @@ class PSF:
 class FrameQuality:
     """What `measure` says of a whole frame."""
 
-    fwhm: float  #: median of the fitted stars, pixel; NaN where no star could be fitted
+    fwhm: float  #: of the profile fitted to the chosen stars together, pixel; NaN where no star could be fitted
     fwhm_err: float  #: standard error of `fwhm`
     ellipticity: float  #: of the mean PSF, so that noise of single stars averages out
     theta: float  #: direction of the elongation, radian
@@ -368,7 +368,6 @@ class FrameRecord:
     sky: float = 0.0  #: level subtracted before scaling, ADU of the frame
     weight: float = 1.0
     notes: tuple[str, ...] = ()  #: what was assumed
-    rejected: int = 0  #: samples rejected in the stack
 
     @property
     def used(self) -> bool:
