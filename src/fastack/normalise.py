@@ -2,12 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from fastack import _stars
 from fastack.errors import MatchError
-from fastack.types import Array, Background, StarFlag, Stars, Transform
+from fastack.types import Array, Background, FrameRecord, StarFlag, Stars, Transform
 
 _UNFIT = StarFlag.SATURATED | StarFlag.EDGE | StarFlag.NO_FIT | StarFlag.SHARP
+
+
+def match_levels(records: Sequence[FrameRecord], reference: FrameRecord, *, normalise: bool = True) -> None:
+    """Flux scale and sky level of each frame against the reference.
+
+    Parameters
+    ----------
+    records : sequence of FrameRecord
+        Registered frames.
+    reference : FrameRecord
+        Whose scale is 1.
+    normalise : bool
+        Whether at all; otherwise every frame keeps its own scale and level.
+    """
+    assert reference.stars is not None and reference.background is not None
+    pedestal = reference.background.sky
+    for r in records:
+        if r.reason is not None or r.transform is None or r.background is None:
+            continue
+        area = r.transform.magnification**2
+        if r is reference:
+            r.scale, r.scale_err, r.sky = 1.0, 0.0, pedestal
+        elif not normalise:
+            r.scale, r.scale_err, r.sky = 1.0, 0.0, pedestal / area
+        else:
+            assert r.stars is not None
+            first, second = _common_stars(reference.stars, r.stars, r.transform)
+            try:
+                r.scale, r.scale_err = flux_scale(first, second)
+            except MatchError as error:
+                r.scale = _exposure_ratio(reference, r)
+                r.notes += (f"{error}; scaled by exposure, {r.scale:.4g}",)
+            r.sky = sky_level(reference.background, r.background, r.transform, r.scale)
+
+
+def _common_stars(reference: Stars, frame: Stars, to_frame: Transform) -> tuple[Stars, Stars]:
+    """Stars of both lists that a transform brings together, row by row."""
+    pairs = _stars.nearest_pairs(np.ascontiguousarray(to_frame(reference.xy)), np.ascontiguousarray(frame.xy), 1.5)
+    return reference[pairs[:, 0]], frame[pairs[:, 1]]
+
+
+def _exposure_ratio(reference: FrameRecord, record: FrameRecord) -> float:
+    a, b = reference.frame.exposure, record.frame.exposure
+    return float(a / b) if a and b else 1.0
 
 
 def flux_scale(reference: Stars, frame: Stars) -> tuple[float, float]:
