@@ -476,6 +476,7 @@ class Job:
     calibration: calibrate.Calibration
     noise: NoiseModel
     levels: Array  #: sky of each frame, ADU of the frame
+    surfaces: list[Background] | None  #: what each sky has beyond its level, ADU of the reference
     pedestal: float
     shape: tuple[int, int]
     options: StackOptions
@@ -523,6 +524,9 @@ class Job:
             calibration=calibration,
             noise=noise,
             levels=levels,
+            surfaces=(
+                normalise.sky_surfaces(used, transforms, out.shape, options.match_sky) if options.normalise else None
+            ),
             pedestal=0.0 if options.subtract_sky else reference.background.sky,
             shape=out.shape,
             options=options,
@@ -618,6 +622,8 @@ def stack_tile(tile: grid.Tile, job: Job) -> Combined:
             flags=flags,
             options=job.options.resample,
         )
+        if job.surfaces is not None:
+            cube[i] -= normalise.surface_at(job.surfaces[i], wide)
         if spread is None:
             continue
         scale2 = np.float32(job.noise.scale[i] ** 2)
