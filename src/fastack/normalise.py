@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from fastack import _stars, background
 from fastack.errors import MatchError
 from fastack.types import Array, Background, FloatImage, FrameRecord, StarFlag, Stars, Transform
 
-SKY_MARGIN = _CELL = 64  #: side of a cell of the sky surfaces, and how far they reach beyond the output, pixel
+_CELL = 64  #: side of a cell of the sky surfaces, output pixel
 _QUIET = 0.2  #: surfaces whose rms stays below, in sigmas of a pixel, are not worth their cost
 _TURNS = 50  #: of common sky and planes at most; frames that overlap widely need about ten
 
@@ -186,9 +187,36 @@ def sky_level(reference: Background, frame: Background, transform: Transform, sc
     return float(np.mean(excess)) if len(excess) > 4 else float(np.median(excess))
 
 
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class SkySurfaces:
+    """What the sky of each frame has beyond its level and the common sky; they reach `_CELL` pixels further out."""
+
+    meshes: list[Background]  #: of each frame, ADU of the reference
+    origin: tuple[int, int]  #: pixel of the output that the meshes' (0, 0) falls on, (x, y)
+
+    def at(self, index: int, window: tuple[int, int, int, int]) -> FloatImage:
+        """One frame's surface in a window of the output.
+
+        Parameters
+        ----------
+        index : int
+            Of the frame.
+        window : tuple of int
+            (y0, y1, x0, x1).
+
+        Returns
+        -------
+        (y1 - y0, x1 - x0) float32 ndarray, ADU of the reference
+            A pixel has the same value in every window.
+        """
+        y0, y1, x0, x1 = window
+        dx, dy = self.origin
+        return background.render(self.meshes[index], (slice(y0 - dy, y1 - dy), slice(x0 - dx, x1 - dx)))
+
+
 def sky_surfaces(
-    records: Sequence[FrameRecord], to_frame: Sequence[Transform], shape: tuple[int, int], model: str = "mesh"
-) -> list[Background] | None:
+    records: Sequence[FrameRecord], to_frame: Sequence[Transform], area: tuple[int, int, int, int], model: str = "mesh"
+) -> SkySurfaces | None:
     """What each frame's sky has beyond the common sky: gradients of moon and twilight, flats that miss.
 
     Parameters
@@ -197,17 +225,17 @@ def sky_surfaces(
         Frames of the stack with background, flux scale, level and weight.
     to_frame : sequence of Transform
         Output pixels to the pixels of each frame.
-    shape : tuple of int
-        (ny, nx) of the output.
+    area : tuple of int
+        (y0, y1, x0, x1) of the output that is wanted; beyond the output where the surfaces are not to depend on its
+        framing.
     model : {"mesh", "plane", "level"}
         How fine: a plane and what the frame's mesh shows beyond it, the plane alone, or nothing.
 
     Returns
     -------
-    list of Background, or None
-        For each frame a surface in ADU of the reference, to be taken off its resampled and scaled pixels; it covers
-        the output and `SKY_MARGIN` pixels around it (see `surface_at`). None where no frame's sky differs from the
-        others' by more than a fifth of a pixel's noise.
+    SkySurfaces, or None
+        To be taken off the frames' resampled and scaled pixels. None where no frame's sky differs from the others' by
+        more than a fifth of a pixel's noise.
 
     Notes
     -----
@@ -219,8 +247,9 @@ def sky_surfaces(
     """
     if model == "level" or len(records) < 2:
         return None
-    my, mx = (-(-size // _CELL) + 2 for size in shape)
-    x, y = (np.arange(mx) - 0.5) * _CELL - 0.5, (np.arange(my) - 0.5) * _CELL - 0.5
+    y0, y1, x0, x1 = area
+    my, mx = -(-(y1 - y0) // _CELL) + 2, -(-(x1 - x0) // _CELL) + 2
+    x, y = x0 + (np.arange(mx) - 0.5) * _CELL - 0.5, y0 + (np.arange(my) - 0.5) * _CELL - 0.5
     nodes = np.stack([a.ravel() for a in np.meshgrid(x, y)], axis=1)
     weight = np.array([r.weight for r in records])
     factor = np.array([r.scale * t.magnification**2 for r, t in zip(records, to_frame, strict=True)])
@@ -244,26 +273,10 @@ def sky_surfaces(
     whole = (my * _CELL, mx * _CELL)
     empty = np.zeros((my, mx), np.float32)
     meshes = surface.astype(np.float32).reshape(-1, my, mx)
-    return [Background(level=mesh, noise=empty, shape=whole, cell=(_CELL, _CELL)) for mesh in meshes]
-
-
-def surface_at(surface: Background, window: tuple[int, int, int, int]) -> FloatImage:
-    """One frame's surface in a window of the output.
-
-    Parameters
-    ----------
-    surface : Background
-        Of `sky_surfaces`.
-    window : tuple of int
-        (y0, y1, x0, x1), at most `SKY_MARGIN` pixels beyond the output.
-
-    Returns
-    -------
-    (y1 - y0, x1 - x0) float32 ndarray, ADU of the reference
-        The same values in every window.
-    """
-    y0, y1, x0, x1 = (edge + SKY_MARGIN for edge in window)
-    return background.render(surface, (slice(y0, y1), slice(x0, x1)))
+    return SkySurfaces(
+        meshes=[Background(level=mesh, noise=empty, shape=whole, cell=(_CELL, _CELL)) for mesh in meshes],
+        origin=(x0 - _CELL, y0 - _CELL),
+    )
 
 
 def _common(values: Array, known: NDArray[np.bool_], weight: Array) -> Array:
