@@ -35,6 +35,7 @@ _SAME_EXPOSURE = 0.02  # relative difference up to which two exposures are the s
 _KEPT = 256_000_000  # bytes of decompressed calibration frames that stay in memory
 _SAMPLED = 3  # frames in which the saturation level and bad edges are looked for
 _STRIP = 64  # lines at each side in which a bad edge is looked for
+_EDGE = 24  # lines that a bad edge may have; the others tell the sky
 
 
 def decode(
@@ -532,7 +533,7 @@ def _find_edges(frames: Sequence[Frame], calibration: Calibration) -> tuple[int,
     """Rows below and above, columns left and right, whose level departs from the sky next to them.
 
     The first rows that are read out, and strips that the light does not reach, stand off by many sigmas of the noise
-    within a few pixels; gradients and vignetting go on far inwards and are followed by a straight line.
+    within a few pixels; gradients and vignetting go on far inwards and are followed by a parabola.
     """
     index = np.unique(np.linspace(0, len(frames) - 1, _SAMPLED).round().astype(int))
     found: list[list[int]] = []
@@ -556,24 +557,22 @@ def _find_edges(frames: Sequence[Frame], calibration: Calibration) -> tuple[int,
 
 
 def _bad_lines(strip: FloatImage) -> int:
-    """Number of lines, from the first on, whose median is off the straight continuation of the inner half."""
-    half = len(strip) // 2
-    some = strip[:, np.isfinite(strip[half:]).all(axis=0)]
+    """Number of lines, from the first on, whose level is off the smooth continuation of the inner ones."""
+    some = strip[:, np.isfinite(strip[_EDGE:]).all(axis=0)]
     if some.shape[1] < 32:
         return 0
     some = np.where(np.isfinite(some), some, np.float32(np.inf))
-    noise = 1.4826 * float(np.median(np.abs(np.diff(some[half:], axis=1)))) / math.sqrt(2)
+    noise = 1.4826 * float(np.median(np.abs(np.diff(some[_EDGE:], axis=1)))) / math.sqrt(2)
     middle = np.median(some, axis=1, keepdims=True)
     with np.errstate(invalid="ignore"):
         near = np.abs(some - middle) <= 3 * noise  # a mean, since medians of integers come in steps
     level = np.sum(some, axis=1, where=near) / np.maximum(near.sum(axis=1), 1)
     level = np.where(near.sum(axis=1) > 0.5 * some.shape[1], level, middle[:, 0])
-    line = np.arange(len(level))
-    off = np.abs(level - np.polyval(np.polyfit(line[half:], level[half:], 1), line))
+    line = np.arange(len(level)) / len(level)
+    off = np.abs(level - np.polyval(np.polyfit(line[_EDGE:], level[_EDGE:], 2), line))
     quiet = off <= 0.5 * noise
-    count = int(np.argmax(quiet))
-    # a run that reaches the inner half, or hardly stands off, is no edge
-    return count if off[0] > noise and quiet[:half].any() and count <= half - 8 else 0
+    # what hardly stands off, or has no end, is no edge
+    return int(np.argmax(quiet)) if off[0] > noise and quiet[:_EDGE].any() else 0
 
 
 # ---- making masters
