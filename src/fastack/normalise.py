@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from fastack import _stars, background
 from fastack.errors import MatchError
@@ -264,6 +263,8 @@ def sky_surfaces(
     planes = _planes(excess, known, weight, basis)
     surface = planes @ basis.T
     if model == "mesh":
+        from scipy import ndimage  # a third of the start-up time, for nights that need it
+
         rest = np.where(known, excess - surface - _common(excess - surface, known, weight), 0.0)
         rest = np.stack([ndimage.median_filter(one.reshape(my, mx), 3, mode="nearest").ravel() for one in rest])
         surface = surface + rest - _common(rest, np.ones_like(known), weight)
