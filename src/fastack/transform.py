@@ -219,14 +219,23 @@ class _Pairs:
 
     def hopeless(self, lower: str, reached: str, last: _Solution) -> bool:
         """Whether no model above the one reached can be better, by far, than the lower one: of many stars alone."""
-        keep, weight = last.near, 1 / last.variance[last.near]
-        n = int(keep.sum())
-        if n < MANY:
-            return False
-        root = np.sqrt(weight)[:, None]
-        q, _ = np.linalg.qr(self.basis[keep] * root)
-        b = self.b[keep] * root
-        chi2 = np.sum(b * b) - np.cumsum(np.sum((q.T @ b) ** 2, axis=1))
+        some = last.near
+        for _ in range(ROUNDS):
+            keep, n = some, int(some.sum())
+            if n < MANY:
+                return False
+            root = np.sqrt(1 / last.variance[keep])[:, None]
+            q, _ = np.linalg.qr(self.basis[keep] * root)
+            b = self.b[keep] * root
+            terms = q.T @ b
+            # wrong pairs make every model look bad: they are told by what the highest one leaves
+            left = np.linalg.norm(b - q @ terms, axis=1)
+            inside = left <= self.clip * _median(left) / 1.1774
+            if inside.all():
+                break
+            some = keep.copy()
+            some[keep] = inside
+        chi2 = np.sum(b * b) - np.cumsum(np.sum(terms**2, axis=1))
         low = self.chi2(self.solve(lower, keep, last.variance), keep, last.variance)
         for model in LADDER[LADDER.index(reached) + 1 :]:
             high = float(max(chi2[TERMS[model] - 1], 1e-12 * low))
