@@ -211,7 +211,9 @@ class _Pairs:
                 break
             higher = self.settle(model, keep)
             keep = higher.near
-            if higher.keep.sum() >= ENOUGH[model] and self.better(below, higher):
+            # where some pairs are wrong, others may be: the more stars must speak for a model
+            enough = ENOUGH[model] * (2 if higher.keep.mean() < 0.95 else 1)
+            if higher.keep.sum() >= enough and self.better(below, higher):
                 best, below = higher, model
             if self.hopeless(below, model, higher):
                 break
