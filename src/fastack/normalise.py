@@ -300,9 +300,9 @@ def _planes(excess: Array, known: NDArray[np.bool_], weight: Array, basis: Array
         for _ in range(_TURNS):
             left = excess - _common(excess - planes @ basis.T, counted, weight)
             moment = np.where(counted, left, 0.0) @ basis
-            new: Array = np.linalg.solve(normal, moment[..., None])[..., 0]
-            new -= weight @ new / weight.sum()
-            change, planes = np.abs(new - planes).max(), new
+            new = np.linalg.solve(normal, moment[..., None])[..., 0]
+            new = new - weight @ new / weight.sum()
+            change, planes = np.abs(new - planes).max(), np.asarray(new, float)
             if change <= 1e-4 * np.abs(planes).max():
                 break
         rest = excess - planes @ basis.T
