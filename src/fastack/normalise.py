@@ -268,9 +268,9 @@ def sky_surfaces(
     if not (size > _QUIET * np.where(np.isfinite(noise), noise, 0.0)).any():
         return None
     if model == "mesh":
-        from scipy import ndimage  # a third of the start-up time, for nights that need it
-
-        rest = np.stack([ndimage.median_filter(one.reshape(my, mx), 3, mode="nearest").ravel() for one in rest])
+        padded = np.pad(rest.reshape(-1, my, mx), ((0, 0), (1, 1), (1, 1)), mode="edge")
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
+        rest = np.median(windows, axis=(3, 4)).reshape(rest.shape)
         surface = surface + rest - _common(rest, np.ones_like(known), weight)
     whole = (my * _CELL, mx * _CELL)
     empty = np.zeros((my, mx), np.float32)
