@@ -226,18 +226,22 @@ class _Pairs:
             keep, n = some, int(some.sum())
             if n < MANY:
                 return False
-            root = np.sqrt(1 / last.variance[keep])[:, None]
-            q, _ = np.linalg.qr(self.basis[keep] * root)
-            b = self.b[keep] * root
-            terms = q.T @ b
+            basis, b, weight = self.basis[keep], self.b[keep], 1 / last.variance[keep]
+            weighted = basis.T * weight
+            try:
+                root = np.linalg.cholesky(weighted @ basis)
+            except np.linalg.LinAlgError:  # the stars do not span the highest model
+                return False
+            terms = np.linalg.solve(root, weighted @ b)
             # wrong pairs make every model look bad: they are told by what the highest one leaves
-            left = np.linalg.norm(b - q @ terms, axis=1)
+            rest = b - basis @ np.linalg.solve(root.T, terms)
+            left = np.sqrt(np.sum(rest * rest, axis=1) * weight)
             inside = left <= self.clip * _median(left) / 1.1774
             if inside.all():
                 break
             some = keep.copy()
             some[keep] = inside
-        chi2 = np.sum(b * b) - np.cumsum(np.sum(terms**2, axis=1))
+        chi2 = weight @ np.sum(b * b, axis=1) - np.cumsum(np.sum(terms**2, axis=1))
         low = self.chi2(self.solve(lower, keep, last.variance), keep, last.variance)
         for model in LADDER[LADDER.index(reached) + 1 :]:
             high = float(max(chi2[TERMS[model] - 1], 1e-12 * low))
