@@ -227,6 +227,7 @@ bool is_linear(const Map& m) {
            std::all_of(m.y + 3, m.y + 10, [](double c) { return c == 0; });
 }
 
+/// Coordinates along the row at v; of a linear map p and q alone depend on it.
 ResampleLine line_at(const Map& m, double v, bool folded) {
     ResampleLine line{};
     const auto along = [v](const double (&c)[10], double (&value)[4], double (&du)[4], double (&dv)[4]) {
@@ -268,7 +269,7 @@ class Buffer {
             turn({section.y0, section.y0 + section.pixels.ny, section.x0, section.x0 + section.pixels.nx});
         const Box in = common(common(held, frame), {q0, q0 + height, p0, p0 + width});
         missing_.assign(static_cast<std::size_t>(height), ~std::uint64_t{0});
-        cell_ = round_up((width + 63) / 64, 16);
+        cell_ = round_up((width + 63) / 64, 8);
         any_missing = true;
         if (in.empty()) {
             std::fill_n(to, height * width, nan);
@@ -322,7 +323,7 @@ class Buffer {
     std::ptrdiff_t size_ = 0;
     std::vector<std::uint64_t> missing_; // of each row: bit i is set where a pixel of cell i is missing
     std::vector<unsigned char> suspect_; // (height)
-    std::ptrdiff_t start_ = 0, cell_ = 16;
+    std::ptrdiff_t start_ = 0, cell_ = 8;
 };
 
 // --- tiles
@@ -341,6 +342,8 @@ struct Work {
     // How weights change from pixel to pixel is what |step - 1| says. An expansion errs by w''/2 (|step - 1|
     // n)^2 and |w''| < 3.7, n pixels being the distance to where it is exact: less than 5e-5 on either axis.
     static constexpr double gentle = 7.5e-4;
+    ResampleLine line; // of a linear map, at v = 0
+    bool straight;     // blocks of a linear map
     bool curved;    // weights along p as quadratics, not as straight lines, of the place in the block
     int group_rows; // rows that share the weights along q
 
@@ -359,6 +362,9 @@ void write_missing(const Work& work, Box part) {
 /// Whether the weights along p may be expanded along the block, and those along q down the group.
 bool is_straight(const Work& work, const ResamplePlan& plan, int b, double u, double v) {
     const Map& m = work.turn.map;
+    // Weights with a kink are not expanded: nearest and bilinear take blocks of exact unit step only.
+    if (work.how.square || (work.kernel.taps <= 2 && (plan.p[1][b] != 1 || plan.drift[0][b] != 0)))
+        return false;
     const double p1 = plan.p[1][b] - 1, p2 = plan.p[2][b], p3 = plan.p[3][b];
     const double q1 = plan.q[1][b], q2 = plan.q[2][b], q3 = plan.q[3][b];
     const double drift = std::fabs(plan.drift[0][b]) + 8 * std::fabs(plan.drift[1][b]);
@@ -381,10 +387,16 @@ Box touched(const Buffer& buffer, const ResamplePlan& plan, int b, int taps) {
     return {q - dq, q + dq + 1, p - dp, p + dp + 1};
 }
 
-/// The same of a straight block, whose middle lies in row `q` of the buffer.
-Box touched(const Buffer& buffer, const ResampleAlong& along, std::ptrdiff_t q, int b, int taps) {
-    const std::ptrdiff_t p = along.ip[b] - buffer.p0, dp = 8 + 2 + taps / 2, dq = 2 + taps / 2;
-    return {q - dq, q + dq + 1, p - dp, p + dp + 1};
+/// The same of a straight block, `rows` below the row that its weights along q are expanded about.
+Box touched(const Buffer& buffer, const ResampleAlong& along, const ResamplePlan& center, std::ptrdiff_t rows,
+            int b, int taps) {
+    const float h = 8 * std::fabs(center.q[1][b]) + 64 * std::fabs(center.q[2][b]) +
+                    512 * std::fabs(center.q[3][b]) + 0.01f;
+    const auto part = [&](float to) { return static_cast<std::ptrdiff_t>(std::floor(center.q[0][b] + to)); };
+    const std::ptrdiff_t p = along.ip[b] - buffer.p0, q = center.iq[b] - buffer.q0 + rows;
+    const std::ptrdiff_t before = (taps - 1) / 2, after = taps / 2;
+    return {q + part(-h) - before, q + part(h) + after + 1, p - block_columns / 2 - before,
+            p + block_columns / 2 + after};
 }
 
 Box hull(Box a, Box b) {
@@ -400,19 +412,21 @@ void resample_group(const Work& work, const Buffer& buffer, std::ptrdiff_t y0, s
     const std::ptrdiff_t center = round_down(y0, work.group_rows) + work.group_rows / 2;
     const double first = static_cast<double>(strip + 8) - map.origin_x;
     const auto line = [&](std::ptrdiff_t y) {
-        ResampleLine at = line_at(map, static_cast<double>(y) - map.origin_y, work.folded);
+        const double v = static_cast<double>(y) - map.origin_y;
+        ResampleLine at = work.linear ? work.line : line_at(map, v, work.folded);
+        if (work.linear)
+            at.p[0] += v * map.x[2], at.q[0] += v * map.y[2];
         if (taps == 1)
             at.p[0] += 0.5, at.q[0] += 0.5;
         return at;
     };
     alignas(64) ResamplePlan middle;
     row.plan(line(center), first, middle);
-    // Weights with a kink are not expanded: nearest and bilinear take blocks of exact unit step only.
     std::array<bool, 16> straight{};
     for (int b = b0; b < b1; ++b)
-        straight[b] =
-            !work.how.square && (taps > 2 || (middle.p[1][b] == 1 && middle.drift[0][b] == 0)) &&
-            is_straight(work, middle, b, first + 16.0 * b, static_cast<double>(center) - map.origin_y);
+        straight[b] = work.linear ? work.straight
+                                  : is_straight(work, middle, b, first + 16.0 * b,
+                                                static_cast<double>(center) - map.origin_y);
     const auto any_of = [&](bool wanted) {
         return std::any_of(straight.begin() + b0, straight.begin() + b1,
                            [=](bool each) { return each == wanted; });
@@ -465,17 +479,18 @@ void resample_group(const Work& work, const Buffer& buffer, std::ptrdiff_t y0, s
                       .interpolated = interpolated};
     for (int b = b0; b < b1; ++b) {
         task.block = b;
-        const std::ptrdiff_t q = middle.iq[b] - buffer.q0 + (y0 - center); // of a straight block
         const auto touch = [&](int r) {
-            return straight[b] ? touched(buffer, along[r], q + r, b, taps) : touched(buffer, plans[r], b, taps);
+            return straight[b] ? touched(buffer, along[r], middle, y0 - center + r, b, taps)
+                               : touched(buffer, plans[r], b, taps);
         };
         const Box all = hull(touch(0), touch(n - 1));
         // A straight block that leaves the buffer leaves the frame: the general way finds nothing there.
         const bool inside = all.x0 >= 0 && all.x1 + block_columns <= buffer.width && all.y0 >= 0 &&
                             all.y1 <= buffer.height;
         const bool some = work.how.square || buffer.missing(all);
-        for (int r = 0; r < n; ++r)
-            masked[r] = some && (work.how.square || buffer.missing(touch(r)));
+        masked.fill(work.how.square);
+        for (int r = 0; some && r < n; ++r)
+            masked[r] = work.how.square || buffer.missing(touch(r));
 
         const std::ptrdiff_t x = strip + b * block_columns;
         const std::ptrdiff_t x0 = std::max(x, work.tile.x0),
@@ -494,7 +509,7 @@ void resample_group(const Work& work, const Buffer& buffer, std::ptrdiff_t y0, s
             row.free[taps / 2](task);
         }
 
-        for (int r = 0; r < n; ++r) {
+        for (int r = 0; r < n && (some || !direct); ++r) {
             const std::ptrdiff_t from = r * block_columns + x0 - x;
             if (!direct) {
                 std::copy_n(out + from, count, work.to.out.row(row0 + r) + at);
@@ -720,6 +735,8 @@ void resample_tile(const Section& section, const Map& map, Box tile, const Resam
               .folded = false,
               .linear = is_linear(map),
               .factor = static_cast<float>(255 / (det * det)),
+              .line = {},
+              .straight = false,
               .curved = true,
               .group_rows = 8};
     if (need.empty())
@@ -738,6 +755,10 @@ void resample_tile(const Section& section, const Map& map, Box tile, const Resam
         if (work.linear) {
             work.curved = std::fabs(turned.x[1] - 1) > Work::gentle;
             work.group_rows = std::fabs(turned.y[2] - 1) > Work::gentle ? 8 : most_group_rows;
+            work.line = line_at(turned, 0, work.folded);
+            ResamplePlan plan;
+            rows().resample.plan(work.line, 0, plan);
+            work.straight = is_straight(work, plan, 0, 0, 0);
         }
         resample_blocks(work, map);
     }

@@ -88,7 +88,7 @@ struct ResampleRows {
     /// pixels of a row are known to be finite.
     void (*turn)(const float* src, std::ptrdiff_t dp, std::ptrdiff_t dq, std::ptrdiff_t nx, std::ptrdiff_t ny,
                  float level, float* dst, std::ptrdiff_t stride, unsigned char* suspect);
-    /// Bit i tells whether a pixel of cell i is not finite; cells of `cell` pixels, a multiple of 16, as is n.
+    /// Bit i tells whether a pixel of cell i is not finite; cells of `cell` pixels, which is a multiple of 8, as n is.
     std::uint64_t (*scan)(const float* row, std::ptrdiff_t n, std::ptrdiff_t cell);
 };
 

@@ -27,9 +27,6 @@ RESAMPLE_INLINE F load(const float* p) {
 RESAMPLE_INLINE void store(float* p, F v) {
     *reinterpret_cast<LooseF*>(p) = v;
 }
-RESAMPLE_INLINE void store_bytes(unsigned char* p, F v) {
-    *reinterpret_cast<Bytes*>(p) = __builtin_convertvector(__builtin_convertvector(v, I), Bytes);
-}
 RESAMPLE_INLINE F all(float x) {
     return F{} + x;
 }
@@ -120,10 +117,12 @@ RESAMPLE_INLINE void finish(const ResampleTask& task, int row, int part, F jacob
     }
     const F scale = task.scale * (task.square ? jacobian * jacobian : jacobian);
     store(task.out + row * task.out_stride + at, scale * (value + task.back) + task.offset);
-    F factor = task.factor * (jacobian * jacobian) * s.squares + 0.5f;
-    factor = factor > 1.0f ? factor : all(1.0f);
-    factor = factor < 255.0f ? factor : all(255.0f);
-    store_bytes(task.factors + row * task.factor_stride + at, factor);
+    const F factor = task.factor * (jacobian * jacobian) * s.squares + 0.5f;
+    // As integers, because these have a minimum and a maximum whatever the compiler may assume of NaN.
+    I rounded = __builtin_convertvector(factor, I);
+    rounded = rounded > 1 ? rounded : I{} + 1;
+    rounded = rounded < 255 ? rounded : I{} + 255;
+    *reinterpret_cast<Bytes*>(task.factors + row * task.factor_stride + at) = __builtin_convertvector(rounded, Bytes);
 }
 
 // --- the plan of a row
@@ -314,9 +313,12 @@ template <int N, bool Passes, bool Curved>
 __attribute__((noinline)) void straight_run(const ResampleTask& task, int row, int end, int part,
                                             const Across<N>& across, const float* source) {
     const F t = ramp(part);
-    for (; row + joint_rows <= end; row += joint_rows, source += joint_rows * task.stride)
+    // Four are two and two.
+    for (; row + joint_rows <= end && row + 4 != end; row += joint_rows, source += joint_rows * task.stride)
         straight_rows<N, joint_rows, Passes, Curved>(task, row, part, t, across, source);
-    for (; row < end; ++row, source += task.stride)
+    for (; row + 2 <= end; row += 2, source += 2 * task.stride)
+        straight_rows<N, 2, Passes, Curved>(task, row, part, t, across, source);
+    if (row < end)
         straight_rows<N, 1, Passes, Curved>(task, row, part, t, across, source);
 }
 
@@ -608,15 +610,21 @@ void turn(const float* src, std::ptrdiff_t dp, std::ptrdiff_t dq, std::ptrdiff_t
 }
 
 std::uint64_t scan(const float* row, std::ptrdiff_t n, std::ptrdiff_t cell) {
+    using V = typename Window<8>::V;
+    using M = typename Window<8>::M;
     std::uint64_t bits = 0;
     for (std::ptrdiff_t i = 0, bit = 0; i < n; i += cell, ++bit) {
         const std::ptrdiff_t end = i + cell < n ? i + cell : n;
-        I bad = {};
-        for (std::ptrdiff_t at = i; at < end; at += lanes) {
-            const F v = load(row + at);
+        M bad = {};
+        for (std::ptrdiff_t at = i; at < end; at += 8) {
+            const V v = *reinterpret_cast<const typename Window<8>::Loose*>(row + at);
             bad |= (v - v) != 0.0f;
         }
-        bits |= static_cast<std::uint64_t>(any(bad)) << bit;
+        std::uint64_t words[4], some = 0;
+        memcpy(words, &bad, sizeof words);
+        for (const std::uint64_t word : words)
+            some |= word;
+        bits |= static_cast<std::uint64_t>(some != 0) << bit;
     }
     return bits;
 }
