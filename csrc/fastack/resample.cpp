@@ -270,6 +270,7 @@ class Buffer {
         const Box in = common(common(held, frame), {q0, q0 + height, p0, p0 + width});
         missing_.assign(static_cast<std::size_t>(height), ~std::uint64_t{0});
         cell_ = round_up((width + 63) / 64, 8);
+        some_.assign(static_cast<std::size_t>(height / some_rows + 1), ~std::uint64_t{0});
         any_missing = true;
         if (in.empty()) {
             std::fill_n(to, height * width, nan);
@@ -289,19 +290,23 @@ class Buffer {
         const float left = held.x0 <= frame.x0 ? nan : 0, right = held.x1 >= frame.x1 ? nan : 0;
         std::fill_n(to, y0 * width, held.y0 <= frame.y0 ? nan : 0);
         std::fill_n(to + y1 * width, (height - y1) * width, held.y1 >= frame.y1 ? nan : 0);
-        const bool open = (x0 == 0 || left == 0) && (x1 == width || right == 0);
+        std::uint64_t beyond = 0; // cells that hold pixels beyond the frame's sides
+        if (left != 0)
+            beyond |= cells(0, x0);
+        if (right != 0)
+            beyond |= cells(x1, width);
         any_missing = false;
         for (std::ptrdiff_t y = 0; y < height; ++y) {
             if (y >= y0 && y < y1) {
                 std::fill_n(to + y * width, x0, left);
                 std::fill_n(to + y * width + x1, width - x1, right);
             }
-            if (open && !suspect_[y])
-                missing_[y] = 0;
-            else
-                missing_[y] = rows().resample.scan(to + y * width, width, cell_);
+            missing_[y] = suspect_[y] ? rows().resample.scan(to + y * width, width, cell_) : beyond;
             any_missing = any_missing || missing_[y];
         }
+        std::ranges::fill(some_, 0);
+        for (std::ptrdiff_t y = 0; y < height; ++y)
+            some_[y / some_rows] |= missing_[y];
     }
 
     /// Whether a pixel is missing in a part of the buffer, or near it.
@@ -311,17 +316,33 @@ class Buffer {
         const Box in = common(part, {0, height, 0, width});
         if (in.empty())
             return true;
+        const std::uint64_t wanted = cells(in.x0, in.x1);
         std::uint64_t bits = 0;
+        for (std::ptrdiff_t i = in.y0 / some_rows; i <= (in.y1 - 1) / some_rows; ++i)
+            bits |= some_[i];
+        if (!(bits & wanted))
+            return false;
+        bits = 0;
         for (std::ptrdiff_t y = in.y0; y < in.y1; ++y)
             bits |= missing_[y];
-        const std::ptrdiff_t first = in.x0 / cell_, last = (in.x1 - 1) / cell_;
-        return (bits >> first) << (63 - last + first);
+        return bits & wanted;
     }
 
   private:
+    static constexpr std::ptrdiff_t some_rows = 16;
+
+    /// Bits of the cells that hold the columns x0 to x1.
+    std::uint64_t cells(std::ptrdiff_t x0, std::ptrdiff_t x1) const {
+        if (x0 >= x1)
+            return 0;
+        const std::ptrdiff_t first = x0 / cell_, last = (x1 - 1) / cell_;
+        return ~std::uint64_t{0} >> (63 - last + first) << first;
+    }
+
     std::unique_ptr<float[]> pixels_;
     std::ptrdiff_t size_ = 0;
     std::vector<std::uint64_t> missing_; // of each row: bit i is set where a pixel of cell i is missing
+    std::vector<std::uint64_t> some_;    // of each `some_rows` rows
     std::vector<unsigned char> suspect_; // (height)
     std::ptrdiff_t start_ = 0, cell_ = 8;
 };
