@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from astropy.io import fits
@@ -614,53 +614,26 @@ def stack_tile(tile: grid.Tile, job: Job) -> Combined:
         The tile's planes.
     """
     y0, y1, x0, x1 = tile
-    wide = (y0 - HALO, y1 + HALO, x0 - HALO, x1 + HALO)
-    n, shape = len(job.frames), (wide[1] - wide[0], wide[3] - wide[2])
-    cube, factor = _scratch((n, *shape))
-    saturated = np.zeros(shape, np.uint16)
-    flags = np.zeros(shape, np.uint8)
+    ny, nx = job.shape
+    shape = (len(job.frames), y1 - y0 + 2 * HALO, x1 - x0 + 2 * HALO)
+    samples, factor = _scratch(shape)
     # variance planes that files bring count before the model
-    spread = np.full(cube.shape, np.nan, np.float32) if any(f.variance for f in job.frames) else None
-    for i, (frame, to_frame) in enumerate(zip(job.frames, job.transforms, strict=True)):
-        window = input_window(to_frame, wide, frame.shape, job.options.resample)
-        if window is None:
-            cube[i] = np.nan
-            factor[i] = 0
-            continue
-        section = job.calibration.read(frame, window, job.prepared[i])
-        _mask_artefacts(section.pixels, job.artefacts[i], window)
-        resample_tile(
-            section.pixels,
-            (window[2], window[0]),
-            frame.shape,
-            to_frame,
-            wide,
-            scale=float(job.noise.scale[i]),
-            sky=float(job.levels[i]),
-            offset=job.pedestal,
-            out=cube[i],
-            factor=factor[i],
-            saturated=section.saturated,
-            saturated_count=saturated,
-            flags=flags,
-            options=job.options.resample,
-        )
-        if job.surfaces is not None:
-            cube[i] -= job.surfaces.at(i, wide)
-        if spread is None:
-            continue
-        scale2 = np.float32(job.noise.scale[i] ** 2)
-        if section.variance is None:
-            dark = (job.noise.area[i] * job.noise.noise[i]) ** 2 / 255
-            spread[i] = scale2 * np.float32(dark) * factor[i]
-        else:
-            known = np.where(np.isfinite(section.pixels), section.variance, np.float32(np.nan))
-            place = ((window[2], window[0]), frame.shape, to_frame, wide)
-            resample_variance(known, *place, out=spread[i], options=job.options.resample)
-            spread[i] *= scale2
+    spread = np.full(shape, np.nan, np.float32) if any(f.variance for f in job.frames) else None
+    saturated, flags = np.zeros(shape[1:], np.uint16), np.zeros(shape[1:], np.uint8)
+    # nothing lies beyond the output
+    part = (max(y0 - HALO, 0), min(y1 + HALO, ny), max(x0 - HALO, 0), min(x1 + HALO, nx))
+    rows, columns = slice(part[0] - y0 + HALO, part[1] - y0 + HALO), slice(part[2] - x0 + HALO, part[3] - x0 + HALO)
+    beyond = (slice(rows.start), slice(rows.stop, None)), (slice(columns.start), slice(columns.stop, None))
+    for edge in (*((..., s, slice(None)) for s in beyond[0]), *((..., s) for s in beyond[1])):
+        samples[edge], factor[edge] = np.nan, 0
+    planes = _Planes(
+        *(None if plane is None else plane[..., rows, columns] for plane in (samples, factor, spread, saturated, flags))
+    )
+    for i in range(len(job.frames)):
+        _resample_frame(i, part, planes, job)
     inner = (slice(HALO, -HALO), slice(HALO, -HALO))
     return combine_tile(
-        cube,
+        samples,
         factor,
         job.noise,
         pedestal=job.pedestal,
@@ -671,6 +644,55 @@ def stack_tile(tile: grid.Tile, job: Job) -> Combined:
         variance=spread,
         options=job.options.combine,
     )
+
+
+class _Planes(NamedTuple):
+    """What is made of all frames for one part of the output."""
+
+    samples: FloatImage  # (n, h, w)
+    factor: np.ndarray  # (n, h, w), variance factors
+    spread: FloatImage | None  # (n, h, w), variances
+    saturated: np.ndarray  # (h, w), number of samples that hold saturated light
+    flags: np.ndarray  # (h, w)
+
+
+def _resample_frame(i: int, part: grid.Tile, planes: _Planes, job: Job) -> None:
+    """Fill frame i's part of the planes."""
+    frame, to_frame, kernel = job.frames[i], job.transforms[i], job.options.resample
+    samples, factor = planes.samples[i], planes.factor[i]
+    window = input_window(to_frame, part, frame.shape, kernel)
+    if window is None:
+        samples[...], factor[...] = np.nan, 0
+        return
+    section = job.calibration.read(frame, window, job.prepared[i])
+    _mask_artefacts(section.pixels, job.artefacts[i], window)
+    place = ((window[2], window[0]), frame.shape, to_frame, part)
+    scale = float(job.noise.scale[i])
+    resample_tile(
+        section.pixels,
+        *place,
+        scale=scale,
+        sky=float(job.levels[i]),
+        offset=job.pedestal,
+        out=samples,
+        factor=factor,
+        saturated=section.saturated,
+        saturated_count=planes.saturated,
+        flags=planes.flags,
+        options=kernel,
+    )
+    if job.surfaces is not None:
+        samples -= job.surfaces.at(i, part)
+    if planes.spread is None:
+        return
+    spread = planes.spread[i]
+    if section.variance is None:
+        dark = (job.noise.area[i] * job.noise.noise[i]) ** 2 / 255
+        np.multiply(factor, np.float32(scale * scale * dark), out=spread)
+    else:
+        known = np.where(np.isfinite(section.pixels), section.variance, np.float32(np.nan))
+        resample_variance(known, *place, out=spread, options=kernel)
+        spread *= np.float32(scale * scale)
 
 
 _local = threading.local()
@@ -689,7 +711,7 @@ def _scratch(shape: tuple[int, ...]) -> tuple[FloatImage, np.ndarray]:
 def _mask_artefacts(pixels: FloatImage, artefacts: np.ndarray, window: tuple[int, int, int, int]) -> None:
     """Hot and cosmic-ray pixels become missing before they can ring."""
     y0, y1, x0, x1 = window
-    a, b = artefacts[:, 1].searchsorted((y0, y1))
+    a, b = artefacts[:, 1].searchsorted(np.array((y0, y1), artefacts.dtype))  # else all of them would be converted
     if a == b:
         return
     x, y = artefacts[a:b, 0], artefacts[a:b, 1]

@@ -166,7 +166,7 @@ def resample_tile(
     tile : tuple of int
         (y0, y1, x0, x1) of the output, ends excluded.
     out : (y1 - y0, x1 - x0) float32 ndarray
-        Receives ``scale * |J| * (sum(k s) / sum(k) - sky) + offset``, NaN where missing.
+        May be part of a larger one, as all planes. Receives ``scale * |J| * (sum(k s) / sum(k) - sky) + offset``, NaN where missing.
     factor : uint8 ndarray of the same shape, optional
         Receives ``255 sum(k^2) / sum(k)^2 (|J| / |J_frame|)^2``, rounded, 1 to 255, with J_frame the Jacobian
         at the transform's origin: white noise of variance V becomes ``V scale^2 |J_frame|^2 factor / 255``.
@@ -187,7 +187,7 @@ def resample_tile(
     ValueError
         If the section is too small for the tile, or an array has the wrong shape.
     TypeError
-        If an array has the wrong dtype or is not C-contiguous.
+        If an array has the wrong dtype, or the pixels of its rows do not lie side by side.
 
     Notes
     -----
@@ -353,8 +353,6 @@ def _affine(matrix: ArrayLike) -> Transform:
 
 
 def _coefficients(transform: Transform) -> tuple[Array, Array]:
-    if not (np.isfinite(transform.cx).all() and np.isfinite(transform.cy).all()):
-        raise ValueError("the transform has coefficients that are not finite")
     return np.ascontiguousarray(transform.cx), np.ascontiguousarray(transform.cy)
 
 
