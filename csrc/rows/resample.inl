@@ -361,6 +361,11 @@ template <int N> void straight(const ResampleTask& task) {
     using Run = void (*)(const ResampleTask&, int, int, int, const Across<N>&, const float*);
     constexpr Run runs[2][2] = {{straight_run<N, false, false>, straight_run<N, false, true>},
                                 {straight_run<N, true, false>, straight_run<N, true, true>}};
+    // The next block's outputs: their rows are too far apart for the processor to see what comes.
+    for (int row = 0; row < task.rows; ++row) {
+        __builtin_prefetch(task.out + row * task.out_stride + block_columns, 1);
+        __builtin_prefetch(task.factors + row * task.factor_stride + block_columns, 1);
+    }
     const float reach = task.reach, slope = 0.5f / reach;
     const ResamplePlan& center = *task.center;
     const int b = task.block;
