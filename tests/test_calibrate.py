@@ -13,7 +13,8 @@ from reference import calibrate as twin
 from fastack import _pixels
 from fastack.calibrate import Calibration, decode, load_calibration, make_master
 from fastack.errors import CalibrationError, FrameError, OutputError
-from fastack.frames import find_frames, open_frame
+from fastack.files import find_frames
+from fastack.frames import open_frame
 from fastack.options import CalibrateOptions
 
 SCALES = [(1, 0, None), (1, 32768, None), (2.5, -7.25, None), (-1, 100, None), (1, 0, 3), (0.5, 1e6, -1)]

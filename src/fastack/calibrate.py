@@ -18,11 +18,13 @@ import numpy as np
 from astropy.io import fits
 from numpy.typing import ArrayLike, NDArray
 
-from . import _pixels
-from .errors import CalibrationError, FrameError
-from .frames import Frame, Plane, Rows, Window, find_frames, open_frame
-from .options import CalibrateOptions
-from .types import Array, FloatImage
+from fastack import _pixels
+from fastack.errors import CalibrationError, FrameError
+from fastack.files import find_frames
+from fastack.frames import Frame, open_frame
+from fastack.options import CalibrateOptions
+from fastack.storage import Plane, Rows, Window
+from fastack.types import Array, FloatImage
 
 Kind = Literal["bias", "dark", "flat"]
 Mask = NDArray[np.bool_]

@@ -445,9 +445,9 @@ def stackx2_command(psf_limit: str, output: str, **rest: Any) -> None:
     if rest.get("fwhm_limit") is not None:
         raise click.UsageError("PSF_LIMIT is the FWHM limit; leave --fwhm-limit out")
     rest["fwhm_limit"] = psf_limit
-    from fastack import frames
+    from fastack.files import find_frames
 
-    _run_stack(_without_skipped(frames.find_frames(None), rest["quiet"]), output, True, rest)
+    _run_stack(_without_skipped(find_frames(None), rest["quiet"]), output, True, rest)
 
 
 def _without_skipped(paths: Sequence[Path], quiet: bool) -> list[Path]:

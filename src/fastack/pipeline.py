@@ -22,6 +22,7 @@ from fastack import (
     background,
     calibrate,
     dates,
+    files,
     frames,
     grid,
     header,
@@ -252,7 +253,7 @@ def open_frames(
     """
     if isinstance(sources, (str, Path)):
         sources = [sources]
-    paths = frames.find_frames(sources)
+    paths = files.find_frames(sources)
     records = []
     for path in paths:
         if exclude is not None and exclude.exists() and path.exists() and path.samefile(exclude):
@@ -623,11 +624,14 @@ def stack_tile(tile: grid.Tile, job: Job) -> Combined:
     # nothing lies beyond the output
     part = (max(y0 - HALO, 0), min(y1 + HALO, ny), max(x0 - HALO, 0), min(x1 + HALO, nx))
     rows, columns = slice(part[0] - y0 + HALO, part[1] - y0 + HALO), slice(part[2] - x0 + HALO, part[3] - x0 + HALO)
-    beyond = (slice(rows.start), slice(rows.stop, None)), (slice(columns.start), slice(columns.stop, None))
-    for edge in (*((..., s, slice(None)) for s in beyond[0]), *((..., s) for s in beyond[1])):
+    for edge in np.s_[:, : rows.start], np.s_[:, rows.stop :], np.s_[..., : columns.start], np.s_[..., columns.stop :]:
         samples[edge], factor[edge] = np.nan, 0
     planes = _Planes(
-        *(None if plane is None else plane[..., rows, columns] for plane in (samples, factor, spread, saturated, flags))
+        samples=samples[:, rows, columns],
+        factor=factor[:, rows, columns],
+        spread=None if spread is None else spread[:, rows, columns],
+        saturated=saturated[rows, columns],
+        flags=flags[rows, columns],
     )
     for i in range(len(job.frames)):
         _resample_frame(i, part, planes, job)

@@ -166,7 +166,8 @@ def resample_tile(
     tile : tuple of int
         (y0, y1, x0, x1) of the output, ends excluded.
     out : (y1 - y0, x1 - x0) float32 ndarray
-        May be part of a larger one, as all planes. Receives ``scale * |J| * (sum(k s) / sum(k) - sky) + offset``, NaN where missing.
+        Receives ``scale * |J| * (sum(k s) / sum(k) - sky) + offset``, NaN where missing. May be part of a
+        larger array, as all planes.
     factor : uint8 ndarray of the same shape, optional
         Receives ``255 sum(k^2) / sum(k)^2 (|J| / |J_frame|)^2``, rounded, 1 to 255, with J_frame the Jacobian
         at the transform's origin: white noise of variance V becomes ``V scale^2 |J_frame|^2 factor / 255``.
@@ -259,41 +260,6 @@ def autocorrelation(kernel: Kernel, phase_x: float, phase_y: float) -> Array:
         of taps minus 1; the middle is the variance factor sum(k^2).
     """
     return np.outer(_lags(_weights(kernel, phase_y)), _lags(_weights(kernel, phase_x)))
-
-
-def mean_autocorrelation(
-    transform: Transform,
-    shape: tuple[int, int],
-    options: ResampleOptions = ResampleOptions(),
-    *,
-    mesh: int = 64,
-) -> Array:
-    """`autocorrelation`, averaged over the phases that a transform gives the pixels of a grid.
-
-    Parameters
-    ----------
-    transform : Transform
-        Output pixels to frame pixels; its scale is taken as 1.
-    shape : tuple of int
-        (ny, nx) of the output grid.
-    options : ResampleOptions
-        The kernel.
-    mesh : int
-        Pixels per axis, spread evenly over the grid, whose phases are averaged.
-
-    Returns
-    -------
-    (2 r + 1, 2 r + 1) ndarray
-        See `autocorrelation`. The factor by which the true variance of a sum over an aperture exceeds the sum
-        of the pixels' variances is ``sum(A * this) / (A[0, 0] * this[r, r])``, A being the aperture's own
-        autocorrelation.
-    """
-    y, x = (np.unique(np.linspace(0, n - 1, min(n, mesh)).round()) for n in shape)
-    xy = transform(np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2))
-    phase = xy - np.floor(xy)
-    taken, count = np.unique((phase * 256).round(), axis=0, return_counts=True)
-    total = sum(n * autocorrelation(options.kernel, *(p / 256)) for p, n in zip(taken, count, strict=True))
-    return np.asarray(total / count.sum())
 
 
 def _weights(kernel: Kernel, phase: float) -> Array:
