@@ -115,6 +115,7 @@ _SETTINGS: dict[str, tuple[str, Any, str]] = {
     # running
     "threads": ("Running", int, "threads [all processors]"),
     "memory": ("Running", _Size(), "working memory, such as 500M [2G]"),
+    "scratch": ("Running", str, "directory for temporary data of compressed frames [the system's]"),
     "scheduler": ("Running", str, "address of a Dask scheduler, tcp://host:port"),
     # tuning
     "cell": ("Tuning", int, "side of a background mesh cell, pixel"),

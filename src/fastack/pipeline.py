@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +42,7 @@ from fastack.executor import Executor, make_executor
 from fastack.measure import measure
 from fastack.options import StackOptions
 from fastack.resample import input_window, resample_tile, resample_variance
+from fastack.storage import Store, Window
 from fastack.types import (
     Array,
     Background,
@@ -52,6 +54,8 @@ from fastack.types import (
     Stars,
     Transform,
 )
+
+_KEPT = 4  # a quarter of the memory may hold stored pixels between the passes
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -163,8 +167,11 @@ def stack(
     target = Path(output_path) if output_path is not None else None
     if target is not None and not dry_run:
         output.check_target(target, overwrite=overwrite)
-    with make_executor(options.threads, options.scheduler) as executor:
-        records, calibration = measure_frames(sources, options, reporter, executor, exclude=target)
+    with (
+        make_executor(options.threads, options.scheduler) as executor,
+        Store(options.memory // _KEPT, scratch=options.scratch) as store,
+    ):
+        records, calibration = measure_frames(sources, options, reporter, executor, exclude=target, store=store)
         select.apply_limits(records, options.select)
         _need(records, "after the selection")
         reference = select.choose_reference(records, options.reference)
@@ -199,11 +206,11 @@ def stack(
         job = Job.of(used, reference, transforms, out, calibration, options, maps)
         if target is None:
             sink = output.MemorySink(out.shape, planes)
-            _combine(job, sink, executor, reporter, used)
+            _combine(job, sink, executor, reporter, used, store.used)
             measured = _measure_stack(sink, out, reference, options)
         else:
             with output.FitsSink(target, out.shape, planes, primary, overwrite=overwrite) as file:
-                _combine(job, file, executor, reporter, used)
+                _combine(job, file, executor, reporter, used, store.used)
                 measured = _measure_stack(file, out, reference, options)
                 header.quality_cards(primary, measured[1])
                 file.finish([report.frames_hdu(records)])
@@ -279,6 +286,7 @@ def measure_frames(
     reporter: report.Reporter | None = None,
     executor: Executor | None = None,
     exclude: Path | None = None,
+    store: Store | None = None,
 ) -> tuple[list[FrameRecord], calibrate.Calibration]:
     """Pass 1: open, calibrate, detect and measure every frame.
 
@@ -290,6 +298,8 @@ def measure_frames(
         Default: threads of this process.
     exclude : Path, optional
         File that is never an input.
+    store : Store, optional
+        Where the pixels stay for pass 2.
 
     Returns
     -------
@@ -301,7 +311,7 @@ def measure_frames(
     reporter = reporter or report.Reporter()
     if executor is None:
         with make_executor(options.threads, options.scheduler) as made:
-            return measure_frames(sources, options, reporter, made, exclude)
+            return measure_frames(sources, options, reporter, made, exclude, store)
     records = open_frames(sources, options, exclude)
     select.keep_majority(records, options.select)
     live = [r for r in records if r.reason is None]
@@ -311,9 +321,11 @@ def measure_frames(
         reporter.note(note)
     pixels = max(r.frame.raw_shape[0] * r.frame.raw_shape[1] for r in live)
     workers = max(1, min(executor.threads, options.memory // (16 * pixels)))
-    work = functools.partial(_measure_one, calibration=calibration, options=options)
+    if store is not None:
+        store.expect(sum(r.frame.plane.nbytes for r in live))
+    work = functools.partial(_measure_one, calibration=calibration, store=store, options=options)
     reporter.start("measure", len(live), pixels)
-    for record, result in zip(live, executor.map(work, [r.frame for r in live], ahead=workers), strict=True):
+    for record, result in zip(live, executor.map(work, _coming(live), ahead=workers), strict=True):
         if isinstance(result, str):
             record.reason = result
         else:
@@ -327,6 +339,14 @@ def measure_frames(
     return records, calibration
 
 
+def _coming(records: Sequence[FrameRecord]) -> Iterator[frames.Frame]:
+    """Frames as they are asked for; the system hears of the one after them."""
+    for this, following in zip_longest(records, records[1:]):
+        if following is not None:
+            following.frame.plane.prefetch()
+        yield this.frame
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Measured:
     prepared: Any
@@ -336,10 +356,12 @@ class _Measured:
     artefacts: np.ndarray
 
 
-def _measure_one(frame: frames.Frame, *, calibration: calibrate.Calibration, options: StackOptions) -> _Measured | str:
+def _measure_one(
+    frame: frames.Frame, *, calibration: calibrate.Calibration, store: Store | None, options: StackOptions
+) -> _Measured | str:
     """Pass 1 for one frame; a string is the reason why it cannot be used."""
     try:
-        prepared = calibration.prepare(frame)
+        prepared = calibration.prepare(frame, store)
         section = calibration.read(frame, None, prepared)
         image = section.pixels
         finite = np.isfinite(image[:: max(1, image.shape[0] // 64)])
@@ -633,8 +655,13 @@ def stack_tile(tile: grid.Tile, job: Job) -> Combined:
         saturated=saturated[rows, columns],
         flags=flags[rows, columns],
     )
-    for i in range(len(job.frames)):
-        _resample_frame(i, part, planes, job)
+    kernel = job.options.resample
+    windows = [input_window(t, part, f.shape, kernel) for f, t in zip(job.frames, job.transforms, strict=True)]
+    for i, window in enumerate(windows):
+        following = i + 1 < len(windows) and windows[i + 1]
+        if following:
+            job.calibration.ahead(job.frames[i + 1], following, job.prepared[i + 1])
+        _resample_frame(i, part, window, planes, job)
     inner = (slice(HALO, -HALO), slice(HALO, -HALO))
     return combine_tile(
         samples,
@@ -660,11 +687,10 @@ class _Planes(NamedTuple):
     flags: np.ndarray  # (h, w)
 
 
-def _resample_frame(i: int, part: grid.Tile, planes: _Planes, job: Job) -> None:
-    """Fill frame i's part of the planes."""
+def _resample_frame(i: int, part: grid.Tile, window: Window | None, planes: _Planes, job: Job) -> None:
+    """Fill frame i's part of the planes from its window of the frame."""
     frame, to_frame, kernel = job.frames[i], job.transforms[i], job.options.resample
     samples, factor = planes.samples[i], planes.factor[i]
-    window = input_window(to_frame, part, frame.shape, kernel)
     if window is None:
         samples[...], factor[...] = np.nan, 0
         return
@@ -724,10 +750,11 @@ def _mask_artefacts(pixels: FloatImage, artefacts: np.ndarray, window: tuple[int
 
 
 def _combine(
-    job: Job, sink: output.Sink, executor: Executor, reporter: report.Reporter, used: Sequence[FrameRecord]
+    job: Job, sink: output.Sink, executor: Executor, reporter: report.Reporter, used: Sequence[FrameRecord], kept: int
 ) -> None:
+    """Pass 2; `kept` bytes of memory hold the frames' pixels."""
     rotation = max(abs((t.rotation + 45) % 90 - 45) for t in job.transforms)
-    budget = min(job.options.memory // (2 * executor.threads), 1 << 28)
+    budget = min((job.options.memory - kept) // (2 * executor.threads), 1 << 28)
     size = grid.tile_shape(len(used), job.shape, budget, rotation)
     every = list(grid.tiles(job.shape, size))
     reporter.start("combine", len(every), size[0] * size[1] * len(used))

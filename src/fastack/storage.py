@@ -5,16 +5,18 @@ Pixels are handed out as the big-endian bytes that the file holds; `calibrate` t
 
 from __future__ import annotations
 
-import gzip
+import contextlib
 import io
 import os
+import resource
 import tempfile
-import weakref
+import threading
 import zlib
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 from astropy.io import fits
@@ -26,6 +28,8 @@ Bytes = NDArray[np.uint8]
 Window = tuple[int, int, int, int]
 
 _CHUNK = 1 << 19  # bytes read and decoded at once: they stay in the second-level cache
+_INFLATED = 1 << 22  # bytes inflated by one call
+_TILE = (64, 512)  # rows and columns that lie together in the scratch file
 
 
 class Rows(Protocol):
@@ -33,6 +37,10 @@ class Rows(Protocol):
 
     def rows(self, window: Window) -> Iterator[tuple[int, Bytes]]:
         """Chunks of a window."""
+        ...
+
+    def ahead(self, window: Window) -> None:
+        """Hear that a window will soon be read."""
         ...
 
 
@@ -90,8 +98,16 @@ class Plane:
             yield window[0], cut(self.load(window[:2]), self.bitpix, (0, window[1] - window[0], *window[2:]))
             return
         with opened(self.path) as file:
-            self._check(os.fstat(file.fileno()))
+            self.check(os.fstat(file.fileno()))
             yield from _pread_rows(file.fileno(), self, self.offset, window)
+
+    def ahead(self, window: Window) -> None:
+        """Do nothing: the file is not open."""
+
+    def prefetch(self) -> None:
+        """Tell the system that the whole file will soon be read."""
+        with contextlib.suppress(FrameError), opened(self.path) as file:  # who reads it will say what is wrong
+            _will_need(file.fileno(), 0, 0)
 
     def load(self, rows: tuple[int, int] | None = None) -> Bytes:
         """Read the stored bytes of whole rows, decompressed where they have to be.
@@ -111,59 +127,42 @@ class Plane:
             return self._load_tiles(y0, y1)
         if self.compression == "gzip":
             data = self._inflate(self.offset + y0 * self.row_bytes, (y1 - y0) * self.row_bytes)
-            return np.frombuffer(data, np.uint8).reshape(y1 - y0, self.row_bytes)
+            return data.reshape(y1 - y0, self.row_bytes)
         out = np.empty((y1 - y0, self.row_bytes), np.uint8)
         for y, chunk in self.rows((y0, y1, 0, self.shape[1])):
             out[y - y0 : y - y0 + len(chunk)] = chunk
         return out
 
-    def keep(self, *, memory: int, scratch: str | Path | None = None) -> Rows:
-        """Decompress once, so that sections can be read many times.
-
-        Parameters
-        ----------
-        memory : int
-            Bytes up to which the stored pixels stay in memory; larger ones go to a scratch file without a
-            name.
-        scratch : str or Path, optional
-            Directory of the scratch file; default the system's.
-
-        Returns
-        -------
-        Rows
-            Of the same pixels. An uncompressed plane returns itself. When it is sent to another process it
-            becomes the plane again, and is decompressed there.
-        """
-        if not self.compression:
-            return self
-        raw = self.load()
-        return Loaded(self, raw) if raw.nbytes <= memory else Scratch(self, raw, scratch)
-
     def check_unchanged(self) -> None:
         """Raise `FrameError` if the file vanished or changed since it was opened."""
         try:
-            self._check(os.stat(self.path))
+            self.check(os.stat(self.path))
         except OSError as error:
             raise unreadable(self.path, error) from None
 
-    def _check(self, status: os.stat_result) -> None:
+    def check(self, status: os.stat_result) -> None:
+        """Raise `FrameError` if a file's status is not what it was when the frame was opened."""
         if (status.st_size, status.st_mtime_ns) != (self.size, self.mtime_ns):
             raise FrameError(
                 f"{self.path}: changed while it was used ({self.size} bytes before, {status.st_size} now); "
                 "start again when nothing writes to it any more"
             )
 
-    def _inflate(self, start: int, count: int) -> bytes:
+    def _inflate(self, start: int, count: int) -> Bytes:
+        """Bytes of the decompressed file."""
         self.check_unchanged()
+        out = np.empty(count, np.uint8)
+        done = 0
         try:
-            with gzip.open(self.path) as file:
-                file.seek(start)
-                data = file.read(count)
-        except (OSError, EOFError, zlib.error) as error:
+            for data in _inflated(self.path):
+                part = data[start : start + count - done]
+                out[done : done + len(part)] = np.frombuffer(part, np.uint8)
+                done, start = done + len(part), max(0, start - len(data))
+                if done == count:
+                    return out
+        except (OSError, zlib.error) as error:
             raise FrameError(f"{self.path}: damaged or truncated gzip file ({error}); fetch it again") from None
-        if len(data) < count:
-            raise truncated(self.path, start + len(data), start + count)
-        return data
+        raise truncated(self.path, self.offset + done, self.offset + self.nbytes)
 
     def _load_tiles(self, y0: int, y1: int) -> Bytes:
         self.check_unchanged()
@@ -180,7 +179,199 @@ class Plane:
         return stored.view(np.uint8).reshape(y1 - y0, self.row_bytes)
 
 
-class Loaded:
+def _inflated(path: Path) -> Iterator[bytes]:
+    """Contents of a gzip file in large pieces: other threads run while one of them is inflated."""
+    with opened(path) as file:
+        packed = file.read()
+    while packed:
+        member = zlib.decompressobj(wbits=31)
+        while not member.eof:
+            data = member.decompress(packed, _INFLATED)
+            packed = member.unconsumed_tail
+            if not data and not packed and not member.eof:
+                return
+            yield data
+        packed = member.unused_data.lstrip(b"\0")
+
+
+# ---- between the passes
+
+
+def unpack(plane: Plane) -> Rows:
+    """Decompress what is compressed, into memory; plain planes are read from their files."""
+    return Loaded(plane, plane.load()) if plane.compression else plane
+
+
+class Store:
+    """Where the stored pixels of a run's frames stay between the passes.
+
+    In memory as far as that goes. Compressed ones that find no room there go to one scratch file without a name,
+    plain ones stay in their files, of which no more than `most_open` wait open for their next section.
+
+    Parameters
+    ----------
+    memory : int
+        Bytes of stored pixels that may stay in memory.
+    scratch : str or Path, optional
+        Directory of the scratch file; default the system's.
+    most_open : int, optional
+        Default: a quarter of what the system lets this process open.
+
+    Notes
+    -----
+    What `keep` returns becomes the plane again when it is sent to another process, and is read or decompressed there; a
+    store itself becomes None.
+    """
+
+    def __init__(
+        self,
+        memory: int = 0,
+        *,
+        scratch: str | Path | None = None,
+        most_open: int | None = None,
+    ) -> None:
+        self.memory = memory
+        self.used = 0  # bytes
+        self._plain = False
+        self._lock = threading.Lock()
+        self._directory = scratch
+        self._file: int | None = None
+        self._end = 0
+        self.most_open = most_open or max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+        self._open: OrderedDict[tuple[int, int], int] = OrderedDict()  # waiting, the longest unused first
+
+    def expect(self, nbytes: int) -> None:
+        """Hear how many bytes of pixels a run has: only if all find room in memory, plain files are kept there too."""
+        self._plain = nbytes <= self.memory - self.used
+
+    def keep(self, plane: Plane) -> Rows:
+        """See to it that sections of a plane can be read many times.
+
+        Parameters
+        ----------
+        plane : Plane
+            Of a frame, a mask, a weight or a variance.
+
+        Returns
+        -------
+        Rows
+            Of the same pixels.
+
+        Raises
+        ------
+        FrameError
+            If the file cannot be read.
+        OutputError
+            If there is no room for the scratch file.
+        """
+        wanted = bool(plane.compression) or self._plain
+        with self._lock:
+            room = wanted and plane.nbytes <= self.memory - self.used
+            self.used += plane.nbytes if room else 0
+        if room:
+            return Loaded(plane, plane.load())
+        return Scratch(plane, plane.load(), self) if plane.compression else Held(plane, self)
+
+    def take(self, plane: Plane) -> tuple[tuple[int, int], int]:
+        """An open file of a plane and its key, for one reader at a time.
+
+        Raises
+        ------
+        FrameError
+            If the file vanished or changed since the frame was opened.
+        """
+        try:
+            status = os.stat(plane.path)
+        except OSError as error:
+            raise unreadable(plane.path, error) from None
+        plane.check(status)
+        key = (status.st_dev, status.st_ino)
+        with self._lock:
+            fd = self._open.pop(key, None)
+        try:
+            return key, os.open(plane.path, os.O_RDONLY) if fd is None else fd
+        except OSError as error:
+            raise unreadable(plane.path, error) from None
+
+    def give(self, key: tuple[int, int], fd: int) -> None:
+        """Hand an open file back."""
+        with self._lock:
+            extra = [self._open.pop(key)] if key in self._open else []
+            self._open[key] = fd
+            while len(self._open) > self.most_open:
+                extra.append(self._open.popitem(last=False)[1])
+        for each in extra:
+            os.close(each)
+
+    def write(self, data: Bytes) -> int:
+        """Append to the scratch file.
+
+        Returns
+        -------
+        int
+            Where the bytes begin.
+
+        Raises
+        ------
+        OutputError
+            If there is no room.
+        """
+        try:
+            with self._lock:
+                if self._file is None:
+                    self._file, name = tempfile.mkstemp(prefix="fastack-", dir=self._directory)
+                    os.unlink(name)
+                fd, offset = self._file, self._end
+                self._end += data.nbytes
+            view, at = data.data.cast("B"), offset
+            while view:
+                count = os.pwrite(fd, view, at)
+                view, at = view[count:], at + count
+        except OSError as error:
+            raise OutputError(
+                f"{self._directory or tempfile.gettempdir()}: no scratch file of {self._end} bytes "
+                f"({error.strerror}); give another directory with --scratch or more --memory"
+            ) from None
+        return offset
+
+    def close(self) -> None:
+        """Close all files; the scratch file vanishes."""
+        with self._lock:
+            self.most_open = 0
+            for fd in [*self._open.values(), *([] if self._file is None else [self._file])]:
+                os.close(fd)
+            self._open.clear()
+            self._file = None
+
+    def read(self, target: Bytes, offset: int, path: Path) -> None:
+        """Fill `target` from the scratch file."""
+        if self._file is None:
+            raise FrameError(f"{path}: its pixels went with the store that held them; prepare the frame again")
+        _pread(self._file, target, offset, path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()
+
+
+class _Kept:
+    """A plane whose rows are read from elsewhere."""
+
+    plane: Plane
+
+    def ahead(self, window: Window) -> None:
+        """Tell the system that a window will soon be read."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _same, (self.plane,)
+
+
+class Loaded(_Kept):
     """The stored pixels of a plane in memory."""
 
     def __init__(self, plane: Plane, raw: Bytes) -> None:
@@ -189,37 +380,62 @@ class Loaded:
 
     def rows(self, window: Window) -> Iterator[tuple[int, Bytes]]:
         """Read a window; see `Plane.rows`."""
-        yield window[0], cut(self.raw, self.plane.bitpix, window)
+        step = max(1, _CHUNK // max(1, self.plane.row_bytes))
+        for y in range(window[0], window[1], step):
+            yield y, cut(self.raw, self.plane.bitpix, (y, min(y + step, window[1]), *window[2:]))
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _same, (self.plane,)
 
+class Held(_Kept):
+    """A plane in its own plain file, which may stay open from one section to the next."""
 
-class Scratch:
-    """The stored pixels of a plane in a file that has no name and vanishes with this object."""
-
-    def __init__(self, plane: Plane, raw: Bytes, directory: str | Path | None = None) -> None:
+    def __init__(self, plane: Plane, store: Store) -> None:
         self.plane = plane
-        try:
-            self._fd, name = tempfile.mkstemp(prefix="fastack-", dir=directory)
-            weakref.finalize(self, os.close, self._fd)
-            os.unlink(name)
-            view = raw.data.cast("B")
-            while view:
-                view = view[os.write(self._fd, view) :]
-        except OSError as error:
-            where = directory or tempfile.gettempdir()
-            raise OutputError(
-                f"{where}: no scratch file of {raw.nbytes} bytes ({error.strerror}); "
-                "give another directory with --scratch or more --memory"
-            ) from None
+        self._store = store
 
     def rows(self, window: Window) -> Iterator[tuple[int, Bytes]]:
         """Read a window; see `Plane.rows`."""
-        yield from _pread_rows(self._fd, self.plane, 0, window)
+        key, fd = self._store.take(self.plane)
+        try:
+            yield from _pread_rows(fd, self.plane, self.plane.offset, window)
+        finally:
+            self._store.give(key, fd)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _same, (self.plane,)
+    def ahead(self, window: Window) -> None:
+        """Tell the system that a window will soon be read."""
+        key, fd = self._store.take(self.plane)
+        start, count = window[0] * self.plane.row_bytes, (window[1] - window[0]) * self.plane.row_bytes
+        _will_need(fd, self.plane.offset + start, count)
+        self._store.give(key, fd)
+
+
+class Scratch(_Kept):
+    """The stored pixels of a plane in the scratch file of a store, in tiles: what is near lies together."""
+
+    def __init__(self, plane: Plane, raw: Bytes, store: Store) -> None:
+        self.plane = plane
+        self._store = store
+        width = self._width = _TILE[1] * abs(plane.bitpix) // 8
+        bands = (raw[y : y + _TILE[0]] for y in range(0, plane.shape[0], _TILE[0]))
+        tiles = [band[:, x : x + width].ravel() for band in bands for x in range(0, plane.row_bytes, width)]
+        self._offset = store.write(np.concatenate(tiles))
+
+    def rows(self, window: Window) -> Iterator[tuple[int, Bytes]]:
+        """Read a window; see `Plane.rows`."""
+        y0, y1, x0, x1 = window
+        size = abs(self.plane.bitpix) // 8
+        left, right = x0 * size, x1 * size
+        for top in range(y0 - y0 % _TILE[0], y1 if y0 < y1 and x0 < x1 else 0, _TILE[0]):
+            high = min(_TILE[0], self.plane.shape[0] - top)
+            a, b = max(y0, top), min(y1, top + high)
+            out = np.empty((b - a, right - left), np.uint8)
+            for x in range(left - left % self._width, right, self._width):
+                wide = min(self._width, self.plane.row_bytes - x)
+                tile = np.empty((b - a, wide), np.uint8)
+                start = top * self.plane.row_bytes + x * high + (a - top) * wide
+                self._store.read(tile, self._offset + start, self.plane.path)
+                c, d = max(left, x), min(right, x + wide)
+                out[:, c - left : d - left] = tile[:, c - x : d - x]
+            yield a, out
 
 
 def _same(plane: Plane) -> Plane:
@@ -254,6 +470,13 @@ def _pread_rows(fd: int, plane: Plane, offset: int, window: Window) -> Iterator[
         else:
             _pread(fd, chunk, offset + y * plane.row_bytes, plane.path)
             yield y, chunk[:, x0 * size : x1 * size]
+
+
+def _will_need(fd: int, offset: int, count: int) -> None:
+    """Have a part of a file read ahead where the system can do so; 0 bytes: to its end."""
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(fd, offset, count, os.POSIX_FADV_WILLNEED)
 
 
 def _pread(fd: int, target: Bytes, offset: int, path: Path) -> None:
