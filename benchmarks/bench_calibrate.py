@@ -11,7 +11,7 @@ import pytest
 from astropy.io import fits
 from reference import calibrate as twin
 
-from fastack import _pixels, frames
+from fastack import _pixels, cards
 from fastack.calibrate import Calibration
 from fastack.frames import open_frame
 
@@ -117,7 +117,7 @@ def bench_file(benchmark, path, function):
 
 
 def fastack_header(path):
-    frames._parsed.cache_clear()
+    cards.parsed.cache_clear()
     return open_frame(path).header
 
 

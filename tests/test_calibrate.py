@@ -13,8 +13,10 @@ from reference import calibrate as twin
 from fastack import _pixels
 from fastack.calibrate import Calibration, decode, load_calibration, make_master
 from fastack.errors import CalibrationError, FrameError, OutputError
-from fastack.frames import find_frames, open_frame
+from fastack.files import find_frames
+from fastack.frames import open_frame
 from fastack.options import CalibrateOptions
+from fastack.storage import Store
 
 SCALES = [(1, 0, None), (1, 32768, None), (2.5, -7.25, None), (-1, 100, None), (1, 0, 3), (0.5, 1e6, -1)]
 
@@ -297,7 +299,8 @@ def test_sections_equal_the_whole(masters, isa, suffix):
     assert whole.n_saturated > 100
     rng = np.random.default_rng(1)
     for memory in (10**9, 0):  # in memory; in a scratch file
-        prepared = calibration.prepare(light, memory=memory)
+        store = Store(memory)
+        prepared = calibration.prepare(light, store)
         windows = [(0, 1, 0, 1), (199, 200, 149, 150), (50, 50, 3, 9), (0, 200, 0, 150)]
         windows += [(*sorted(rng.integers(0, 201, 2)), *sorted(rng.integers(0, 151, 2))) for _ in range(20)]
         for y0, y1, x0, x1 in windows:
@@ -308,11 +311,12 @@ def test_sections_equal_the_whole(masters, isa, suffix):
             np.testing.assert_array_equal(part.saturated, whole.saturated[inside])
         sent = pickle.loads(pickle.dumps(prepared))
         assert same_bits(calibration.read(light, (3, 90, 5, 77), sent).pixels, whole.pixels[3:90, 5:77])
+        store.close()
     with pytest.raises(ValueError, match="outside of a frame"):
         calibration.read(light, (0, 201, 0, 10))
     if suffix:
         with pytest.raises(OutputError, match="--scratch"):
-            calibration.prepare(light, memory=0, scratch=path / "absent")
+            calibration.prepare(light, Store(scratch=path / "absent"))
 
 
 def test_threads_share_a_calibration(masters):

@@ -14,8 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastack.calibrate import decode
+from fastack.cards import parse_number
 from fastack.errors import FrameError
-from fastack.frames import find_frames, open_frame, parse_number
+from fastack.files import find_frames
+from fastack.frames import open_frame
 from fastack.options import CalibrateOptions
 
 IMAGE = (np.arange(12 * 20).reshape(12, 20) * 7 % 1000).astype(np.int16)

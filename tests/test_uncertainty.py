@@ -269,7 +269,8 @@ def test_a_steady_sky_tells_no_gain() -> None:
 @pytest.mark.real
 def test_gain_of_a_real_night_agrees_with_its_flats(data_root: Path) -> None:
     from fastack.calibrate import load_calibration
-    from fastack.frames import find_frames, open_frame
+    from fastack.files import find_frames
+    from fastack.frames import open_frame
     from fastack.options import CalibrateOptions
 
     def read(folder: str, step: int) -> list[np.ndarray]:

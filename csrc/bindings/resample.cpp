@@ -3,6 +3,7 @@
 #include "bindings/arrays.hpp"
 
 #include <algorithm>
+#include <cmath>
 
 namespace {
 
@@ -31,6 +32,8 @@ Map as_map(const DoubleArray& cx, const DoubleArray& cy, std::array<double, 2> o
         for (int n = 0; n < power[k]; ++n)
             unit *= scale;
         map.x[k] = x[k] / unit, map.y[k] = y[k] / unit;
+        require(std::isfinite(map.x[k]) && std::isfinite(map.y[k]),
+                "the transform has coefficients that are not finite");
     }
     return map;
 }
@@ -39,12 +42,18 @@ Box as_box(const Four& tile) {
     return {tile[0], tile[1], tile[2], tile[3]};
 }
 
-template <class T> Image<T> tile_plane(std::optional<Array<T>>& a, Box tile, const char* name) {
+/// Part of a larger plane: its rows may lie apart.
+template <class T> using Plane = py::array_t<T, 0>;
+
+template <class T> Image<T> tile_plane(std::optional<Plane<T>>& a, Box tile, const char* name) {
     if (!a)
         return {};
     require(a->ndim() == 2 && a->shape(0) == tile.y1 - tile.y0 && a->shape(1) == tile.x1 - tile.x0,
             std::string(name) + " must have the tile's shape");
-    return out_image(*a);
+    constexpr auto size = static_cast<std::ptrdiff_t>(sizeof(T));
+    if ((a->shape(1) > 1 && a->strides(1) != size) || a->strides(0) % size != 0)
+        throw py::type_error(std::string(name) + " must be contiguous along its rows");
+    return {a->mutable_data(), a->shape(0), a->shape(1), a->strides(0) / size};
 }
 
 } // namespace
@@ -64,9 +73,9 @@ void bind_resample(py::module_& m) {
         [](const FloatArray& section, const Pair& section_origin, const Pair& frame_shape,
            const DoubleArray& cx, const DoubleArray& cy, std::array<double, 2> origin, double unit,
            const Four& tile, const std::string& kernel, float max_lost, float scale, float offset, float sky,
-           float level, std::optional<FloatArray> out, std::optional<Array<std::uint8_t>> factor,
+           float level, std::optional<Plane<float>> out, std::optional<Plane<std::uint8_t>> factor,
            const std::optional<Array<std::int32_t>>& saturated,
-           std::optional<Array<std::uint16_t>> saturated_count, std::optional<Array<std::uint8_t>> flags,
+           std::optional<Plane<std::uint16_t>> saturated_count, std::optional<Plane<std::uint8_t>> flags,
            bool square) {
             const Box box = as_box(tile);
             const Map map = as_map(cx, cy, origin, unit);

@@ -227,6 +227,7 @@ bool is_linear(const Map& m) {
            std::all_of(m.y + 3, m.y + 10, [](double c) { return c == 0; });
 }
 
+/// Coordinates along the row at v; of a linear map p and q alone depend on it.
 ResampleLine line_at(const Map& m, double v, bool folded) {
     ResampleLine line{};
     const auto along = [v](const double (&c)[10], double (&value)[4], double (&du)[4], double (&dv)[4]) {
@@ -258,7 +259,6 @@ class Buffer {
     void fill(const Section& section, const Turn& turn, Box box, Box frame) {
         q0 = box.y0, p0 = box.x0;
         height = box.y1 - q0, width = round_up(box.x1 - p0, 16);
-        cells_ = width / 16;
         if (const std::ptrdiff_t size = height * width + 32; size > size_) {
             pixels_ = std::make_unique_for_overwrite<float[]>(static_cast<std::size_t>(size));
             size_ = size;
@@ -268,7 +268,9 @@ class Buffer {
         const Box held =
             turn({section.y0, section.y0 + section.pixels.ny, section.x0, section.x0 + section.pixels.nx});
         const Box in = common(common(held, frame), {q0, q0 + height, p0, p0 + width});
-        missing_.assign(static_cast<std::size_t>(height * cells_), 1);
+        missing_.assign(static_cast<std::size_t>(height), ~std::uint64_t{0});
+        cell_ = round_up((width + 63) / 64, 8);
+        some_.assign(static_cast<std::size_t>(height / some_rows + 1), ~std::uint64_t{0});
         any_missing = true;
         if (in.empty()) {
             std::fill_n(to, height * width, nan);
@@ -288,20 +290,23 @@ class Buffer {
         const float left = held.x0 <= frame.x0 ? nan : 0, right = held.x1 >= frame.x1 ? nan : 0;
         std::fill_n(to, y0 * width, held.y0 <= frame.y0 ? nan : 0);
         std::fill_n(to + y1 * width, (height - y1) * width, held.y1 >= frame.y1 ? nan : 0);
-        const bool open = (x0 == 0 || left == 0) && (x1 == width || right == 0);
+        std::uint64_t beyond = 0; // cells that hold pixels beyond the frame's sides
+        if (left != 0)
+            beyond |= cells(0, x0);
+        if (right != 0)
+            beyond |= cells(x1, width);
         any_missing = false;
         for (std::ptrdiff_t y = 0; y < height; ++y) {
             if (y >= y0 && y < y1) {
                 std::fill_n(to + y * width, x0, left);
                 std::fill_n(to + y * width + x1, width - x1, right);
             }
-            unsigned char* const cells = missing_.data() + y * cells_;
-            if (open && !suspect_[y])
-                std::fill_n(cells, cells_, 0);
-            else
-                rows().resample.scan(to + y * width, cells_, cells);
-            any_missing = any_missing || !open || suspect_[y];
+            missing_[y] = suspect_[y] ? rows().resample.scan(to + y * width, width, cell_) : beyond;
+            any_missing = any_missing || missing_[y];
         }
+        std::ranges::fill(some_, 0);
+        for (std::ptrdiff_t y = 0; y < height; ++y)
+            some_[y / some_rows] |= missing_[y];
     }
 
     /// Whether a pixel is missing in a part of the buffer, or near it.
@@ -311,19 +316,35 @@ class Buffer {
         const Box in = common(part, {0, height, 0, width});
         if (in.empty())
             return true;
+        const std::uint64_t wanted = cells(in.x0, in.x1);
+        std::uint64_t bits = 0;
+        for (std::ptrdiff_t i = in.y0 / some_rows; i <= (in.y1 - 1) / some_rows; ++i)
+            bits |= some_[i];
+        if (!(bits & wanted))
+            return false;
+        bits = 0;
         for (std::ptrdiff_t y = in.y0; y < in.y1; ++y)
-            for (std::ptrdiff_t x = in.x0 / 16; x < (in.x1 + 15) / 16; ++x)
-                if (missing_[y * cells_ + x])
-                    return true;
-        return false;
+            bits |= missing_[y];
+        return bits & wanted;
     }
 
   private:
+    static constexpr std::ptrdiff_t some_rows = 16;
+
+    /// Bits of the cells that hold the columns x0 to x1.
+    std::uint64_t cells(std::ptrdiff_t x0, std::ptrdiff_t x1) const {
+        if (x0 >= x1)
+            return 0;
+        const std::ptrdiff_t first = x0 / cell_, last = (x1 - 1) / cell_;
+        return ~std::uint64_t{0} >> (63 - last + first) << first;
+    }
+
     std::unique_ptr<float[]> pixels_;
     std::ptrdiff_t size_ = 0;
-    std::vector<unsigned char> missing_; // (height, width / 16)
+    std::vector<std::uint64_t> missing_; // of each row: bit i is set where a pixel of cell i is missing
+    std::vector<std::uint64_t> some_;    // of each `some_rows` rows
     std::vector<unsigned char> suspect_; // (height)
-    std::ptrdiff_t start_ = 0, cells_ = 0;
+    std::ptrdiff_t start_ = 0, cell_ = 8;
 };
 
 // --- tiles
@@ -336,12 +357,14 @@ struct Work {
     const ResampleKernel& kernel;
     Box tile;
     Turn turn;
-    bool folded;
+    bool folded, linear; // the turned map
     float factor;
 
     // How weights change from pixel to pixel is what |step - 1| says. An expansion errs by w''/2 (|step - 1|
     // n)^2 and |w''| < 3.7, n pixels being the distance to where it is exact: less than 5e-5 on either axis.
     static constexpr double gentle = 7.5e-4;
+    ResampleLine line; // of a linear map, at v = 0
+    bool straight;     // blocks of a linear map
     bool curved;    // weights along p as quadratics, not as straight lines, of the place in the block
     int group_rows; // rows that share the weights along q
 
@@ -360,6 +383,9 @@ void write_missing(const Work& work, Box part) {
 /// Whether the weights along p may be expanded along the block, and those along q down the group.
 bool is_straight(const Work& work, const ResamplePlan& plan, int b, double u, double v) {
     const Map& m = work.turn.map;
+    // Weights with a kink are not expanded: nearest and bilinear take blocks of exact unit step only.
+    if (work.how.square || (work.kernel.taps <= 2 && (plan.p[1][b] != 1 || plan.drift[0][b] != 0)))
+        return false;
     const double p1 = plan.p[1][b] - 1, p2 = plan.p[2][b], p3 = plan.p[3][b];
     const double q1 = plan.q[1][b], q2 = plan.q[2][b], q3 = plan.q[3][b];
     const double drift = std::fabs(plan.drift[0][b]) + 8 * std::fabs(plan.drift[1][b]);
@@ -382,6 +408,22 @@ Box touched(const Buffer& buffer, const ResamplePlan& plan, int b, int taps) {
     return {q - dq, q + dq + 1, p - dp, p + dp + 1};
 }
 
+/// The same of a straight block, `rows` below the row that its weights along q are expanded about.
+Box touched(const Buffer& buffer, const ResampleAlong& along, const ResamplePlan& center, std::ptrdiff_t rows,
+            int b, int taps) {
+    const float h = 8 * std::fabs(center.q[1][b]) + 64 * std::fabs(center.q[2][b]) +
+                    512 * std::fabs(center.q[3][b]) + 0.01f;
+    const auto part = [&](float to) { return static_cast<std::ptrdiff_t>(std::floor(center.q[0][b] + to)); };
+    const std::ptrdiff_t p = along.ip[b] - buffer.p0, q = center.iq[b] - buffer.q0 + rows;
+    const std::ptrdiff_t before = (taps - 1) / 2, after = taps / 2;
+    return {q + part(-h) - before, q + part(h) + after + 1, p - block_columns / 2 - before,
+            p + block_columns / 2 + after};
+}
+
+Box hull(Box a, Box b) {
+    return {std::min(a.y0, b.y0), std::max(a.y1, b.y1), std::min(a.x0, b.x0), std::max(a.x1, b.x1)};
+}
+
 /// Blocks [b0, b1) of the rows [y0, y1) of one group in one strip.
 void resample_group(const Work& work, const Buffer& buffer, std::ptrdiff_t y0, std::ptrdiff_t y1,
                     std::ptrdiff_t strip, int b0, int b1) {
@@ -390,26 +432,39 @@ void resample_group(const Work& work, const Buffer& buffer, std::ptrdiff_t y0, s
     const int taps = work.kernel.taps, n = static_cast<int>(y1 - y0);
     const std::ptrdiff_t center = round_down(y0, work.group_rows) + work.group_rows / 2;
     const double first = static_cast<double>(strip + 8) - map.origin_x;
-    const auto plan_row = [&](std::ptrdiff_t y, ResamplePlan& plan) {
-        ResampleLine line = line_at(map, static_cast<double>(y) - map.origin_y, work.folded);
+    const auto line = [&](std::ptrdiff_t y) {
+        const double v = static_cast<double>(y) - map.origin_y;
+        ResampleLine at = work.linear ? work.line : line_at(map, v, work.folded);
+        if (work.linear)
+            at.p[0] += v * map.x[2], at.q[0] += v * map.y[2];
         if (taps == 1)
-            line.p[0] += 0.5, line.q[0] += 0.5;
-        row.plan(line, first, plan);
+            at.p[0] += 0.5, at.q[0] += 0.5;
+        return at;
     };
     alignas(64) ResamplePlan middle;
-    alignas(64) std::array<ResamplePlan, most_group_rows> plans;
-    plan_row(center, middle);
-    for (int r = 0; r < n; ++r)
-        plan_row(y0 + r, plans[r]);
-    // Weights with a kink are not expanded: nearest and bilinear take blocks of exact unit step only.
+    row.plan(line(center), first, middle);
     std::array<bool, 16> straight{};
     for (int b = b0; b < b1; ++b)
-        straight[b] =
-            !work.how.square && (taps > 2 || (middle.p[1][b] == 1 && middle.drift[0][b] == 0)) &&
-            is_straight(work, middle, b, first + 16.0 * b, static_cast<double>(center) - map.origin_y);
-    if (std::ranges::any_of(straight, [](bool s) { return s; }))
+        straight[b] = work.linear ? work.straight
+                                  : is_straight(work, middle, b, first + 16.0 * b,
+                                                static_cast<double>(center) - map.origin_y);
+    const auto any_of = [&](bool wanted) {
+        return std::any_of(straight.begin() + b0, straight.begin() + b1,
+                           [=](bool each) { return each == wanted; });
+    };
+    alignas(64) std::array<ResampleAlong, most_group_rows> along;
+    alignas(64) std::array<ResamplePlan, most_group_rows> plans;
+    bool planned = false;
+    const auto plan_rows = [&] {
+        for (int r = 0; r < n && !planned; ++r)
+            row.plan(line(y0 + r), first, plans[r]);
+        planned = true;
+    };
+    if (any_of(true))
         for (int r = 0; r < n; ++r)
-            row.plan_weights[taps / 2](work.kernel, work.curved, plans[r]);
+            row.along[taps / 2](line(y0 + r), first, work.kernel, work.curved, along[r]);
+    if (any_of(false))
+        plan_rows();
 
     alignas(64) float out[most_group_rows * block_columns];
     alignas(64) unsigned char factors[most_group_rows * block_columns],
@@ -417,6 +472,7 @@ void resample_group(const Work& work, const Buffer& buffer, std::ptrdiff_t y0, s
     std::array<unsigned char, most_group_rows> masked{};
     ResampleTask task{.kernel = &work.kernel,
                       .center = &middle,
+                      .along = along.data(),
                       .plans = plans.data(),
                       .masked = masked.data(),
                       .block = 0,
@@ -424,6 +480,7 @@ void resample_group(const Work& work, const Buffer& buffer, std::ptrdiff_t y0, s
                       .first = static_cast<float>(y0 - center),
                       .reach = 0.375f * static_cast<float>(work.group_rows),
                       .curved = work.curved,
+                      .linear = work.linear,
                       .buffer = buffer.data(),
                       .stride = buffer.width,
                       .height = buffer.height,
@@ -443,12 +500,18 @@ void resample_group(const Work& work, const Buffer& buffer, std::ptrdiff_t y0, s
                       .interpolated = interpolated};
     for (int b = b0; b < b1; ++b) {
         task.block = b;
-        const Box top = touched(buffer, plans[0], b, taps), bottom = touched(buffer, plans[n - 1], b, taps);
-        const Box all{std::min(top.y0, bottom.y0), std::max(top.y1, bottom.y1), std::min(top.x0, bottom.x0),
-                      std::max(top.x1, bottom.x1)};
+        const auto touch = [&](int r) {
+            return straight[b] ? touched(buffer, along[r], middle, y0 - center + r, b, taps)
+                               : touched(buffer, plans[r], b, taps);
+        };
+        const Box all = hull(touch(0), touch(n - 1));
+        // A straight block that leaves the buffer leaves the frame: the general way finds nothing there.
+        const bool inside = all.x0 >= 0 && all.x1 + block_columns <= buffer.width && all.y0 >= 0 &&
+                            all.y1 <= buffer.height;
         const bool some = work.how.square || buffer.missing(all);
-        for (int r = 0; r < n; ++r)
-            masked[r] = some && (work.how.square || buffer.missing(touched(buffer, plans[r], b, taps)));
+        masked.fill(work.how.square);
+        for (int r = 0; some && r < n; ++r)
+            masked[r] = work.how.square || buffer.missing(touch(r));
 
         const std::ptrdiff_t x = strip + b * block_columns;
         const std::ptrdiff_t x0 = std::max(x, work.tile.x0),
@@ -460,13 +523,14 @@ void resample_group(const Work& work, const Buffer& buffer, std::ptrdiff_t y0, s
         task.factors = direct && work.to.factor ? work.to.factor.row(row0) + at : factors;
         task.factor_stride = direct && work.to.factor ? work.to.factor.stride : block_columns;
 
-        // A straight block that leaves the buffer leaves the frame: the general way finds nothing there.
-        const bool inside = all.x0 >= 0 && plans[0].ip[b] - buffer.p0 + 32 <= buffer.width &&
-                            plans[n - 1].ip[b] - buffer.p0 + 32 <= buffer.width && all.y0 >= 0 &&
-                            all.y1 <= buffer.height;
-        (straight[b] && inside ? row.straight : row.free)[taps / 2](task);
+        if (straight[b] && inside) {
+            row.straight[taps / 2](task);
+        } else {
+            plan_rows();
+            row.free[taps / 2](task);
+        }
 
-        for (int r = 0; r < n; ++r) {
+        for (int r = 0; r < n && (some || !direct); ++r) {
             const std::ptrdiff_t from = r * block_columns + x0 - x;
             if (!direct) {
                 std::copy_n(out + from, count, work.to.out.row(row0 + r) + at);
@@ -616,8 +680,9 @@ void resample_area(const Work& work, const Map& map) {
 /// that the output pixel touches where it is larger.
 void paint_saturated(const Work& work, const Map& map) {
     const Box tile = work.tile;
-    const std::ptrdiff_t ny = tile.y1 - tile.y0, nx = tile.x1 - tile.x0;
-    std::vector<unsigned char> seen(static_cast<std::size_t>(ny * nx));
+    const std::ptrdiff_t nx = tile.x1 - tile.x0;
+    // A pixel counts once, however many saturated ones are near: outputs that were seen, in order.
+    std::vector<std::ptrdiff_t> seen;
     const double mu = 0.5 * static_cast<double>(tile.x0 + tile.x1) - map.origin_x;
     const double mv = 0.5 * static_cast<double>(tile.y0 + tile.y1) - map.origin_y;
     const Box window = footprint(map, tile, work.how.kernel);
@@ -655,18 +720,17 @@ void paint_saturated(const Work& work, const Map& map) {
                              jv = static_cast<double>(j) - map.origin_y;
                 if (std::fabs(evaluate(map.x, iu, jv) - x) < reach_x &&
                     std::fabs(evaluate(map.y, iu, jv) - y) < reach_y)
-                    seen[(j - tile.y0) * nx + (i - tile.x0)] = 1;
+                    seen.push_back((j - tile.y0) * nx + (i - tile.x0));
             }
     }
-    for (std::ptrdiff_t j = 0; j < ny; ++j)
-        for (std::ptrdiff_t i = 0; i < nx; ++i) {
-            if (!seen[j * nx + i])
-                continue;
-            if (work.to.saturated_count)
-                ++work.to.saturated_count(j, i);
-            if (work.to.flags)
-                work.to.flags(j, i) |= flag_saturated;
-        }
+    std::ranges::sort(seen);
+    seen.erase(std::unique(seen.begin(), seen.end()), seen.end());
+    for (const std::ptrdiff_t at : seen) {
+        if (work.to.saturated_count)
+            ++work.to.saturated_count(at / nx, at % nx);
+        if (work.to.flags)
+            work.to.flags(at / nx, at % nx) |= flag_saturated;
+    }
 }
 
 } // namespace
@@ -690,7 +754,10 @@ void resample_tile(const Section& section, const Map& map, Box tile, const Resam
               .tile = tile,
               .turn = Turn(map),
               .folded = false,
+              .linear = is_linear(map),
               .factor = static_cast<float>(255 / (det * det)),
+              .line = {},
+              .straight = false,
               .curved = true,
               .group_rows = 8};
     if (need.empty())
@@ -706,9 +773,13 @@ void resample_tile(const Section& section, const Map& map, Box tile, const Resam
     } else {
         const Map& turned = work.turn.map;
         work.folded = determinant(turned, 0, 0) < 0;
-        if (is_linear(turned)) {
+        if (work.linear) {
             work.curved = std::fabs(turned.x[1] - 1) > Work::gentle;
             work.group_rows = std::fabs(turned.y[2] - 1) > Work::gentle ? 8 : most_group_rows;
+            work.line = line_at(turned, 0, work.folded);
+            ResamplePlan plan;
+            rows().resample.plan(work.line, 0, plan);
+            work.straight = is_straight(work, plan, 0, 0, 0);
         }
         resample_blocks(work, map);
     }

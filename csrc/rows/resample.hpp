@@ -32,28 +32,35 @@ struct ResampleLine {
     bool linear;                       // the map is: one Jacobian for all
 };
 
-/// What the blocks of a strip need to know of one row.
+/// Where the blocks of a strip lie in one row.
 struct ResamplePlan {
     std::int32_t ip[16], iq[16]; // whole part of the position of lane 8
     float p[4][16], q[4][16];    // its fraction, and the cubic about it along the row
     float drift[2][16];          // dq/dY - 1 and its slope along the row
     float jacobian[3][16];       // |J| as a quadratic along the row
-    float weight[3][most_taps]
-                [16];    // along p, as quadratics along the row (straight lines where not `curved`)
-    float square[2][16]; // sum of their squares, as a straight line
+};
+
+/// What the straight blocks of a strip need to know of one row.
+struct ResampleAlong {
+    std::int32_t ip[16];           // whole part of the position of lane 8 along p
+    float weight[3][most_taps][16]; // along p, as quadratics along the row (straight lines where not `curved`)
+    float square[2][16];           // sum of their squares, as a straight line
+    float jacobian[3][16];         // |J| as a quadratic along the row; one number where `linear`
 };
 
 /// One block of one or more rows.
 struct ResampleTask {
     const ResampleKernel* kernel;
-    const ResamplePlan* center;  // row that the weights along q are expanded about
-    const ResamplePlan* plans;   // of the rows to compute
+    const ResamplePlan* center;  // straight: row that the weights along q are expanded about
+    const ResampleAlong* along;  // straight: of the rows to compute
+    const ResamplePlan* plans;   // free: of the rows to compute
     const unsigned char* masked; // per row: a missing pixel may lie under the kernel
     int block;
     int rows;
     float first;         // first row - center row
     float reach;         // rows above and below the center where the weights along q are exact
-    bool curved;         // the plans' weights are quadratics
+    bool curved;         // the weights along p are quadratics
+    bool linear;         // the map is: one Jacobian for all
     const float* buffer; // less a constant, NaN = missing
     std::ptrdiff_t stride, height, width;
     std::int32_t p0, q0; // turned position of buffer[0]
@@ -70,8 +77,8 @@ struct ResampleTask {
 struct ResampleRows {
     /// Positions and Jacobians of the strip whose first lane 8 stands at x - origin = `first`.
     void (*plan)(const ResampleLine&, double first, ResamplePlan&);
-    /// By taps / 2. The weights along p of a plan.
-    void (*plan_weights[5])(const ResampleKernel&, bool curved, ResamplePlan&);
+    /// By taps / 2. The same for straight blocks, and their weights along p.
+    void (*along[5])(const ResampleLine&, double first, const ResampleKernel&, bool curved, ResampleAlong&);
     /// By taps / 2. Blocks in which p advances with x and q with y by nearly 1, and q changes by less than 1
     /// along the block.
     void (*straight[5])(const ResampleTask&);
@@ -81,8 +88,8 @@ struct ResampleRows {
     /// pixels of a row are known to be finite.
     void (*turn)(const float* src, std::ptrdiff_t dp, std::ptrdiff_t dq, std::ptrdiff_t nx, std::ptrdiff_t ny,
                  float level, float* dst, std::ptrdiff_t stride, unsigned char* suspect);
-    /// missing[i] = whether any of the 16 pixels of cell i is not finite.
-    void (*scan)(const float* row, std::ptrdiff_t cells, unsigned char* missing);
+    /// Bit i tells whether a pixel of cell i is not finite; cells of `cell` pixels, which is a multiple of 8, as n is.
+    std::uint64_t (*scan)(const float* row, std::ptrdiff_t n, std::ptrdiff_t cell);
 };
 
 } // namespace fastack

@@ -27,9 +27,6 @@ RESAMPLE_INLINE F load(const float* p) {
 RESAMPLE_INLINE void store(float* p, F v) {
     *reinterpret_cast<LooseF*>(p) = v;
 }
-RESAMPLE_INLINE void store_bytes(unsigned char* p, F v) {
-    *reinterpret_cast<Bytes*>(p) = __builtin_convertvector(__builtin_convertvector(v, I), Bytes);
-}
 RESAMPLE_INLINE F all(float x) {
     return F{} + x;
 }
@@ -120,39 +117,15 @@ RESAMPLE_INLINE void finish(const ResampleTask& task, int row, int part, F jacob
     }
     const F scale = task.scale * (task.square ? jacobian * jacobian : jacobian);
     store(task.out + row * task.out_stride + at, scale * (value + task.back) + task.offset);
-    F factor = task.factor * (jacobian * jacobian) * s.squares + 0.5f;
-    factor = factor > 1.0f ? factor : all(1.0f);
-    factor = factor < 255.0f ? factor : all(255.0f);
-    store_bytes(task.factors + row * task.factor_stride + at, factor);
+    const F factor = task.factor * (jacobian * jacobian) * s.squares + 0.5f;
+    // As integers, because these have a minimum and a maximum whatever the compiler may assume of NaN.
+    I rounded = __builtin_convertvector(factor, I);
+    rounded = rounded > 1 ? rounded : I{} + 1;
+    rounded = rounded < 255 ? rounded : I{} + 255;
+    *reinterpret_cast<Bytes*>(task.factors + row * task.factor_stride + at) = __builtin_convertvector(rounded, Bytes);
 }
 
 // --- the plan of a row
-
-template <int N> void plan_weights(const ResampleKernel& kernel, bool curved, ResamplePlan& plan) {
-    constexpr float reach = 6.0f; // the weights are exact in the lanes -6, 6 and, where curved, 0
-    for (int i = 0; i < 16; i += lanes) {
-        const F p0 = load(plan.p[0] + i), p1 = load(plan.p[1] + i) - 1.0f, p2 = load(plan.p[2] + i);
-        F left[N], right[N];
-        weigh<N>(p0 + reach * (reach * p2 - p1), kernel, left);
-        weigh<N>(p0 + reach * (reach * p2 + p1), kernel, right);
-        for (int k = 0; k < N; ++k) {
-            store(plan.weight[0][k] + i, (right[k] + left[k]) * 0.5f);
-            store(plan.weight[1][k] + i, (right[k] - left[k]) * (0.5f / reach));
-        }
-        const F a = sum_squares<N>(left), c = sum_squares<N>(right);
-        store(plan.square[0] + i, (c + a) * 0.5f);
-        store(plan.square[1] + i, (c - a) * (0.5f / reach));
-        if (!curved)
-            continue;
-        F here[N];
-        weigh<N>(p0, kernel, here);
-        for (int k = 0; k < N; ++k) {
-            store(plan.weight[0][k] + i, here[k]);
-            store(plan.weight[2][k] + i,
-                  ((right[k] - here[k]) + (left[k] - here[k])) * (0.5f / (reach * reach)));
-        }
-    }
-}
 
 inline double cubic(const double (&c)[4], double x) {
     return ((c[3] * x + c[2]) * x + c[1]) * x + c[0];
@@ -209,20 +182,53 @@ void plan(const ResampleLine& line, double first, ResamplePlan& plan) {
     }
 }
 
+template <int N>
+void along(const ResampleLine& line, double first, const ResampleKernel& kernel, bool curved,
+           ResampleAlong& to) {
+    constexpr float reach = 6.0f; // the weights are exact in the lanes -6, 6 and, where curved, 0
+    alignas(64) float p[4][16];
+    plan_axis(line.p, first, to.ip, p);
+    plan_jacobian(line, first, to.jacobian);
+    for (int i = 0; i < 16; i += lanes) {
+        const F p0 = load(p[0] + i), p1 = load(p[1] + i) - 1.0f, p2 = load(p[2] + i);
+        F left[N], right[N];
+        weigh<N>(p0 + reach * (reach * p2 - p1), kernel, left);
+        weigh<N>(p0 + reach * (reach * p2 + p1), kernel, right);
+        for (int k = 0; k < N; ++k) {
+            store(to.weight[0][k] + i, (right[k] + left[k]) * 0.5f);
+            store(to.weight[1][k] + i, (right[k] - left[k]) * (0.5f / reach));
+        }
+        const F a = sum_squares<N>(left), c = sum_squares<N>(right);
+        store(to.square[0] + i, (c + a) * 0.5f);
+        store(to.square[1] + i, (c - a) * (0.5f / reach));
+        if (!curved)
+            continue;
+        F here[N];
+        weigh<N>(p0, kernel, here);
+        for (int k = 0; k < N; ++k) {
+            store(to.weight[0][k] + i, here[k]);
+            store(to.weight[2][k] + i,
+                  ((right[k] - here[k]) + (left[k] - here[k])) * (0.5f / (reach * reach)));
+        }
+    }
+}
+
 // --- blocks of nearly unit step: contiguous loads
 
-/// Sum over k of w[k] * source[k + lane], from 0 on: which product is rounded first must not be the
-/// compiler's choice.
-template <int N> RESAMPLE_INLINE F slide(const float* source, const F* w) {
+/// Rows computed together: they share the loads and shifts of the pixels, and their weights along p stay in
+/// registers.
+constexpr int joint_rows = lanes == 16 ? 3 : 2;
+
+/// The vectors of pixels that begin at source[0] to source[N - 1].
+template <int N> RESAMPLE_INLINE void slide(const float* source, F* pixel) {
 #if defined(__AVX512F__)
     // A 64-byte load that crosses a cache line costs two; two loads and shuffles cost less than N of them.
     const F a = load(source), b = load(source + 16);
-    F sum = {};
-    sum += w[0] * a;
+    pixel[0] = a;
 #define RESAMPLE_TAP(k)                                                                                      \
     if constexpr (k < N)                                                                                     \
-        sum += w[k] * reinterpret_cast<F>(_mm512_maskz_alignr_epi32(0xffff, reinterpret_cast<__m512i>(b),    \
-                                                                    reinterpret_cast<__m512i>(a), k));
+        pixel[k] = reinterpret_cast<F>(_mm512_maskz_alignr_epi32(0xffff, reinterpret_cast<__m512i>(b),       \
+                                                                 reinterpret_cast<__m512i>(a), k));
     RESAMPLE_TAP(1)
     RESAMPLE_TAP(2)
     RESAMPLE_TAP(3)
@@ -232,74 +238,134 @@ template <int N> RESAMPLE_INLINE F slide(const float* source, const F* w) {
     RESAMPLE_TAP(7)
 #undef RESAMPLE_TAP
 #else
-    F sum = {};
 #pragma GCC unroll 8
     for (int k = 0; k < N; ++k)
-        sum += w[k] * load(source + k);
+        pixel[k] = load(source + k);
 #endif
-        return sum;
 }
 
 /// Weights along q of all rows of a group: at row s of it, across[0][r] + s * across[1][r].
 template <int N> struct Across {
     F weight[2][N + 1];
     F square[2];
-    int taps; // N, or N + 1 where q passes a whole number within the block
+    bool passes; // a whole number of q lies within the block: N + 1 rows of pixels
 };
 
-template <int N, bool Masked>
-RESAMPLE_INLINE void straight_row(const ResampleTask& task, int row, int part, F t, const Across<N>& across,
-                                  const float* source) {
-    const ResamplePlan& plan = task.plans[row];
+template <int N, bool Curved>
+RESAMPLE_INLINE void weights_along(const ResampleAlong& along, int b, F t, F* w) {
+#pragma GCC unroll 8
+    for (int k = 0; k < N; ++k)
+        if constexpr (Curved)
+            w[k] = along.weight[0][k][b] + t * (along.weight[1][k][b] + t * along.weight[2][k][b]);
+        else
+            w[k] = along.weight[0][k][b] + t * along.weight[1][k][b];
+}
+
+template <bool Masked>
+RESAMPLE_INLINE void finish_straight(const ResampleTask& task, int row, int part, F t, F across, Sums sums) {
+    const ResampleAlong& along = task.along[row];
     const int b = task.block;
-    const float s = task.first + static_cast<float>(row);
-    F w[N];
-    if (task.curved) {
-#pragma GCC unroll 8
-        for (int k = 0; k < N; ++k)
-            w[k] = plan.weight[0][k][b] + t * (plan.weight[1][k][b] + t * plan.weight[2][k][b]);
-    } else {
-#pragma GCC unroll 8
-        for (int k = 0; k < N; ++k)
-            w[k] = plan.weight[0][k][b] + t * plan.weight[1][k][b];
-    }
-    const F along = plan.square[0][b] + t * plan.square[1][b];
-    const F jacobian = plan.jacobian[0][b] + t * (plan.jacobian[1][b] + t * plan.jacobian[2][b]);
-    Sums sums = {};
-    if constexpr (Masked) {
-        F magnitude = {}, magnitude_across = {};
-        for (int k = 0; k < N; ++k)
-            magnitude += fabs(w[k]);
-        for (int r = 0; r < across.taps; ++r) {
-            const F v = across.weight[0][r] + s * across.weight[1][r];
-            F value = {}, weight = {}, lost = {}, there = {};
-            for (int k = 0; k < N; ++k) {
-                const F pixel = load(source + k);
-                const I good = (pixel - pixel) == 0.0f;
-                value += w[k] * (good ? pixel : F{});
-                weight += good ? w[k] : F{};
-                lost += good ? F{} : fabs(w[k]);
-                there += good ? w[k] * w[k] : F{};
-            }
-            sums.value += v * value;
-            sums.weight += v * weight;
-            sums.lost += fabs(v) * lost;
-            sums.there += (v * v) * there;
-            magnitude_across += fabs(v);
-            source += task.stride;
-        }
-        sums.total = magnitude * magnitude_across;
-    } else {
-        for (int r = 0; r < across.taps; ++r) {
-            sums.value += (across.weight[0][r] + s * across.weight[1][r]) * slide<N>(source, w);
-            source += task.stride;
-        }
-    }
-    sums.squares = along * (across.square[0] + s * across.square[1]);
+    sums.squares = (along.square[0][b] + t * along.square[1][b]) * across;
+    F jacobian = all(along.jacobian[0][b]);
+    if (!task.linear)
+        jacobian += t * (along.jacobian[1][b] + t * along.jacobian[2][b]);
     finish<Masked>(task, row, part, jacobian, sums);
 }
 
+/// Rows `row` to `row` + R - 1, which begin at the same pixel of the buffer and miss none. Sums start from 0:
+/// which product is rounded first must not be the compiler's choice.
+template <int N, int R, bool Passes, bool Curved>
+RESAMPLE_INLINE void straight_rows(const ResampleTask& task, int row, int part, F t, const Across<N>& across,
+                                   const float* source) {
+    constexpr int taps = N + Passes;
+    F w[R][N], value[R];
+    float s[R];
+#pragma GCC unroll 4
+    for (int i = 0; i < R; ++i) {
+        weights_along<N, Curved>(task.along[row + i], task.block, t, w[i]);
+        s[i] = task.first + static_cast<float>(row + i);
+        value[i] = F{};
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R + taps - 1; ++r) {
+        F pixel[N];
+        slide<N>(source + r * task.stride, pixel);
+#pragma GCC unroll 4
+        for (int i = 0; i < R; ++i) {
+            if (r < i || r - i >= taps)
+                continue;
+            F sum = {};
+#pragma GCC unroll 8
+            for (int k = 0; k < N; ++k)
+                sum += w[i][k] * pixel[k];
+            value[i] += (across.weight[0][r - i] + s[i] * across.weight[1][r - i]) * sum;
+        }
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < R; ++i) {
+        Sums sums = {};
+        sums.value = value[i];
+        finish_straight<false>(task, row + i, part, t, across.square[0] + s[i] * across.square[1], sums);
+    }
+}
+
+template <int N, bool Passes, bool Curved>
+__attribute__((noinline)) void straight_run(const ResampleTask& task, int row, int end, int part,
+                                            const Across<N>& across, const float* source) {
+    const F t = ramp(part);
+    // Four are two and two.
+    for (; row + joint_rows <= end && row + 4 != end; row += joint_rows, source += joint_rows * task.stride)
+        straight_rows<N, joint_rows, Passes, Curved>(task, row, part, t, across, source);
+    for (; row + 2 <= end; row += 2, source += 2 * task.stride)
+        straight_rows<N, 2, Passes, Curved>(task, row, part, t, across, source);
+    if (row < end)
+        straight_rows<N, 1, Passes, Curved>(task, row, part, t, across, source);
+}
+
+template <int N>
+__attribute__((noinline)) void straight_masked(const ResampleTask& task, int row, int part,
+                                               const Across<N>& across, const float* source) {
+    const F t = ramp(part);
+    const float s = task.first + static_cast<float>(row);
+    F w[N], magnitude = {}, magnitude_across = {};
+    if (task.curved)
+        weights_along<N, true>(task.along[row], task.block, t, w);
+    else
+        weights_along<N, false>(task.along[row], task.block, t, w);
+    for (int k = 0; k < N; ++k)
+        magnitude += fabs(w[k]);
+    Sums sums = {};
+    for (int r = 0; r < N + across.passes; ++r) {
+        const F v = across.weight[0][r] + s * across.weight[1][r];
+        F value = {}, weight = {}, lost = {}, there = {};
+        for (int k = 0; k < N; ++k) {
+            const F pixel = load(source + k);
+            const I good = (pixel - pixel) == 0.0f;
+            value += w[k] * (good ? pixel : F{});
+            weight += good ? w[k] : F{};
+            lost += good ? F{} : fabs(w[k]);
+            there += good ? w[k] * w[k] : F{};
+        }
+        sums.value += v * value;
+        sums.weight += v * weight;
+        sums.lost += fabs(v) * lost;
+        sums.there += (v * v) * there;
+        magnitude_across += fabs(v);
+        source += task.stride;
+    }
+    sums.total = magnitude * magnitude_across;
+    finish_straight<true>(task, row, part, t, across.square[0] + s * across.square[1], sums);
+}
+
 template <int N> void straight(const ResampleTask& task) {
+    using Run = void (*)(const ResampleTask&, int, int, int, const Across<N>&, const float*);
+    constexpr Run runs[2][2] = {{straight_run<N, false, false>, straight_run<N, false, true>},
+                                {straight_run<N, true, false>, straight_run<N, true, true>}};
+    // The next block's outputs: their rows are too far apart for the processor to see what comes.
+    for (int row = 0; row < task.rows; ++row) {
+        __builtin_prefetch(task.out + row * task.out_stride + block_columns, 1);
+        __builtin_prefetch(task.factors + row * task.factor_stride + block_columns, 1);
+    }
     const float reach = task.reach, slope = 0.5f / reach;
     const ResamplePlan& center = *task.center;
     const int b = task.block;
@@ -317,7 +383,7 @@ template <int N> void straight(const ResampleTask& task) {
         weigh<N>(f - reach * drift, *task.kernel, low);
         weigh<N>(f + reach * drift, *task.kernel, high);
         Across<N> across;
-        across.taps = any(second) ? N + 1 : N;
+        across.passes = any(second);
         F before[2] = {};
         for (int k = 0; k <= N; ++k) {
             F now[2] = {};
@@ -336,13 +402,18 @@ template <int N> void straight(const ResampleTask& task) {
 
         const std::ptrdiff_t top =
             center.iq[b] + lowest - task.q0 - (N - 1) / 2 + static_cast<int>(task.first);
-        for (int row = 0; row < task.rows; ++row) {
-            const std::ptrdiff_t left = task.plans[row].ip[b] - task.p0 - (N - 1) / 2 - 8 + part * lanes;
-            const float* source = task.buffer + (top + row) * task.stride + left;
-            if (task.masked[row])
-                straight_row<N, true>(task, row, part, t, across, source);
-            else
-                straight_row<N, false>(task, row, part, t, across, source);
+        for (int row = 0, end; row < task.rows; row = end) {
+            const std::int32_t ip = task.along[row].ip[b];
+            const float* source = task.buffer + (top + row) * task.stride + (ip - task.p0) - (N - 1) / 2 - 8 +
+                                  part * lanes;
+            end = row + 1;
+            if (task.masked[row]) {
+                straight_masked<N>(task, row, part, across, source);
+                continue;
+            }
+            while (end < task.rows && !task.masked[end] && task.along[end].ip[b] == ip)
+                ++end;
+            runs[across.passes][task.curved](task, row, end, part, across, source);
         }
     }
 }
@@ -543,15 +614,24 @@ void turn(const float* src, std::ptrdiff_t dp, std::ptrdiff_t dq, std::ptrdiff_t
         }
 }
 
-void scan(const float* __restrict__ row, std::ptrdiff_t cells, unsigned char* __restrict__ missing) {
-    for (std::ptrdiff_t i = 0; i < cells; ++i) {
-        I bad = {};
-        for (int part = 0; part < 16; part += lanes) {
-            const F v = load(row + 16 * i + part);
+std::uint64_t scan(const float* row, std::ptrdiff_t n, std::ptrdiff_t cell) {
+    using V = typename Window<8>::V;
+    using M = typename Window<8>::M;
+    std::uint64_t bits = 0;
+    for (std::ptrdiff_t i = 0, bit = 0; i < n; i += cell, ++bit) {
+        const std::ptrdiff_t end = i + cell < n ? i + cell : n;
+        M bad = {};
+        for (std::ptrdiff_t at = i; at < end; at += 8) {
+            const V v = *reinterpret_cast<const typename Window<8>::Loose*>(row + at);
             bad |= (v - v) != 0.0f;
         }
-        missing[i] = any(bad);
+        std::uint64_t words[4], some = 0;
+        memcpy(words, &bad, sizeof words);
+        for (const std::uint64_t word : words)
+            some |= word;
+        bits |= static_cast<std::uint64_t>(some != 0) << bit;
     }
+    return bits;
 }
 
 #undef RESAMPLE_INLINE
@@ -560,8 +640,8 @@ void scan(const float* __restrict__ row, std::ptrdiff_t cells, unsigned char* __
 
 constexpr ResampleRows resample_rows = {
     resampling::plan,
-    {resampling::plan_weights<1>, resampling::plan_weights<2>, resampling::plan_weights<4>,
-     resampling::plan_weights<6>, resampling::plan_weights<8>},
+    {resampling::along<1>, resampling::along<2>, resampling::along<4>, resampling::along<6>,
+     resampling::along<8>},
     {resampling::straight<1>, resampling::straight<2>, resampling::straight<4>, resampling::straight<6>,
      resampling::straight<8>},
     {resampling::free_rows<1>, resampling::free_rows<2>, resampling::free_rows<4>, resampling::free_rows<6>,

@@ -17,6 +17,10 @@ BASE = ("errors", "types", "options", "executor")
 STAGES = (
     "wcs",
     "archive",
+    "storage",
+    "files",
+    "cards",
+    "detector",
     "frames",
     "calibrate",
     "background",
@@ -47,7 +51,7 @@ STAGES = (
 # Public names and the modules they come from, loaded at first use so that ``fastack --version`` is instant.
 _PUBLIC = {
     "open_frame": "frames",
-    "find_frames": "frames",
+    "find_frames": "files",
     "decode": "calibrate",
     "load_calibration": "calibrate",
     "make_master": "calibrate",
@@ -74,7 +78,8 @@ if TYPE_CHECKING:
     from fastack.calibrate import decode, load_calibration, make_master
     from fastack.combine import combine
     from fastack.detect import detect
-    from fastack.frames import find_frames, open_frame
+    from fastack.files import find_frames
+    from fastack.frames import open_frame
     from fastack.match import match
     from fastack.measure import measure
     from fastack.options import StackOptions

@@ -18,11 +18,13 @@ import numpy as np
 from astropy.io import fits
 from numpy.typing import ArrayLike, NDArray
 
-from . import _pixels
-from .errors import CalibrationError, FrameError
-from .frames import Frame, Plane, Rows, Window, find_frames, open_frame
-from .options import CalibrateOptions
-from .types import Array, FloatImage
+from fastack import _pixels
+from fastack.errors import CalibrationError, FrameError
+from fastack.files import find_frames
+from fastack.frames import Frame, open_frame
+from fastack.options import CalibrateOptions
+from fastack.storage import Plane, Rows, Store, Window, unpack
+from fastack.types import Array, FloatImage
 
 Kind = Literal["bias", "dark", "flat"]
 Mask = NDArray[np.bool_]
@@ -137,17 +139,16 @@ class Calibration:
             return None
         return np.asarray(np.logical_or.reduce([~np.isfinite(master) for master in masters]))
 
-    def prepare(self, frame: Frame, *, memory: int = 64_000_000, scratch: str | Path | None = None) -> Prepared:
+    def prepare(self, frame: Frame, store: Store | None = None) -> Prepared:
         """Find everything about a frame that a section alone could not tell.
 
         Parameters
         ----------
         frame : Frame
             To be read.
-        memory : int
-            Bytes of decompressed pixels that may stay in memory; more go to a scratch file.
-        scratch : str or Path, optional
-            Directory of the scratch file.
+        store : Store, optional
+            Where the stored pixels stay; without one they are read from the file again, decompressed ones stay in
+            memory.
 
         Returns
         -------
@@ -162,8 +163,9 @@ class Calibration:
             If the file cannot be read.
         """
         self._check(frame)
-        image = frame.plane.keep(memory=memory, scratch=scratch)
-        planes = [p.keep(memory=memory, scratch=scratch) if p else None for p in _planes(frame)]
+        keep = store.keep if store else unpack
+        image = keep(frame.plane)
+        planes = [keep(plane) if plane else None for plane in _planes(frame)]
         level = None
         if frame.overscan is not None and self.use_overscan:
             level = _overscan_level(frame, image)
@@ -249,6 +251,22 @@ class Calibration:
         pixels[max(0, shape[0] - above - y0) :] = np.nan
         pixels[:, : max(0, left - x0)] = np.nan
         pixels[:, max(0, shape[1] - right - x0) :] = np.nan
+
+    def ahead(self, frame: Frame, window: Window, prepared: Prepared) -> None:
+        """Tell the system that a window of a frame will be read next, so that its disk need not be waited for.
+
+        Parameters
+        ----------
+        frame, window, prepared
+            As they will be given to `read`.
+
+        Raises
+        ------
+        FrameError
+            If the file vanished or changed since it was opened.
+        """
+        y0, y1, x0, x1 = window
+        prepared.image.ahead((y0 + frame.trim[0], y1 + frame.trim[0], x0 + frame.trim[2], x1 + frame.trim[2]))
 
     def saturation_of(self, frame: Frame) -> float | None:
         """Raw level from which a pixel of the frame counts as saturated, ADU; None where nothing tells it."""
@@ -636,18 +654,19 @@ def make_master(
     notes: list[str] = []
     basis = _basis(kind, good, bias, dark)
     usable: list[tuple[Frame, Prepared, float]] = []
-    for frame in good:
-        try:
-            prepared = basis.prepare(frame, memory=_KEPT // len(good))
-            scale = _flat_scale(basis, frame, prepared) if kind == "flat" else 1.0
-        except FrameError as error:
-            refused.append((frame.name, str(error)))
-            continue
-        usable.append((frame, prepared, scale))
-    if not usable:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in refused)
-        raise CalibrationError(f"no {kind} frame can be used ({reasons}); give others or leave --{kind} out")
-    pixels, variance = _combine(kind, basis, usable, options.master_clip)
+    with Store(_KEPT) as store:
+        for frame in good:
+            try:
+                prepared = basis.prepare(frame, store)
+                scale = _flat_scale(basis, frame, prepared) if kind == "flat" else 1.0
+            except FrameError as error:
+                refused.append((frame.name, str(error)))
+                continue
+            usable.append((frame, prepared, scale))
+        if not usable:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in refused)
+            raise CalibrationError(f"no {kind} frame can be used ({reasons}); give others or leave --{kind} out")
+        pixels, variance = _combine(kind, basis, usable, options.master_clip)
     if kind == "flat":
         median = np.float32(np.nanmedian(pixels))
         pixels, variance = pixels / median, variance / (median * median)

@@ -115,6 +115,7 @@ _SETTINGS: dict[str, tuple[str, Any, str]] = {
     # running
     "threads": ("Running", int, "threads [all processors]"),
     "memory": ("Running", _Size(), "working memory, such as 500M [2G]"),
+    "scratch": ("Running", str, "directory for temporary data of compressed frames [the system's]"),
     "scheduler": ("Running", str, "address of a Dask scheduler, tcp://host:port"),
     # tuning
     "cell": ("Tuning", int, "side of a background mesh cell, pixel"),
@@ -445,9 +446,9 @@ def stackx2_command(psf_limit: str, output: str, **rest: Any) -> None:
     if rest.get("fwhm_limit") is not None:
         raise click.UsageError("PSF_LIMIT is the FWHM limit; leave --fwhm-limit out")
     rest["fwhm_limit"] = psf_limit
-    from fastack import frames
+    from fastack.files import find_frames
 
-    _run_stack(_without_skipped(frames.find_frames(None), rest["quiet"]), output, True, rest)
+    _run_stack(_without_skipped(find_frames(None), rest["quiet"]), output, True, rest)
 
 
 def _without_skipped(paths: Sequence[Path], quiet: bool) -> list[Path]:

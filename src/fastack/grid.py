@@ -14,7 +14,9 @@ Tile = tuple[int, int, int, int]  #: y0, y1, x0, x1
 
 ANCHOR = 16  #: tiles begin at multiples of it, so that the kernels' blocks are the same whatever the tiling
 
-_AREA = 1 << 17  # pixels of a tile: larger ones save little, and their samples take memory
+_AREA = 1 << 18  # pixels of a tile: larger ones save little
+_SAMPLES = 105_000_000  # bytes of a tile's samples beyond which a tile of `_LEAST` pixels is not enlarged
+_LEAST = 1 << 17
 
 
 def footprint(
@@ -133,8 +135,7 @@ def tile_shape(n_frames: int, shape: tuple[int, int], budget: int, rotation: flo
     tuple of int
         (height, width), multiples of `ANCHOR`.
     """
-    area = max(ANCHOR * ANCHOR, budget // (5 * n_frames))
-    area = min(area, _AREA)
+    area = min(_AREA, max(_LEAST, _SAMPLES // (5 * n_frames)), max(ANCHOR * ANCHOR, budget // (5 * n_frames)))
     slope = abs(math.sin(math.radians(rotation)))
     # a tile of height h and width w reads h + w * slope rows: w / h = 1 / slope balances the two
     width = max(ANCHOR, min(int(math.sqrt(area / max(slope, 1 / 64))), area // ANCHOR) // ANCHOR * ANCHOR)

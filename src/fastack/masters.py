@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from fastack import __version__, calibrate, output, uncertainty
 from fastack.calibrate import Kind, Master
 from fastack.errors import FrameError, StackError
-from fastack.frames import find_frames, open_frame
+from fastack.files import find_frames
+from fastack.frames import open_frame
 from fastack.options import CalibrateOptions
 from fastack.types import FloatImage
 

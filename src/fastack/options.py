@@ -187,6 +187,7 @@ class StackOptions:
     subtract_sky: bool = False
     threads: int | None = None  #: None: as many as the processors that this process may use
     memory: int = 2_000_000_000  #: byte; working memory that a run may take
+    scratch: str | None = None  #: directory for pixels of compressed frames that `memory` does not hold
     scheduler: str | None = None  #: address of a Dask cluster
     max_size: int | None = None  #: pixels of the output at most; None: 4 times the reference
 

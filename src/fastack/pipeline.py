@@ -12,8 +12,9 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from astropy.io import fits
@@ -22,6 +23,7 @@ from fastack import (
     background,
     calibrate,
     dates,
+    files,
     frames,
     grid,
     header,
@@ -40,6 +42,7 @@ from fastack.executor import Executor, make_executor
 from fastack.measure import measure
 from fastack.options import StackOptions
 from fastack.resample import input_window, resample_tile, resample_variance
+from fastack.storage import Store, Window
 from fastack.types import (
     Array,
     Background,
@@ -51,6 +54,8 @@ from fastack.types import (
     Stars,
     Transform,
 )
+
+_KEPT = 4  # a quarter of the memory may hold stored pixels between the passes
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -162,8 +167,11 @@ def stack(
     target = Path(output_path) if output_path is not None else None
     if target is not None and not dry_run:
         output.check_target(target, overwrite=overwrite)
-    with make_executor(options.threads, options.scheduler) as executor:
-        records, calibration = measure_frames(sources, options, reporter, executor, exclude=target)
+    with (
+        make_executor(options.threads, options.scheduler) as executor,
+        Store(options.memory // _KEPT, scratch=options.scratch) as store,
+    ):
+        records, calibration = measure_frames(sources, options, reporter, executor, exclude=target, store=store)
         select.apply_limits(records, options.select)
         _need(records, "after the selection")
         reference = select.choose_reference(records, options.reference)
@@ -198,11 +206,11 @@ def stack(
         job = Job.of(used, reference, transforms, out, calibration, options, maps)
         if target is None:
             sink = output.MemorySink(out.shape, planes)
-            _combine(job, sink, executor, reporter, used)
+            _combine(job, sink, executor, reporter, used, store.used)
             measured = _measure_stack(sink, out, reference, options)
         else:
             with output.FitsSink(target, out.shape, planes, primary, overwrite=overwrite) as file:
-                _combine(job, file, executor, reporter, used)
+                _combine(job, file, executor, reporter, used, store.used)
                 measured = _measure_stack(file, out, reference, options)
                 header.quality_cards(primary, measured[1])
                 file.finish([report.frames_hdu(records)])
@@ -252,7 +260,7 @@ def open_frames(
     """
     if isinstance(sources, (str, Path)):
         sources = [sources]
-    paths = frames.find_frames(sources)
+    paths = files.find_frames(sources)
     records = []
     for path in paths:
         if exclude is not None and exclude.exists() and path.exists() and path.samefile(exclude):
@@ -278,6 +286,7 @@ def measure_frames(
     reporter: report.Reporter | None = None,
     executor: Executor | None = None,
     exclude: Path | None = None,
+    store: Store | None = None,
 ) -> tuple[list[FrameRecord], calibrate.Calibration]:
     """Pass 1: open, calibrate, detect and measure every frame.
 
@@ -289,6 +298,8 @@ def measure_frames(
         Default: threads of this process.
     exclude : Path, optional
         File that is never an input.
+    store : Store, optional
+        Where the pixels stay for pass 2.
 
     Returns
     -------
@@ -300,7 +311,7 @@ def measure_frames(
     reporter = reporter or report.Reporter()
     if executor is None:
         with make_executor(options.threads, options.scheduler) as made:
-            return measure_frames(sources, options, reporter, made, exclude)
+            return measure_frames(sources, options, reporter, made, exclude, store)
     records = open_frames(sources, options, exclude)
     select.keep_majority(records, options.select)
     live = [r for r in records if r.reason is None]
@@ -310,9 +321,11 @@ def measure_frames(
         reporter.note(note)
     pixels = max(r.frame.raw_shape[0] * r.frame.raw_shape[1] for r in live)
     workers = max(1, min(executor.threads, options.memory // (16 * pixels)))
-    work = functools.partial(_measure_one, calibration=calibration, options=options)
+    if store is not None:
+        store.expect(sum(r.frame.plane.nbytes for r in live))
+    work = functools.partial(_measure_one, calibration=calibration, store=store, options=options)
     reporter.start("measure", len(live), pixels)
-    for record, result in zip(live, executor.map(work, [r.frame for r in live], ahead=workers), strict=True):
+    for record, result in zip(live, executor.map(work, _coming(live), ahead=workers), strict=True):
         if isinstance(result, str):
             record.reason = result
         else:
@@ -326,6 +339,14 @@ def measure_frames(
     return records, calibration
 
 
+def _coming(records: Sequence[FrameRecord]) -> Iterator[frames.Frame]:
+    """Frames as they are asked for; the system hears of the one after them."""
+    for this, following in zip_longest(records, records[1:]):
+        if following is not None:
+            following.frame.plane.prefetch()
+        yield this.frame
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Measured:
     prepared: Any
@@ -335,10 +356,12 @@ class _Measured:
     artefacts: np.ndarray
 
 
-def _measure_one(frame: frames.Frame, *, calibration: calibrate.Calibration, options: StackOptions) -> _Measured | str:
+def _measure_one(
+    frame: frames.Frame, *, calibration: calibrate.Calibration, store: Store | None, options: StackOptions
+) -> _Measured | str:
     """Pass 1 for one frame; a string is the reason why it cannot be used."""
     try:
-        prepared = calibration.prepare(frame)
+        prepared = calibration.prepare(frame, store)
         section = calibration.read(frame, None, prepared)
         image = section.pixels
         finite = np.isfinite(image[:: max(1, image.shape[0] // 64)])
@@ -614,53 +637,34 @@ def stack_tile(tile: grid.Tile, job: Job) -> Combined:
         The tile's planes.
     """
     y0, y1, x0, x1 = tile
-    wide = (y0 - HALO, y1 + HALO, x0 - HALO, x1 + HALO)
-    n, shape = len(job.frames), (wide[1] - wide[0], wide[3] - wide[2])
-    cube, factor = _scratch((n, *shape))
-    saturated = np.zeros(shape, np.uint16)
-    flags = np.zeros(shape, np.uint8)
+    ny, nx = job.shape
+    shape = (len(job.frames), y1 - y0 + 2 * HALO, x1 - x0 + 2 * HALO)
+    samples, factor = _scratch(shape)
     # variance planes that files bring count before the model
-    spread = np.full(cube.shape, np.nan, np.float32) if any(f.variance for f in job.frames) else None
-    for i, (frame, to_frame) in enumerate(zip(job.frames, job.transforms, strict=True)):
-        window = input_window(to_frame, wide, frame.shape, job.options.resample)
-        if window is None:
-            cube[i] = np.nan
-            factor[i] = 0
-            continue
-        section = job.calibration.read(frame, window, job.prepared[i])
-        _mask_artefacts(section.pixels, job.artefacts[i], window)
-        resample_tile(
-            section.pixels,
-            (window[2], window[0]),
-            frame.shape,
-            to_frame,
-            wide,
-            scale=float(job.noise.scale[i]),
-            sky=float(job.levels[i]),
-            offset=job.pedestal,
-            out=cube[i],
-            factor=factor[i],
-            saturated=section.saturated,
-            saturated_count=saturated,
-            flags=flags,
-            options=job.options.resample,
-        )
-        if job.surfaces is not None:
-            cube[i] -= job.surfaces.at(i, wide)
-        if spread is None:
-            continue
-        scale2 = np.float32(job.noise.scale[i] ** 2)
-        if section.variance is None:
-            dark = (job.noise.area[i] * job.noise.noise[i]) ** 2 / 255
-            spread[i] = scale2 * np.float32(dark) * factor[i]
-        else:
-            known = np.where(np.isfinite(section.pixels), section.variance, np.float32(np.nan))
-            place = ((window[2], window[0]), frame.shape, to_frame, wide)
-            resample_variance(known, *place, out=spread[i], options=job.options.resample)
-            spread[i] *= scale2
+    spread = np.full(shape, np.nan, np.float32) if any(f.variance for f in job.frames) else None
+    saturated, flags = np.zeros(shape[1:], np.uint16), np.zeros(shape[1:], np.uint8)
+    # nothing lies beyond the output
+    part = (max(y0 - HALO, 0), min(y1 + HALO, ny), max(x0 - HALO, 0), min(x1 + HALO, nx))
+    rows, columns = slice(part[0] - y0 + HALO, part[1] - y0 + HALO), slice(part[2] - x0 + HALO, part[3] - x0 + HALO)
+    for edge in np.s_[:, : rows.start], np.s_[:, rows.stop :], np.s_[..., : columns.start], np.s_[..., columns.stop :]:
+        samples[edge], factor[edge] = np.nan, 0
+    planes = _Planes(
+        samples=samples[:, rows, columns],
+        factor=factor[:, rows, columns],
+        spread=None if spread is None else spread[:, rows, columns],
+        saturated=saturated[rows, columns],
+        flags=flags[rows, columns],
+    )
+    kernel = job.options.resample
+    windows = [input_window(t, part, f.shape, kernel) for f, t in zip(job.frames, job.transforms, strict=True)]
+    for i, window in enumerate(windows):
+        following = i + 1 < len(windows) and windows[i + 1]
+        if following:
+            job.calibration.ahead(job.frames[i + 1], following, job.prepared[i + 1])
+        _resample_frame(i, part, window, planes, job)
     inner = (slice(HALO, -HALO), slice(HALO, -HALO))
     return combine_tile(
-        cube,
+        samples,
         factor,
         job.noise,
         pedestal=job.pedestal,
@@ -671,6 +675,54 @@ def stack_tile(tile: grid.Tile, job: Job) -> Combined:
         variance=spread,
         options=job.options.combine,
     )
+
+
+class _Planes(NamedTuple):
+    """What is made of all frames for one part of the output."""
+
+    samples: FloatImage  # (n, h, w)
+    factor: np.ndarray  # (n, h, w), variance factors
+    spread: FloatImage | None  # (n, h, w), variances
+    saturated: np.ndarray  # (h, w), number of samples that hold saturated light
+    flags: np.ndarray  # (h, w)
+
+
+def _resample_frame(i: int, part: grid.Tile, window: Window | None, planes: _Planes, job: Job) -> None:
+    """Fill frame i's part of the planes from its window of the frame."""
+    frame, to_frame, kernel = job.frames[i], job.transforms[i], job.options.resample
+    samples, factor = planes.samples[i], planes.factor[i]
+    if window is None:
+        samples[...], factor[...] = np.nan, 0
+        return
+    section = job.calibration.read(frame, window, job.prepared[i])
+    _mask_artefacts(section.pixels, job.artefacts[i], window)
+    place = ((window[2], window[0]), frame.shape, to_frame, part)
+    scale = float(job.noise.scale[i])
+    resample_tile(
+        section.pixels,
+        *place,
+        scale=scale,
+        sky=float(job.levels[i]),
+        offset=job.pedestal,
+        out=samples,
+        factor=factor,
+        saturated=section.saturated,
+        saturated_count=planes.saturated,
+        flags=planes.flags,
+        options=kernel,
+    )
+    if job.surfaces is not None:
+        samples -= job.surfaces.at(i, part)
+    if planes.spread is None:
+        return
+    spread = planes.spread[i]
+    if section.variance is None:
+        dark = (job.noise.area[i] * job.noise.noise[i]) ** 2 / 255
+        np.multiply(factor, np.float32(scale * scale * dark), out=spread)
+    else:
+        known = np.where(np.isfinite(section.pixels), section.variance, np.float32(np.nan))
+        resample_variance(known, *place, out=spread, options=kernel)
+        spread *= np.float32(scale * scale)
 
 
 _local = threading.local()
@@ -689,7 +741,7 @@ def _scratch(shape: tuple[int, ...]) -> tuple[FloatImage, np.ndarray]:
 def _mask_artefacts(pixels: FloatImage, artefacts: np.ndarray, window: tuple[int, int, int, int]) -> None:
     """Hot and cosmic-ray pixels become missing before they can ring."""
     y0, y1, x0, x1 = window
-    a, b = artefacts[:, 1].searchsorted((y0, y1))
+    a, b = artefacts[:, 1].searchsorted(np.array((y0, y1), artefacts.dtype))  # else all of them would be converted
     if a == b:
         return
     x, y = artefacts[a:b, 0], artefacts[a:b, 1]
@@ -698,10 +750,11 @@ def _mask_artefacts(pixels: FloatImage, artefacts: np.ndarray, window: tuple[int
 
 
 def _combine(
-    job: Job, sink: output.Sink, executor: Executor, reporter: report.Reporter, used: Sequence[FrameRecord]
+    job: Job, sink: output.Sink, executor: Executor, reporter: report.Reporter, used: Sequence[FrameRecord], kept: int
 ) -> None:
+    """Pass 2; `kept` bytes of memory hold the frames' pixels."""
     rotation = max(abs((t.rotation + 45) % 90 - 45) for t in job.transforms)
-    budget = min(job.options.memory // (2 * executor.threads), 1 << 28)
+    budget = min((job.options.memory - kept) // (2 * executor.threads), 1 << 28)
     size = grid.tile_shape(len(used), job.shape, budget, rotation)
     every = list(grid.tiles(job.shape, size))
     reporter.start("combine", len(every), size[0] * size[1] * len(used))

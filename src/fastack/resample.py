@@ -166,7 +166,8 @@ def resample_tile(
     tile : tuple of int
         (y0, y1, x0, x1) of the output, ends excluded.
     out : (y1 - y0, x1 - x0) float32 ndarray
-        Receives ``scale * |J| * (sum(k s) / sum(k) - sky) + offset``, NaN where missing.
+        Receives ``scale * |J| * (sum(k s) / sum(k) - sky) + offset``, NaN where missing. May be part of a
+        larger array, as all planes.
     factor : uint8 ndarray of the same shape, optional
         Receives ``255 sum(k^2) / sum(k)^2 (|J| / |J_frame|)^2``, rounded, 1 to 255, with J_frame the Jacobian
         at the transform's origin: white noise of variance V becomes ``V scale^2 |J_frame|^2 factor / 255``.
@@ -187,7 +188,7 @@ def resample_tile(
     ValueError
         If the section is too small for the tile, or an array has the wrong shape.
     TypeError
-        If an array has the wrong dtype or is not C-contiguous.
+        If an array has the wrong dtype, or the pixels of its rows do not lie side by side.
 
     Notes
     -----
@@ -261,41 +262,6 @@ def autocorrelation(kernel: Kernel, phase_x: float, phase_y: float) -> Array:
     return np.outer(_lags(_weights(kernel, phase_y)), _lags(_weights(kernel, phase_x)))
 
 
-def mean_autocorrelation(
-    transform: Transform,
-    shape: tuple[int, int],
-    options: ResampleOptions = ResampleOptions(),
-    *,
-    mesh: int = 64,
-) -> Array:
-    """`autocorrelation`, averaged over the phases that a transform gives the pixels of a grid.
-
-    Parameters
-    ----------
-    transform : Transform
-        Output pixels to frame pixels; its scale is taken as 1.
-    shape : tuple of int
-        (ny, nx) of the output grid.
-    options : ResampleOptions
-        The kernel.
-    mesh : int
-        Pixels per axis, spread evenly over the grid, whose phases are averaged.
-
-    Returns
-    -------
-    (2 r + 1, 2 r + 1) ndarray
-        See `autocorrelation`. The factor by which the true variance of a sum over an aperture exceeds the sum
-        of the pixels' variances is ``sum(A * this) / (A[0, 0] * this[r, r])``, A being the aperture's own
-        autocorrelation.
-    """
-    y, x = (np.unique(np.linspace(0, n - 1, min(n, mesh)).round()) for n in shape)
-    xy = transform(np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2))
-    phase = xy - np.floor(xy)
-    taken, count = np.unique((phase * 256).round(), axis=0, return_counts=True)
-    total = sum(n * autocorrelation(options.kernel, *(p / 256)) for p, n in zip(taken, count, strict=True))
-    return np.asarray(total / count.sum())
-
-
 def _weights(kernel: Kernel, phase: float) -> Array:
     """Normalised weights of the taps -r + 1 to r around the pixel to the left of the phase."""
     if kernel == "area":
@@ -353,8 +319,6 @@ def _affine(matrix: ArrayLike) -> Transform:
 
 
 def _coefficients(transform: Transform) -> tuple[Array, Array]:
-    if not (np.isfinite(transform.cx).all() and np.isfinite(transform.cy).all()):
-        raise ValueError("the transform has coefficients that are not finite")
     return np.ascontiguousarray(transform.cx), np.ascontiguousarray(transform.cy)
 
 
