@@ -236,11 +236,19 @@ void estimate_background(Image<const float> image, Image<const unsigned char> ma
 }
 
 Surface::Surface(Image<const float> mesh, std::ptrdiff_t ny, std::ptrdiff_t nx, std::ptrdiff_t x0,
-                 std::ptrdiff_t x1, Shape shape)
-    : mesh_(mesh), cell_y_(Cells{ny, mesh.ny}.width()), cell_x_(Cells{nx, mesh.nx}.width()), width_(x1 - x0),
-      shape_(shape), columns_(width_), nodes_(mesh.nx + 4), buffer_(4 * width_) {
-    for (std::ptrdiff_t x = x0; x < x1; ++x)
-        columns_[x - x0] = node(x, cell_x_);
+                 std::ptrdiff_t x1, Shape shape, std::ptrdiff_t step)
+    : mesh_(mesh), cell_y_(Cells{ny, mesh.ny}.width()), cell_x_(Cells{nx, mesh.nx}.width()),
+      width_((x1 - x0 + step - 1) / step), shape_(shape), nodes_(mesh.nx + 4), buffer_(4 * width_) {
+    for (auto& weights : columns_)
+        weights.resize(width_);
+    for (std::ptrdiff_t i = 0; i < width_; ++i) {
+        const Node column = node(std::min(x0 + i * step, nx - 1), cell_x_);
+        for (int k = 0; k < 4; ++k)
+            columns_[k][i] = column.weights[k];
+        if (runs_.empty() || runs_.back().second != column.first)
+            runs_.emplace_back(i + 1, column.first);
+        runs_.back().first = i + 1;
+    }
 }
 
 Surface::Node Surface::node(std::ptrdiff_t pixel, double cell) const {
@@ -285,11 +293,12 @@ void Surface::fill(std::ptrdiff_t j) {
     for (std::ptrdiff_t i = -2; i < mesh_.nx + 2; ++i)
         nodes_[i + 2] = mesh_at(j, i);
     float* row = buffer_.data() + place * width_;
-    for (std::ptrdiff_t x = 0; x < width_; ++x) {
-        const Node& column = columns_[x];
-        const float* at = nodes_.data() + column.first + 1;
-        row[x] = column.weights[0] * at[0] + column.weights[1] * at[1] + column.weights[2] * at[2] +
-                 column.weights[3] * at[3];
+    std::ptrdiff_t x = 0;
+    for (const auto& [end, first] : runs_) {
+        const float* at = nodes_.data() + first + 1;
+        const float a = at[0], b = at[1], c = at[2], d = at[3];
+        for (; x < end; ++x)
+            row[x] = columns_[0][x] * a + columns_[1][x] * b + columns_[2][x] * c + columns_[3][x] * d;
     }
 }
 

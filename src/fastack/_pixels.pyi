@@ -48,7 +48,6 @@ def detect(
     narrow: float,
     threshold: float,
     saturation: float,
-    strip: int,
 ) -> tuple[NDArray[np.float64], NDArray[np.void]]: ...
 
 # (n, 8): x, y, flux, flux_err, peak, sky, sharpness, flags; structured (m,): x, y (int32), sky, noise (float32)
