@@ -4,6 +4,7 @@
 #include "fastack/detect_sharp.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <unordered_set>
 
 namespace fastack {
@@ -80,9 +81,10 @@ class Neighbours {
 /// From maxima of the filtered image to stars.
 class Finder {
   public:
-    Finder(Image<const float> image, const SkyAt& at, const Kernel& kernel, Search search)
-        : image_(image), at_(at), kernel_(kernel), search_(search), psf_(search.narrow),
-          reach_(static_cast<std::ptrdiff_t>(std::ceil(search.fwhm))), near_(image, 2 * search.fwhm) {}
+    /// `gaps`: whether pixels are missing.
+    Finder(Image<const float> image, const SkyAt& at, const Kernel& kernel, Search search, bool gaps)
+        : image_(image), gaps_(gaps), at_(at), kernel_(kernel), search_(search), psf_(search.narrow),
+          reach_(static_cast<std::ptrdiff_t>(std::ceil(search.fwhm))), near_(image, pair_reach * search.fwhm) {}
 
     std::vector<Detection> run(const std::vector<Maximum>& maxima) {
         if (std::isnan(search_.saturation))
@@ -134,7 +136,7 @@ class Finder {
                 }
         const Box window(image_, px, py, reach_);
         gap = window.x1 - window.x0 != 2 * reach_ + 1 || window.y1 - window.y0 != 2 * reach_ + 1;
-        for (std::ptrdiff_t v = window.y0; v < window.y1 && !gap; ++v)
+        for (std::ptrdiff_t v = window.y0; v < window.y1 && !gap && gaps_; ++v)
             for (std::ptrdiff_t u = window.x0; u < window.x1; ++u)
                 gap = gap || !there(image_(v, u));
         // The middle pixel, not the highest, which is a biased choice where the noise decides.
@@ -143,7 +145,7 @@ class Finder {
         const double sharpness = (image_(py, px) - sky) / (noise * height * part);
         const double error = std::sqrt(std::max(0.0, 1 - part * part / kernel_.norm)) / (height * part);
         const bool hit =
-            psf_.too_sharp(Vicinity{image_, peak_x, peak_y, sky, noise}, shot(sky, noise), 3.5f) ||
+            psf_.too_sharp(Vicinity(image_, peak_x, peak_y, sky, noise), shot(sky, noise), 3.5f) ||
             hit_in_core(px, py, sky, noise);
         std::uint16_t flags = 0;
         if (gap)
@@ -169,7 +171,7 @@ class Finder {
             for (std::ptrdiff_t u = box.x0; u < box.x1; ++u)
                 if (image_(v, u) > image_(top.y, top.x))
                     top = {static_cast<std::int32_t>(u), static_cast<std::int32_t>(v)};
-        return psf_.too_sharp(Vicinity{image_, top.x, top.y, sky, noise}, shot(sky, noise), 4.5f);
+        return psf_.too_sharp(Vicinity(image_, top.x, top.y, sky, noise), shot(sky, noise), 4.5f);
     }
 
     static float shot(float sky, float noise) { return sky > noise ? noise / sky : 0.0f; }
@@ -234,7 +236,7 @@ class Finder {
         const std::ptrdiff_t cx = std::lround(main.x), cy = std::lround(main.y);
         if (cx < r + half || cy < r + half || cx + r + half >= image_.nx || cy + r + half >= image_.ny)
             return;
-        if (!lopsided(main, cx, cy, r))
+        if (!lopsided(index, cx, cy, r))
             return;
         float tap[32], sum = 0, square = 0;
         for (std::ptrdiff_t j = 0; j <= half; ++j) {
@@ -325,11 +327,27 @@ class Finder {
         found_[index].flags |= blended;
     }
 
-    /// Whether a pixel within r of a star is much brighter than the place opposite, or the core broader than
-    /// a star's: cheap, and true of pairs.
-    bool lopsided(const Detection& main, std::ptrdiff_t cx, std::ptrdiff_t cy, std::ptrdiff_t r) const {
+    /// Whether a pixel in reach of a star and not of a neighbour already found is much brighter than the place
+    /// opposite, or the core broader than a star's: cheap, and true of pairs.
+    bool lopsided(std::size_t index, std::ptrdiff_t cx, std::ptrdiff_t cy, std::ptrdiff_t r) {
+        const Detection& main = found_[index];
         if (main.sharpness < 0.85f)
             return true;
+        beside_.clear();
+        near_.about(main.x, main.y, [&](int k) {
+            if (k != static_cast<int>(index))
+                beside_.push_back(k);
+        });
+        const auto explained = [&](std::ptrdiff_t x, std::ptrdiff_t y) {
+            const auto squared = [&](const Detection& d) {
+                const double dx = static_cast<double>(x) - d.x, dy = static_cast<double>(y) - d.y;
+                return dx * dx + dy * dy;
+            };
+            const double reach = pair_reach * search_.fwhm + 1, own = search_.fwhm;
+            return squared(main) > reach * reach || std::any_of(beside_.begin(), beside_.end(), [&](int k) {
+                       return squared(found_[k]) < own * own;
+                   });
+        };
         const auto core = static_cast<float>(0.64 * search_.fwhm * search_.fwhm);
         const float least = 4 * at_.noise(cy, cx) + 0.5f * asymmetry * main.peak;
         // The point opposite (u, v) is (2 x - u, 2 y - v): for all pixels the same fraction of a pixel off.
@@ -340,32 +358,32 @@ class Finder {
                    ty = static_cast<float>(my - static_cast<double>(iy));
         if (ix < r || iy < r || ix + r + 1 >= image_.nx || iy + r + 1 >= image_.ny)
             return false;
-        for (std::ptrdiff_t v = -r; v <= r; ++v) {
-            const float *here = image_.row(cy + v) + cx, *low = image_.row(iy - v) + ix,
-                        *high = image_.row(iy - v + 1) + ix;
-            const auto v2 = static_cast<float>(v * v);
-            const auto half = v2 <= core ? static_cast<std::ptrdiff_t>(std::sqrt(core - v2)) : -1;
-            const std::ptrdiff_t beside = std::max<std::ptrdiff_t>(r - half, 0); // pixels on either side of the core
-            const float lit = main.sky + least;
-            if (!any_above(here - r, beside, lit) && !any_above(here + r + 1 - beside, beside, lit))
-                continue;
-            for (std::ptrdiff_t u = -r; u <= r; ++u) {
-                if ((u >= -half && u <= half) || !(here[u] > lit))
-                    continue;
-                const float opposite = (1 - ty) * ((1 - tx) * low[-u] + tx * low[1 - u]) +
-                                       ty * ((1 - tx) * high[-u] + tx * high[1 - u]);
-                if (here[u] - opposite > least)
-                    return true;
+        const float lit = main.sky + least;
+        constexpr std::ptrdiff_t word = 32;
+        std::uint32_t bits[word];
+        for (std::ptrdiff_t left = -r; left <= r; left += word) {
+            const std::ptrdiff_t width = std::min(word, r + 1 - left);
+            for (std::ptrdiff_t top = -r; top <= r; top += word) {
+                const std::ptrdiff_t height = std::min(word, r + 1 - top);
+                rows().detect.lit(image_.row(cy + top) + cx + left, image_.stride, width, height, lit, bits);
+                for (std::ptrdiff_t v = top; v < top + height; ++v) {
+                    const auto v2 = static_cast<float>(v * v);
+                    const auto half = v2 <= core ? static_cast<std::ptrdiff_t>(std::sqrt(core - v2)) : -1;
+                    const float *here = image_.row(cy + v) + cx, *low = image_.row(iy - v) + ix,
+                                *high = image_.row(iy - v + 1) + ix;
+                    for (std::uint32_t left_over = bits[v - top]; left_over; left_over &= left_over - 1) {
+                        const std::ptrdiff_t u = left + std::countr_zero(left_over);
+                        if (u >= -half && u <= half)
+                            continue;
+                        const float opposite = (1 - ty) * ((1 - tx) * low[-u] + tx * low[1 - u]) +
+                                               ty * ((1 - tx) * high[-u] + tx * high[1 - u]);
+                        if (here[u] - opposite > least && !explained(cx + u, cy + v))
+                            return true;
+                    }
+                }
             }
         }
         return false;
-    }
-
-    static bool any_above(const float* x, std::ptrdiff_t n, float limit) {
-        int above = 0;
-        for (std::ptrdiff_t i = 0; i < n; ++i)
-            above |= x[i] > limit;
-        return above;
     }
 
     template <class At>
@@ -433,6 +451,7 @@ class Finder {
     }
 
     Image<const float> image_;
+    bool gaps_;
     const SkyAt& at_;
     const Kernel& kernel_;
     Search search_;
@@ -440,6 +459,7 @@ class Finder {
     std::ptrdiff_t reach_;
     Neighbours near_;
     std::vector<float> ring_;
+    std::vector<int> beside_;
     std::vector<Detection> found_;
     std::vector<Plateau> plateaus_;
     std::unordered_set<std::uint64_t> seen_;
@@ -451,8 +471,8 @@ std::vector<Detection> detect_stars(Image<const float> image, Sky sky, Search se
                                     std::vector<BrightPixel>* bright) {
     const SkyAt at(image, sky);
     const Kernel kernel(search.fwhm);
-    return Finder(image, at, kernel, search)
-        .run(find_maxima(image, sky, at, kernel, search.threshold, 0, image.ny, bright));
+    const Maxima maxima = find_maxima(image, sky, at, kernel, search.threshold, 0, image.ny, bright);
+    return Finder(image, at, kernel, search, maxima.gaps).run(maxima.list);
 }
 
 } // namespace fastack

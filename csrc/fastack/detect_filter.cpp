@@ -1,7 +1,9 @@
 #include "fastack/detect_filter.hpp"
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
+#include <utility>
 
 namespace fastack {
 namespace {
@@ -129,7 +131,7 @@ class Sweep {
         filter_weight(spare_[scratch], spare_[whole]);
     }
 
-    void run(ptrdiff_t y0, ptrdiff_t y1, std::vector<Maximum>& out) {
+    Maxima run(ptrdiff_t y0, ptrdiff_t y1) {
         const ptrdiff_t r = kernel_.radius, first = std::max<ptrdiff_t>(y0 - 1, 0),
                         last = std::min(y1 + 1, image_.ny);
         for (ptrdiff_t y = first - r; y < first + r; ++y)
@@ -144,8 +146,9 @@ class Sweep {
             if (end)
                 std::fill_n(filtered_[slot(last)] - pad, filtered_.stride(), -infinity);
             for (const ptrdiff_t stop = end ? y1 : std::min(y1, y + filter_rows - 1); next < stop; ++next)
-                collect(next, out);
+                collect(next);
         }
+        return std::move(found_);
     }
 
   private:
@@ -195,6 +198,7 @@ class Sweep {
                 rows().detect.scan(image_.row(y), image_.nx, bright_bound, &lit_[place(y) * blocks_])};
         if (!line.missing)
             return;
+        found_.gaps = true;
         sky_.seek(y);
         sky_.render_level(own);
         rows().detect.fill(image_.row(y), image_.nx, own, spare_[scratch]);
@@ -250,7 +254,7 @@ class Sweep {
     }
 
     /// Maxima and bright pixels of row y, whose neighbours are filtered.
-    void collect(ptrdiff_t y, std::vector<Maximum>& out) {
+    void collect(ptrdiff_t y) {
         const float *above = filtered_[slot(y - 1)], *here = filtered_[slot(y)], *below = filtered_[slot(y + 1)];
         sky_.seek(y);
         for (ptrdiff_t block = 0; block < blocks_; ++block) {
@@ -260,34 +264,46 @@ class Sweep {
             if (!above_[slot(y) * blocks_ + block])
                 continue;
             rows().detect.peaks(above + begin, here + begin, below + begin, end - begin,
-                                filter_bound_[place(y) * blocks_ + block], peak_);
-            for (ptrdiff_t x = begin; x < end; ++x) {
-                if (!peak_[x - begin])
-                    continue;
+                                filter_bound_[place(y) * blocks_ + block], marked_);
+            for_each_marked(end - begin, [&](ptrdiff_t i) {
+                const ptrdiff_t x = begin + i;
                 const float sky = sky_.level(x), noise = sky_.noise(x);
                 const float zero = sum_ * (sky - pedestal_);
                 if (!(here[x] - zero > threshold_ * noise))
-                    continue;
+                    return;
                 Maximum m{static_cast<std::int32_t>(x), static_cast<std::int32_t>(y), sky, noise, {}};
                 for (int k = 0; k < 3; ++k) {
                     m.snr[k] = (above[x - 1 + k] - zero) / noise;
                     m.snr[3 + k] = (here[x - 1 + k] - zero) / noise;
                     m.snr[6 + k] = (below[x - 1 + k] - zero) / noise;
                 }
-                out.push_back(m);
-            }
+                found_.list.push_back(m);
+            });
         }
     }
 
     void collect_bright(ptrdiff_t y, ptrdiff_t begin, ptrdiff_t end) {
-        const float bound = bright_bound_[place(y) * blocks_ + begin / threshold_block];
-        for (ptrdiff_t x = begin; x < end; ++x) {
-            const float value = image_(y, x);
-            if (!(value > bound) || !there(value))
-                continue;
-            const float sky = sky_.level(x), noise = sky_.noise(x);
-            if (value - sky > bright_limit * noise)
+        rows().detect.mark(image_.row(y) + begin, end - begin,
+                           bright_bound_[place(y) * blocks_ + begin / threshold_block], marked_);
+        for_each_marked(end - begin, [&](ptrdiff_t i) {
+            const ptrdiff_t x = begin + i;
+            const float value = image_(y, x), sky = sky_.level(x), noise = sky_.noise(x);
+            if (value - sky > bright_limit * noise && there(value))
                 bright_->push_back({static_cast<std::int32_t>(x), static_cast<std::int32_t>(y), sky, noise});
+        });
+    }
+
+    /// Calls `visit(i)` where `marked_[i]`, i < n; skips eight pixels at a time.
+    template <class Visit> void for_each_marked(ptrdiff_t n, Visit&& visit) {
+        std::fill(marked_ + n, marked_ + threshold_block, std::uint8_t{0});
+        for (ptrdiff_t start = 0; start < n; start += 8) {
+            std::uint64_t eight;
+            std::memcpy(&eight, marked_ + start, sizeof eight);
+            if (!eight)
+                continue;
+            for (ptrdiff_t i = start; i < start + 8; ++i)
+                if (marked_[i])
+                    visit(i);
         }
     }
 
@@ -307,7 +323,8 @@ class Sweep {
     Band spare_;
     std::vector<float> filter_bound_, bright_bound_, never_; ///< by block; of rows in place `place(y)`
     std::vector<std::uint8_t> lit_, above_, counts_;         ///< blocks with pixels above those bounds
-    std::uint8_t peak_[threshold_block];
+    std::uint8_t marked_[threshold_block];
+    Maxima found_;
 };
 
 } // namespace
@@ -356,11 +373,9 @@ Vertex vertex(float left, float middle, float right) {
     return {shift, std::exp(0.5 * bend * shift * shift)};
 }
 
-std::vector<Maximum> find_maxima(Image<const float> image, Sky sky, const SkyAt& at, const Kernel& kernel,
-                                 float threshold, ptrdiff_t y0, ptrdiff_t y1, std::vector<BrightPixel>* bright) {
-    std::vector<Maximum> maxima;
-    Sweep(image, sky, at, kernel, threshold, bright).run(y0, y1, maxima);
-    return maxima;
+Maxima find_maxima(Image<const float> image, Sky sky, const SkyAt& at, const Kernel& kernel, float threshold,
+                   ptrdiff_t y0, ptrdiff_t y1, std::vector<BrightPixel>* bright) {
+    return Sweep(image, sky, at, kernel, threshold, bright).run(y0, y1);
 }
 
 std::vector<BrightPixel> bright_pixels(Image<const float> image, Sky sky) {

@@ -37,8 +37,7 @@ std::vector<Pixel> find_hits(Image<const float> image, Span<const BrightPixel> b
     std::unordered_set<std::uint64_t> seen;
     std::vector<Bright> hits;
     for (const Bright& p : bright) {
-        const Vicinity z{image, p.x, p.y, p.sky, p.noise};
-        if (!psf.too_sharp(z, shot(p), core_limit))
+        if (!psf.too_sharp(Vicinity(image, p.x, p.y, p.sky, p.noise), shot(p), core_limit))
             continue;
         const Box box(image, p.x, p.y, 2);
         int at_top = 0;
@@ -53,7 +52,7 @@ std::vector<Pixel> find_hits(Image<const float> image, Span<const BrightPixel> b
     // Wings: what hangs on a hit and is too bright for those of its neighbours that are not hit.
     for (std::size_t i = 0; i < hits.size(); ++i) {
         const Bright p = hits[i];
-        if (const Vicinity about{image, p.x, p.y, p.sky, p.noise}; middle_of_25(about) > 1.0f)
+        if (middle_of_25(Vicinity(image, p.x, p.y, p.sky, p.noise)) > 1.0f)
             continue; // on a star, whose pixels are not the hit's wings
         const Box box(image, p.x, p.y, 1);
         for (std::ptrdiff_t v = box.y0; v < box.y1; ++v)
@@ -61,7 +60,7 @@ std::vector<Pixel> find_hits(Image<const float> image, Span<const BrightPixel> b
                 const float here = (image(v, u) - p.sky) / p.noise;
                 if (!(here > wing_noise) || image(v, u) >= full || seen.count(key(u, v)))
                     continue;
-                const Vicinity about{image, u, v, p.sky, p.noise};
+                const Vicinity about(image, u, v, p.sky, p.noise);
                 const auto z = [&](int dx, int dy) {
                     return seen.count(key(u + dx, v + dy)) ? std::numeric_limits<float>::quiet_NaN()
                                                            : about(dx, dy);

@@ -22,18 +22,31 @@ inline std::uint64_t key(std::ptrdiff_t x, std::ptrdiff_t y) {
     return static_cast<std::uint64_t>(y) << 32 | static_cast<std::uint32_t>(x);
 }
 
-/// Neighbours of a pixel, above the sky in units of the noise; NaN outside the image.
-struct Vicinity {
-    Image<const float> image;
-    std::ptrdiff_t x, y;
-    float sky, noise;
-
-    float operator()(std::ptrdiff_t dx, std::ptrdiff_t dy) const {
-        const auto u = static_cast<std::size_t>(x + dx), v = static_cast<std::size_t>(y + dy);
-        if (u >= static_cast<std::size_t>(image.nx) || v >= static_cast<std::size_t>(image.ny))
-            return std::numeric_limits<float>::quiet_NaN();
-        return (image(y + dy, x + dx) - sky) / noise;
+/// The 5x5 pixels about one, above the sky in units of the noise; NaN outside the image.
+class Vicinity {
+  public:
+    Vicinity(Image<const float> image, std::ptrdiff_t x, std::ptrdiff_t y, float sky, float noise) {
+        const float scale = 1.0f / noise;
+        if (x >= 2 && y >= 2 && x + 2 < image.nx && y + 2 < image.ny) {
+            for (int v = 0; v < 5; ++v) {
+                const float* row = image.row(y - 2 + v) + x - 2;
+                for (int u = 0; u < 5; ++u)
+                    z_[v][u] = (row[u] - sky) * scale;
+            }
+            return;
+        }
+        for (int v = 0; v < 5; ++v)
+            for (int u = 0; u < 5; ++u) {
+                const std::ptrdiff_t px = x - 2 + u, py = y - 2 + v;
+                const bool inside = px >= 0 && py >= 0 && px < image.nx && py < image.ny;
+                z_[v][u] = inside ? (image(py, px) - sky) * scale : std::numeric_limits<float>::quiet_NaN();
+            }
     }
+
+    float operator()(int dx, int dy) const { return z_[dy + 2][dx + 2]; }
+
+  private:
+    float z_[5][5];
 };
 
 /// Whether a point-spread function of the width `fwhm`, or a broader one, cannot make the pixel: it is too
@@ -50,12 +63,13 @@ class Sharpness {
 
     /// `z(dx, dy)`: neighbours in units of the sky's noise, NaN where missing. `shot`: variance a unit of z.
     /// `limit`: sigma.
-    template <class Z> bool too_sharp(Z&& z, float shot, float limit) const {
+    template <class Z> bool too_sharp(const Z& z, float shot, float limit) const {
         const float here = z(0, 0);
         if (!there(here))
             return false;
         const Test test{shot, limit};
         float sum = 0, n = 0;
+#pragma GCC unroll 2
         for (int axis = 0; axis < 2; ++axis) {
             const int dx = axis == 0, dy = axis == 1;
             const float near[2] = {z(-dx, -dy), z(dx, dy)};
@@ -66,6 +80,7 @@ class Sharpness {
                 }
             if (test.exceeds(here, 1, 0.5f * (near[0] + near[1]), 2, next_))
                 return true;
+#pragma GCC unroll 2
             for (int side = 0; side < 2; ++side) {
                 const int u = side ? dx : -dx, v = side ? dy : -dy;
                 if (!alike(here, near[side]))
@@ -87,7 +102,7 @@ class Sharpness {
 
     /// The same of a pixel beside hit ones, which `z` gives as NaN: against the mean of what is left of its
     /// four neighbours.
-    template <class Z> bool too_bright(Z&& z, float shot, float limit) const {
+    template <class Z> bool too_bright(const Z& z, float shot, float limit) const {
         const float here = z(0, 0);
         float sum = 0, n = 0;
         for (const float near : {z(-1, 0), z(1, 0), z(0, -1), z(0, 1)})

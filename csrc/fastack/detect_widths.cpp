@@ -98,20 +98,19 @@ Widths find_widths_near(double middle, Image<const float> image, Sky sky, float 
         const std::ptrdiff_t y0 = part * image.ny / parts, y1 = (part + 1) * image.ny / parts;
         if (y0 == y1)
             continue;
-        std::vector<Maximum> maxima = find_maxima(image, sky, at, kernel, threshold, y0, y1);
+        std::vector<Maximum> maxima = find_maxima(image, sky, at, kernel, threshold, y0, y1).list;
         std::sort(maxima.begin(), maxima.end(),
                   [](const Maximum& a, const Maximum& b) { return a.snr[4] > b.snr[4]; });
         std::size_t tried = 0;
         for (const Maximum& m : maxima) {
             const float level = m.level, noise = m.noise;
-            const Vicinity z{image, m.x, m.y, level, noise};
+            const Vicinity z(image, m.x, m.y, level, noise);
             bool usable = true;
             for (int v = -1; v <= 1 && usable; ++v)
-                for (int u = -1; u <= 1 && usable; ++u) {
-                    const Vicinity about{image, m.x + u, m.y + v, level, noise};
+                for (int u = -1; u <= 1 && usable; ++u)
                     usable = there(z(u, v)) && !(z(u, v) * noise + level >= saturation) &&
-                             !(z(u, v) > 8 && psf.too_sharp(about, 0.0f, 3.5f));
-                }
+                             !(z(u, v) > 8 &&
+                               psf.too_sharp(Vicinity(image, m.x + u, m.y + v, level, noise), 0.0f, 3.5f));
             if (!usable)
                 continue;
             if (const Widths found = adaptive_widths(image, m, level, noise, fwhm_to_sigma * middle);

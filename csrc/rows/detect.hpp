@@ -32,6 +32,11 @@ struct DetectRows {
     /// counts. The rows are readable one value to either side.
     void (*peaks)(const float* above, const float* here, const float* below, std::ptrdiff_t n, float threshold,
                   std::uint8_t* peak);
+    /// 1 where a pixel exceeds the threshold, 0 elsewhere.
+    void (*mark)(const float* x, std::ptrdiff_t n, float threshold, std::uint8_t* marked);
+    /// Bit i of bits[j]: whether x[j * stride + i] exceeds the threshold; 32 columns at most.
+    void (*lit)(const float* x, std::ptrdiff_t stride, std::ptrdiff_t columns, std::ptrdiff_t rows, float threshold,
+                std::uint32_t* bits);
 };
 
 } // namespace fastack

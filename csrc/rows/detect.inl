@@ -69,22 +69,19 @@ void filter_y(const float* const* in, const float* tap, float start, ptrdiff_t n
         t[j] = tap[j];
     for (int j = 0; j < 2 * R + filter_rows; ++j)
         row[j] = in[j];
-    float *__restrict__ a = out, *__restrict__ b = a + stride, *__restrict__ c = b + stride,
-          *__restrict__ d = c + stride;
     for (ptrdiff_t i = 0; i < n; ++i) {
-        float sa = start + t[0] * row[R][i], sb = start + t[0] * row[R + 1][i];
-        float sc = start + t[0] * row[R + 2][i], sd = start + t[0] * row[R + 3][i];
+        float x[2 * R + filter_rows];
+#pragma GCC unroll 64
+        for (int j = 0; j < 2 * R + filter_rows; ++j)
+            x[j] = row[j][i];
 #pragma GCC unroll 16
-        for (int j = 1; j <= R; ++j) {
-            sa += t[j] * (row[R - j][i] + row[R + j][i]);
-            sb += t[j] * (row[R + 1 - j][i] + row[R + 1 + j][i]);
-            sc += t[j] * (row[R + 2 - j][i] + row[R + 2 + j][i]);
-            sd += t[j] * (row[R + 3 - j][i] + row[R + 3 + j][i]);
+        for (int k = 0; k < filter_rows; ++k) {
+            float sum = start + t[0] * x[R + k];
+#pragma GCC unroll 16
+            for (int j = 1; j <= R; ++j)
+                sum += t[j] * (x[R + k - j] + x[R + k + j]);
+            out[k * stride + i] = sum;
         }
-        a[i] = sa;
-        b[i] = sb;
-        c[i] = sc;
-        d[i] = sd;
     }
 }
 
@@ -115,6 +112,24 @@ void peaks(const float* above, const float* here, const float* below, ptrdiff_t 
     }
 }
 
+void mark(const float* __restrict__ x, ptrdiff_t n, float threshold, uint8_t* __restrict__ marked) {
+    for (ptrdiff_t i = 0; i < n; ++i)
+        marked[i] = x[i] > threshold ? 1 : 0;
+}
+
+void lit(const float* __restrict__ x, ptrdiff_t stride, ptrdiff_t columns, ptrdiff_t rows, float threshold,
+         uint32_t* __restrict__ bits) {
+    uint32_t bit[32];
+    for (int i = 0; i < 32; ++i)
+        bit[i] = 1u << i;
+    for (ptrdiff_t j = 0; j < rows; ++j, x += stride) {
+        uint32_t found = 0;
+        for (ptrdiff_t i = 0; i < columns; ++i)
+            found |= x[i] > threshold ? bit[i] : 0u;
+        bits[j] = found;
+    }
+}
+
 constexpr DetectRows detect_rows = {
     scan,
     fill,
@@ -126,4 +141,6 @@ constexpr DetectRows detect_rows = {
      filter_y<15>, filter_y<16>},
     normalise,
     peaks,
+    mark,
+    lit,
 };
