@@ -171,3 +171,12 @@ def test_pixel_noise_sees_neither_steps_nor_slopes_nor_stars(sigma, integer):
     # rounding adds 1/12 of a step squared; 64 rows of 600 differences know a sigma to 0.6 %, stars cover 2 %
     expected = np.hypot(sigma, np.sqrt(1 / 12) if integer else 0)
     assert background.pixel_noise(image.astype(np.float32)) == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize("integer", [False, True])
+@pytest.mark.parametrize("shape", [(3, 3), (200, 31), (100, 400)])
+def test_pixel_noise_agrees_with_twin(shape, integer):
+    image = np.random.default_rng(12).normal(100, 2, shape)
+    image = (np.round(image) if integer else image).astype(np.float32)
+    image[1, 1] = np.nan if shape[0] > 3 else image[1, 1]
+    assert background.pixel_noise(image) == pytest.approx(slow.pixel_noise(image), rel=1e-6)

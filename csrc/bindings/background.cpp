@@ -53,6 +53,13 @@ FloatArray subtract(const FloatArray& image, const FloatArray& mesh) {
     return result;
 }
 
+double noise_of_pixel(const FloatArray& image, std::ptrdiff_t some_rows) {
+    const auto view = as_image(image, "image");
+    require(some_rows > 0, "rows must be positive");
+    py::gil_scoped_release go;
+    return pixel_noise(view, some_rows);
+}
+
 } // namespace
 
 void bind_background(py::module_& m) {
@@ -60,4 +67,5 @@ void bind_background(py::module_& m) {
           "clip"_a, "rounds"_a);
     m.def("background_render", &render, "mesh"_a.noconvert(), "shape"_a, "y0"_a, "y1"_a, "x0"_a, "x1"_a);
     m.def("background_subtract", &subtract, "image"_a.noconvert(), "mesh"_a.noconvert());
+    m.def("pixel_noise", &noise_of_pixel, "image"_a.noconvert(), "rows"_a);
 }

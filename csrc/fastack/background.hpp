@@ -30,6 +30,10 @@ Cells make_cells(std::ptrdiff_t size, std::ptrdiff_t cell);
 void estimate_background(Image<const float> image, Image<const unsigned char> mask, Clip clip,
                          Image<float> level, Image<float> noise);
 
+/// White noise of one pixel, from the median absolute second difference along `some_rows` rows spread evenly; NaN where
+/// nothing can be measured.
+double pixel_noise(Image<const float> image, std::ptrdiff_t some_rows);
+
 /// A mesh as rows of pixels, from top to bottom: Catmull-Rom cubics between the centres of the cells (linear
 /// beyond the outermost), or straight lines. A pixel's value depends on its own position alone.
 class Surface {
