@@ -18,6 +18,11 @@ struct Box {
           y0(std::max<std::ptrdiff_t>(y - r, 0)), y1(std::min(y + r + 1, image.ny)) {}
 };
 
+/// Variance of a pixel per unit of light above the sky, in units of the sky's noise, as if that were all photons.
+inline float shot(float sky, float noise) {
+    return sky > noise ? noise / sky : 0.0f;
+}
+
 inline std::uint64_t key(std::ptrdiff_t x, std::ptrdiff_t y) {
     return static_cast<std::uint64_t>(y) << 32 | static_cast<std::uint32_t>(x);
 }
