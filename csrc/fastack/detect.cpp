@@ -85,7 +85,22 @@ class Finder {
     Finder(Image<const float> image, const SkyAt& at, const Kernel& kernel, Search search, bool gaps)
         : image_(image), gaps_(gaps), at_(at), kernel_(kernel), search_(search), psf_(search.narrow),
           reach_(static_cast<std::ptrdiff_t>(std::ceil(search.fwhm))), near_(image, Deblender::reach * search.fwhm),
-          deblender_(image, kernel, search.fwhm) {}
+          deblender_(image, kernel, search.fwhm) {
+        const double inner = 1.3 * search.fwhm + 0.5, outer = inner + 1.5;
+        const auto half = [](double radius, std::ptrdiff_t y) { // pixels on either side of the middle one, -1: none
+            const double square = radius * radius - static_cast<double>(y * y);
+            return square > 0 ? static_cast<std::ptrdiff_t>(std::sqrt(square)) : -1;
+        };
+        for (auto y = -static_cast<std::ptrdiff_t>(outer); y <= static_cast<std::ptrdiff_t>(outer); ++y) {
+            const std::ptrdiff_t wide = half(outer, y), gap = half(inner, y);
+            if (gap < 0) {
+                ring_.push_back({y, -wide, wide + 1});
+            } else if (gap < wide) {
+                ring_.push_back({y, -wide, -gap});
+                ring_.push_back({y, gap + 1, wide + 1});
+            }
+        }
+    }
 
     std::vector<Detection> run(const std::vector<Maximum>& maxima) {
         if (std::isnan(search_.saturation))
@@ -266,22 +281,13 @@ class Finder {
     /// on the wing of a bright star, on a nebula or on a vignetted border do not.
     bool stands_out(const Detection& d) {
         const std::ptrdiff_t cx = std::lround(d.x), cy = std::lround(d.y);
-        const double inner = 1.3 * search_.fwhm + 0.5, outer = inner + 1.5;
-        const Box box(image_, cx, cy, static_cast<std::ptrdiff_t>(outer));
         /// Calls `count(pixels, n)` for each run of the ring's pixels.
         const auto along_ring = [&](auto&& count) {
-            for (std::ptrdiff_t v = box.y0; v < box.y1; ++v) {
-                const double dy = static_cast<double>(v) - d.y;
-                const double wide = outer * outer - dy * dy, narrow = inner * inner - dy * dy;
-                if (!(wide > 0))
-                    continue;
-                const double reach = std::sqrt(wide), gap = narrow > 0 ? std::sqrt(narrow) : 0;
-                const auto left = std::max(box.x0, static_cast<std::ptrdiff_t>(std::ceil(d.x - reach))),
-                           right = std::min(box.x1, static_cast<std::ptrdiff_t>(std::ceil(d.x + reach)));
-                const auto from = std::clamp(static_cast<std::ptrdiff_t>(std::ceil(d.x - gap)), left, right),
-                           to = std::clamp(static_cast<std::ptrdiff_t>(std::ceil(d.x + gap)), from, right);
-                count(image_.row(v) + left, from - left);
-                count(image_.row(v) + to, right - to);
+            for (const Run& run : ring_) {
+                const std::ptrdiff_t y = cy + run.y, from = std::max<std::ptrdiff_t>(cx + run.from, 0),
+                                     to = std::min(cx + run.to, image_.nx);
+                if (y >= 0 && y < image_.ny && from < to)
+                    count(image_.row(y) + from, to - from);
             }
         };
         std::ptrdiff_t n = 0;
@@ -302,7 +308,7 @@ class Finder {
         std::ptrdiff_t below = 0;
         along_ring([&](const float* x, std::ptrdiff_t some) {
             for (std::ptrdiff_t i = 0; i < some; ++i)
-                below += x[i] < limit && there(x[i]);
+                below += (x[i] < limit) & (x[i] >= std::numeric_limits<float>::lowest());
         });
         return 2 * below > n;
     }
@@ -315,6 +321,10 @@ class Finder {
     Sharpness psf_;
     std::ptrdiff_t reach_;
     Neighbours near_;
+    struct Run {
+        std::ptrdiff_t y, from, to; ///< relative to the star's pixel
+    };
+    std::vector<Run> ring_; ///< about a star
     Deblender deblender_;
     std::vector<Detection> beside_;
     std::vector<Detection> found_;
