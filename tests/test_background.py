@@ -37,6 +37,17 @@ def test_level_and_noise_of_pure_noise():
     assert found.sigma == pytest.approx(SIGMA, rel=0.01)
 
 
+@pytest.mark.parametrize("step", [2, 4])
+def test_some_rows_are_enough(step):
+    """Errors grow with the root of the step, no more."""
+    found = background.estimate(noise_frame((2048, 2048)), options=BackgroundOptions(row_step=step))
+    error = SIGMA / 64 * np.sqrt(step)
+    assert abs(found.level.mean() - 500) < 5 * error / 32
+    assert np.std(found.level - 500) < 1.5 * error
+    tiny = BackgroundOptions(cell=8, row_step=100)
+    assert abs(background.estimate(noise_frame((40, 40)), options=tiny).level - 500).max() < 5 * SIGMA / 8
+
+
 def test_gradient_reaches_the_border():
     """A plane is followed to the outermost pixel: no bias at borders and corners beyond the noise."""
     y, x = np.mgrid[:700, :900]
@@ -144,7 +155,7 @@ def test_argument_errors():
     with pytest.raises(ValueError, match="shape"):
         background.subtract(np.zeros((9, 9)), background.estimate(image))
     with pytest.raises(TypeError):
-        _pixels.background_estimate(image, None, 64, 3.0, 5)  # float64 is refused, not copied
+        _pixels.background_estimate(image, None, 64, 3.0, 5, 1)  # float64 is refused, not copied
 
 
 def test_levels_agree():

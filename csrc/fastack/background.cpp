@@ -93,8 +93,9 @@ Statistics statistics(const Cell& cell, Clip clip, float* scratch) {
 /// The cells between the same rows, some at a time: rows are read along, and the second-level cache holds the samples.
 class CellRow {
   public:
-    CellRow(Image<const float> image, Image<const unsigned char> mask, Cells down, Cells across)
-        : image_(image), mask_(mask), across_(across),
+    /// `step`: every so many rows of the image one is looked at.
+    CellRow(Image<const float> image, Image<const unsigned char> mask, Cells down, Cells across, std::ptrdiff_t step)
+        : image_(image), mask_(mask), across_(across), step_(step),
           room_((down.size / down.n + 1) * (across.size / across.n + 1) + cell_lanes),
           samples_(at_once * room_) {}
 
@@ -106,9 +107,10 @@ class CellRow {
         int missing[at_once] = {};
         for (std::ptrdiff_t i = first; i <= end; ++i)
             edge[i - first] = across_.edge(i) - across_.edge(first);
-        const std::ptrdiff_t x0 = across_.edge(first), rows_of_all = y1 - y0;
-        for (std::ptrdiff_t y = y0; y < y1; ++y) {
-            const std::ptrdiff_t k = y - y0, quarter = k % 4;
+        const std::ptrdiff_t x0 = across_.edge(first), top = (y0 + step_ - 1) / step_ * step_,
+                             rows_of_all = (y1 - top + step_ - 1) / step_;
+        for (std::ptrdiff_t y = top; y < y1; y += step_) {
+            const std::ptrdiff_t k = (y - top) / step_, quarter = k % 4;
             const std::ptrdiff_t before = quarter * (rows_of_all / 4) + std::min(quarter, rows_of_all % 4) + k / 4;
             for (std::ptrdiff_t i = 0; i < end - first; ++i)
                 out[i] = samples_.data() + i * room_ + before * (edge[i + 1] - edge[i]);
@@ -140,7 +142,7 @@ class CellRow {
     Image<const float> image_;
     Image<const unsigned char> mask_;
     Cells across_;
-    std::ptrdiff_t room_, first_ = 0;
+    std::ptrdiff_t step_, room_, first_ = 0;
     std::vector<float> samples_;
     Cell cells_[at_once];
 };
@@ -283,9 +285,11 @@ Cells make_cells(std::ptrdiff_t size, std::ptrdiff_t cell) {
 }
 
 void estimate_background(Image<const float> image, Image<const unsigned char> mask, Clip clip,
-                         Image<float> level, Image<float> noise) {
+                         std::ptrdiff_t row_step, Image<float> level, Image<float> noise) {
     const Cells down{image.ny, level.ny}, across{image.nx, level.nx};
-    CellRow cells(image, mask, down, across);
+    // never so far apart that a cell has less than eight rows
+    const std::ptrdiff_t step = std::clamp<std::ptrdiff_t>(row_step, 1, std::max<std::ptrdiff_t>(image.ny / down.n / 8, 1));
+    CellRow cells(image, mask, down, across, step);
     const std::ptrdiff_t most = (image.ny / down.n + 1) * (image.nx / across.n + 1);
     std::vector<float> scratch(most + most / 8 + 64);
     std::vector<float> skew(level.ny * level.nx, nan); // (mean - median) / noise
@@ -295,7 +299,7 @@ void estimate_background(Image<const float> image, Image<const unsigned char> ma
                 cells.read(down.edge(j), down.edge(j + 1), i, std::min(i + CellRow::at_once, across.n));
             const Cell& cell = cells[i];
             const auto area =
-                static_cast<float>((down.edge(j + 1) - down.edge(j)) * (across.edge(i + 1) - across.edge(i)));
+                static_cast<float>((down.edge(j + 1) - down.edge(j)) * (across.edge(i + 1) - across.edge(i)) / step);
             level(j, i) = noise(j, i) = nan;
             const bool tiny = down.n * across.n == 1 && cell.n > 0; // nothing else to take it from
             if (!tiny && (cell.n < fewest || cell.n < fewest_part * area))

@@ -26,9 +26,9 @@ struct Cells {
 Cells make_cells(std::ptrdiff_t size, std::ptrdiff_t cell);
 
 /// Sky level and noise in each cell of `level` and `noise` (same shape). Pixels that are not finite, or where
-/// `mask` is not 0, do not count. Where no cell has data everything is NaN.
+/// `mask` is not 0, do not count. Where no cell has data everything is NaN. Every `row_step`th row is looked at.
 void estimate_background(Image<const float> image, Image<const unsigned char> mask, Clip clip,
-                         Image<float> level, Image<float> noise);
+                         std::ptrdiff_t row_step, Image<float> level, Image<float> noise);
 
 /// White noise of one pixel, from the median absolute second difference along `some_rows` rows spread evenly; NaN where
 /// nothing can be measured.

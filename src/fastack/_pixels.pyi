@@ -32,7 +32,7 @@ def calibrate(
 
 # --- background
 def background_estimate(
-    image: NDArray[np.float32], mask: NDArray[np.uint8] | None, cell: int, clip: float, rounds: int
+    image: NDArray[np.float32], mask: NDArray[np.uint8] | None, cell: int, clip: float, rounds: int, row_step: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
 def background_render(
     mesh: NDArray[np.float32], shape: tuple[int, int], y0: int, y1: int, x0: int, x1: int
@@ -165,6 +165,7 @@ def combine(
     median: bool,
     kappa: tuple[float, float, float, float],
     rounds: int,
+    row_step: int,
     minmax: tuple[int, int],
     percentile: tuple[float, float],
     max_outliers: float,

@@ -73,9 +73,11 @@ def estimate(image: Any, *, mask: Any = None, options: BackgroundOptions = Backg
         left_out = np.ascontiguousarray(np.asarray(mask, bool)).view(np.uint8)
         if left_out.shape != pixels.shape:
             raise ValueError(f"mask has shape {left_out.shape}, the image {pixels.shape}")
-    if options.cell < 1 or options.rounds < 1 or not options.clip > 0:
-        raise ValueError(f"cell, rounds and clip must be positive: {options}")
-    level, noise = _pixels.background_estimate(pixels, left_out, options.cell, options.clip, options.rounds)
+    if options.cell < 1 or options.rounds < 1 or options.row_step < 1 or not options.clip > 0:
+        raise ValueError(f"cell, rounds, row_step and clip must be positive: {options}")
+    level, noise = _pixels.background_estimate(
+        pixels, left_out, options.cell, options.clip, options.rounds, options.row_step
+    )
     for mesh in (level, noise):
         mesh.setflags(write=False)
     ny, nx = pixels.shape
