@@ -37,6 +37,17 @@ def test_level_and_noise_of_pure_noise():
     assert found.sigma == pytest.approx(SIGMA, rel=0.01)
 
 
+@pytest.mark.parametrize("step", [2, 4])
+def test_some_rows_are_enough(step):
+    """Errors grow with the root of the step, no more."""
+    found = background.estimate(noise_frame((2048, 2048)), options=BackgroundOptions(row_step=step))
+    error = SIGMA / 64 * np.sqrt(step)
+    assert abs(found.level.mean() - 500) < 5 * error / 32
+    assert np.std(found.level - 500) < 1.5 * error
+    tiny = BackgroundOptions(cell=8, row_step=100)
+    assert abs(background.estimate(noise_frame((40, 40)), options=tiny).level - 500).max() < 5 * SIGMA / 8
+
+
 def test_gradient_reaches_the_border():
     """A plane is followed to the outermost pixel: no bias at borders and corners beyond the noise."""
     y, x = np.mgrid[:700, :900]
@@ -144,7 +155,7 @@ def test_argument_errors():
     with pytest.raises(ValueError, match="shape"):
         background.subtract(np.zeros((9, 9)), background.estimate(image))
     with pytest.raises(TypeError):
-        _pixels.background_estimate(image, None, 64, 3.0, 5)  # float64 is refused, not copied
+        _pixels.background_estimate(image, None, 64, 3.0, 5, 1)  # float64 is refused, not copied
 
 
 def test_levels_agree():
@@ -171,3 +182,12 @@ def test_pixel_noise_sees_neither_steps_nor_slopes_nor_stars(sigma, integer):
     # rounding adds 1/12 of a step squared; 64 rows of 600 differences know a sigma to 0.6 %, stars cover 2 %
     expected = np.hypot(sigma, np.sqrt(1 / 12) if integer else 0)
     assert background.pixel_noise(image.astype(np.float32)) == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize("integer", [False, True])
+@pytest.mark.parametrize("shape", [(3, 3), (200, 31), (100, 400)])
+def test_pixel_noise_agrees_with_twin(shape, integer):
+    image = np.random.default_rng(12).normal(100, 2, shape)
+    image = (np.round(image) if integer else image).astype(np.float32)
+    image[1, 1] = np.nan if shape[0] > 3 else image[1, 1]
+    assert background.pixel_noise(image) == pytest.approx(slow.pixel_noise(image), rel=1e-6)

@@ -67,8 +67,8 @@ def nearest(found, truth):
     return cKDTree(found).query(truth)[0] if len(found) else np.full(len(truth), np.inf)
 
 
-def raw(image, sky, fwhm, *, threshold=5.0, strip=1 << 20):
-    return _pixels.detect(image, sky.level, sky.noise, fwhm, fwhm, threshold, np.inf, strip)[0]
+def raw(image, sky, fwhm, *, threshold=5.0):
+    return _pixels.detect(image, sky.level, sky.noise, fwhm, fwhm, threshold, np.inf)[0]
 
 
 @pytest.mark.parametrize("fwhm", [1.8, 3.0, 6.5])
@@ -85,15 +85,6 @@ def test_maxima_agree_with_twin(isa, fwhm):
     # Detections may be dropped for lack of contrast, and refinement may round to a neighbour: both are rare.
     assert nearest(expected, got).max() <= np.sqrt(2)
     assert (nearest(got, expected) <= np.sqrt(2)).mean() >= 0.9
-
-
-@pytest.mark.parametrize("strip", [64, 100, 513])
-def test_same_bits_for_any_strip(isa, strip):
-    rng = np.random.default_rng(2)
-    image = star_frame(rng, rng.uniform(0, 512, (150, 2)), 10 ** rng.uniform(2.5, 5, 150), 2.6)
-    image[200, 60:70] = np.nan
-    sky = background.estimate(image)
-    assert np.array_equal(raw(image, sky, 2.6).view("u8"), raw(image, sky, 2.6, strip=strip).view("u8"))
 
 
 def test_levels_agree():

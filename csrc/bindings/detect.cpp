@@ -20,18 +20,16 @@ Array<BrightPixel> as_array(const std::vector<BrightPixel>& bright) {
 }
 
 py::tuple detect(const FloatArray& image, const FloatArray& level, const FloatArray& noise,
-                           double fwhm, double narrow, float threshold, float saturation,
-                           std::ptrdiff_t strip) {
+                 double fwhm, double narrow, float threshold, float saturation) {
     const auto view = as_image(image, "image");
     const Sky sky = as_sky(level, noise);
     require(fwhm > 0 && narrow > 0, "fwhm and narrow must be positive");
     require(threshold > 0, "threshold must be positive");
-    require(strip > 0, "strip must be positive");
     std::vector<Detection> found;
     std::vector<BrightPixel> bright;
     {
         py::gil_scoped_release go;
-        found = detect_stars(view, sky, {fwhm, narrow, threshold, saturation}, strip, &bright);
+        found = detect_stars(view, sky, {fwhm, narrow, threshold, saturation}, &bright);
     }
     py::array_t<double> table({static_cast<py::ssize_t>(found.size()), py::ssize_t{8}});
     double* out = table.mutable_data();
@@ -88,7 +86,7 @@ Array<std::int32_t> hits(const FloatArray& image, const Array<BrightPixel>& brig
 void bind_detect(py::module_& m) {
     PYBIND11_NUMPY_DTYPE(BrightPixel, x, y, sky, noise);
     m.def("detect", &detect, "image"_a.noconvert(), "level"_a.noconvert(), "noise"_a.noconvert(), "fwhm"_a,
-          "narrow"_a, "threshold"_a, "saturation"_a, "strip"_a);
+          "narrow"_a, "threshold"_a, "saturation"_a);
     m.def("detect_widths", &widths, "image"_a.noconvert(), "level"_a.noconvert(), "noise"_a.noconvert(),
           "saturation"_a);
     m.def("detect_bright", &bright, "image"_a.noconvert(), "level"_a.noconvert(), "noise"_a.noconvert());

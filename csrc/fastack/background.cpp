@@ -10,7 +10,7 @@ namespace fastack {
 namespace {
 
 constexpr float infinity = std::numeric_limits<float>::infinity();
-constexpr float missing = std::numeric_limits<float>::quiet_NaN();
+constexpr float nan = std::numeric_limits<float>::quiet_NaN();
 constexpr float mad_to_sigma = 1.4826f;
 constexpr float core_width = 1.0f;  // sigma: Huber's psi between the median (0) and the mean (infinity)
 constexpr float mode_factor = 3.2f; // with that psi; equals 2.5 with the median on fields of faint stars
@@ -18,20 +18,10 @@ constexpr float converged = 2e-3f;  // sigma: a tenth of the error of the mean o
 constexpr std::ptrdiff_t fewest = 8;
 constexpr float fewest_part = 0.05f; // of a cell's pixels
 
-/// The samples of a cell, padded for the row functions, and room for their medians.
+/// The samples of one cell, padded for the row functions.
 struct Cell {
-    std::vector<float> samples, scratch;
+    float* samples = nullptr;
     std::ptrdiff_t n = 0, padded = 0;
-
-    void resize(std::ptrdiff_t most) {
-        samples.resize(most + cell_lanes);
-        scratch.resize(most + most / 8 + 64);
-    }
-
-    void pad() {
-        padded = (n + cell_lanes - 1) / cell_lanes * cell_lanes;
-        std::fill(samples.begin() + n, samples.begin() + padded, infinity);
-    }
 };
 
 /// A robust middle value in one pass: the median of nine, of the medians of nine, ... (Rousseeuw & Bassett
@@ -51,7 +41,7 @@ float remedian(const float* x, std::ptrdiff_t n, float* scratch) {
 
 /// Mean, smoothed median, noise of one cell.
 struct Statistics {
-    float mean = missing, median = missing, noise = missing;
+    float mean = nan, median = nan, noise = nan;
 };
 
 /// Ratio of the standard deviation of a Gaussian cut at +-k to the uncut one.
@@ -60,13 +50,15 @@ float cut_sigma(float k) {
     return static_cast<float>(std::sqrt(1 - 2 * k * density / std::erf(k / M_SQRT2)));
 }
 
-Statistics statistics(Cell& cell, Clip clip) {
+Statistics statistics(const Cell& cell, Clip clip, float* scratch) {
     const BackgroundRows& row = rows().background;
-    const float* x = cell.samples.data();
-    float centre = remedian(x, cell.n, cell.scratch.data());
-    float* apart = cell.scratch.data();
-    row.distance(x, cell.n, centre, apart);
-    float sigma = mad_to_sigma * remedian(apart, cell.n, apart + cell.n);
+    const float* x = cell.samples;
+    // A quarter of the samples is enough to start from.
+    const std::ptrdiff_t some = cell.n < 1024 ? cell.n : cell.n / 4 / cell_lanes * cell_lanes;
+    float centre = remedian(x, some, scratch);
+    float* apart = scratch;
+    row.distance(x, some, centre, apart);
+    float sigma = mad_to_sigma * remedian(apart, some, apart + some);
     const float cut = cut_sigma(clip.limit);
     const bool coarse = !(sigma > 0);
     if (coarse) { // more than half of the samples are equal: coarse numbers, or no noise at all
@@ -77,8 +69,9 @@ Statistics statistics(Cell& cell, Clip clip) {
             return {centre, centre, 0.0f};
         sigma = std::sqrt(variance);
     }
+    const bool quick = !coarse && some < cell.n;
     for (int round = 0; round < clip.rounds; ++round) {
-        const CellMoments m = row.moments(x, cell.padded, centre, clip.limit * sigma);
+        const CellMoments m = row.moments(x, quick && round < 2 ? some : cell.padded, centre, clip.limit * sigma);
         if (m.n < 2)
             break;
         const float shift = m.sum / m.n;
@@ -89,7 +82,7 @@ Statistics statistics(Cell& cell, Clip clip) {
         if (!(next > 0))
             return {centre, centre, 0.0f};
         sigma = next;
-        if (settled)
+        if (settled && !(quick && round < 2))
             break;
     }
     const CellCore core = row.core(x, cell.padded, centre, clip.limit * sigma, core_width * sigma);
@@ -97,30 +90,62 @@ Statistics statistics(Cell& cell, Clip clip) {
     return {centre, median, sigma};
 }
 
-void gather(Image<const float> image, Image<const unsigned char> mask, std::ptrdiff_t y0, std::ptrdiff_t y1,
-            std::ptrdiff_t x0, std::ptrdiff_t x1, Cell& cell) {
-    const std::ptrdiff_t width = x1 - x0;
-    float* out = cell.samples.data();
-    std::ptrdiff_t gone = 0;
-    for (std::ptrdiff_t y = y0; y < y1; ++y, out += width) {
-        // A cell's rows lie on pages of their own, where the processor does not prefetch by itself.
-        if (const std::ptrdiff_t ahead = y + 8; ahead < image.ny)
-            for (std::ptrdiff_t x = x0; x < x1; x += 16)
-                __builtin_prefetch(image.row(ahead) + x);
-        gone += rows().background.copy(image.row(y) + x0, width, out);
-        if (mask)
-            for (std::ptrdiff_t x = 0; x < width; ++x)
-                if (mask(y, x0 + x)) {
-                    out[x] = missing;
-                    ++gone;
-                }
+/// The cells between the same rows, some at a time: rows are read along, and the second-level cache holds the samples.
+class CellRow {
+  public:
+    /// `step`: every so many rows of the image one is looked at.
+    CellRow(Image<const float> image, Image<const unsigned char> mask, Cells down, Cells across, std::ptrdiff_t step)
+        : image_(image), mask_(mask), across_(across), step_(step),
+          room_((down.size / down.n + 1) * (across.size / across.n + 1) + cell_lanes),
+          samples_(at_once * room_) {}
+
+    /// Cells [first, end) between rows y0 and y1; samples of every fourth row come first.
+    void read(std::ptrdiff_t y0, std::ptrdiff_t y1, std::ptrdiff_t first, std::ptrdiff_t end) {
+        first_ = first;
+        float* out[at_once];
+        std::ptrdiff_t edge[at_once + 1];
+        int missing[at_once] = {};
+        for (std::ptrdiff_t i = first; i <= end; ++i)
+            edge[i - first] = across_.edge(i) - across_.edge(first);
+        const std::ptrdiff_t x0 = across_.edge(first), top = (y0 + step_ - 1) / step_ * step_,
+                             rows_of_all = (y1 - top + step_ - 1) / step_;
+        for (std::ptrdiff_t y = top; y < y1; y += step_) {
+            const std::ptrdiff_t k = (y - top) / step_, quarter = k % 4;
+            const std::ptrdiff_t before = quarter * (rows_of_all / 4) + std::min(quarter, rows_of_all % 4) + k / 4;
+            for (std::ptrdiff_t i = 0; i < end - first; ++i)
+                out[i] = samples_.data() + i * room_ + before * (edge[i + 1] - edge[i]);
+            rows().background.deal(image_.row(y) + x0, edge, end - first, out, missing);
+            for (std::ptrdiff_t i = 0; mask_ && i < end - first; ++i)
+                for (std::ptrdiff_t x = edge[i]; x < edge[i + 1]; ++x)
+                    if (mask_(y, x0 + x)) {
+                        out[i][x - edge[i]] = nan;
+                        ++missing[i];
+                    }
+        }
+        for (std::ptrdiff_t i = 0; i < end - first; ++i) {
+            Cell& cell = cells_[i];
+            cell.samples = samples_.data() + i * room_;
+            cell.n = rows_of_all * (edge[i + 1] - edge[i]);
+            if (missing[i])
+                cell.n = std::remove_if(cell.samples, cell.samples + cell.n, [](float v) { return !std::isfinite(v); }) -
+                         cell.samples;
+            cell.padded = (cell.n + cell_lanes - 1) / cell_lanes * cell_lanes;
+            std::fill(cell.samples + cell.n, cell.samples + cell.padded, infinity);
+        }
     }
-    cell.n = out - cell.samples.data();
-    if (gone)
-        cell.n = std::remove_if(cell.samples.data(), out, [](float v) { return !std::isfinite(v); }) -
-                 cell.samples.data();
-    cell.pad();
-}
+
+    const Cell& operator[](std::ptrdiff_t i) const { return cells_[i - first_]; }
+
+    static constexpr std::ptrdiff_t at_once = 16;
+
+  private:
+    Image<const float> image_;
+    Image<const unsigned char> mask_;
+    Cells across_;
+    std::ptrdiff_t step_, room_, first_ = 0;
+    std::vector<float> samples_;
+    Cell cells_[at_once];
+};
 
 float median_of(float* values, int n) { // of nine at most
     for (int i = 1; i < n; ++i)
@@ -149,7 +174,7 @@ void fill_gaps(Image<float> mesh) {
                             sum += mesh(v, u);
                             n += 1;
                         }
-                next[j * mesh.nx + i] = n > 0 ? sum / n : missing;
+                next[j * mesh.nx + i] = n > 0 ? sum / n : nan;
             }
         if (!gaps)
             return;
@@ -196,6 +221,63 @@ float local_middle(const std::vector<float>& mesh, std::ptrdiff_t ny, std::ptrdi
     return n ? median_of(values, n) : 0.0f;
 }
 
+float value_of_rank(std::vector<float>& values, std::ptrdiff_t rank) {
+    std::nth_element(values.begin(), values.begin() + rank, values.end());
+    return values[rank];
+}
+
+/// The value of a rank and its place among the others; `low` and `high` are the nearest other values, infinite where
+/// there are none.
+struct Ranked {
+    float value, low = -infinity, high = infinity;
+    std::ptrdiff_t below = 0, equal = 0;
+
+    Ranked(std::vector<float>& values, std::ptrdiff_t rank) : value(value_of_rank(values, rank)) {
+        for (const float v : values) {
+            below += v < value;
+            equal += v == value;
+            low = v < value && v > low ? v : low;
+            high = v > value && v < high ? v : high;
+        }
+    }
+};
+
+/// The median; only what lies about the median of every sixteenth value is looked at closely.
+Ranked find_median(std::vector<float>& values) {
+    const auto n = static_cast<std::ptrdiff_t>(values.size());
+    std::vector<float> few, near(n);
+    for (std::ptrdiff_t i = 0; i < n; i += 16)
+        few.push_back(values[i]);
+    const float guess = value_of_rank(few, static_cast<std::ptrdiff_t>(few.size() / 2));
+    const float from = 0.9f * guess, to = 1.1f * guess;
+    std::ptrdiff_t below = 0, inside = 0;
+    for (const float v : values) {
+        below += v < from;
+        near[inside] = v;
+        inside += v >= from && v <= to;
+    }
+    near.resize(inside);
+    if (below <= n / 2 && n / 2 < below + inside) {
+        Ranked median(near, n / 2 - below);
+        median.below += below;
+        if (std::isfinite(median.low) && std::isfinite(median.high))
+            return median;
+    }
+    return {values, n / 2};
+}
+
+/// Median of values that may come in steps (integer pixels): where many are equal, within their bin.
+double median_of_steps(std::vector<float>& values) {
+    const Ranked median = find_median(values);
+    const auto n = static_cast<double>(values.size()), equal = static_cast<double>(median.equal);
+    const auto value = static_cast<double>(median.value);
+    if (equal < 0.02 * n)
+        return value;
+    const double from = std::isfinite(median.low) ? 0.5 * (static_cast<double>(median.low) + value) : value;
+    const double to = std::isfinite(median.high) ? 0.5 * (static_cast<double>(median.high) + value) : value;
+    return from + (to - from) * std::min(1.0, (0.5 * n - static_cast<double>(median.below)) / equal);
+}
+
 } // namespace
 
 Cells make_cells(std::ptrdiff_t size, std::ptrdiff_t cell) {
@@ -203,21 +285,26 @@ Cells make_cells(std::ptrdiff_t size, std::ptrdiff_t cell) {
 }
 
 void estimate_background(Image<const float> image, Image<const unsigned char> mask, Clip clip,
-                         Image<float> level, Image<float> noise) {
+                         std::ptrdiff_t row_step, Image<float> level, Image<float> noise) {
     const Cells down{image.ny, level.ny}, across{image.nx, level.nx};
-    Cell cell;
-    cell.resize((image.ny / level.ny + 1) * (image.nx / level.nx + 1));
-    std::vector<float> skew(level.ny * level.nx, missing); // (mean - median) / noise
+    // never so far apart that a cell has less than eight rows
+    const std::ptrdiff_t step = std::clamp<std::ptrdiff_t>(row_step, 1, std::max<std::ptrdiff_t>(image.ny / down.n / 8, 1));
+    CellRow cells(image, mask, down, across, step);
+    const std::ptrdiff_t most = (image.ny / down.n + 1) * (image.nx / across.n + 1);
+    std::vector<float> scratch(most + most / 8 + 64);
+    std::vector<float> skew(level.ny * level.nx, nan); // (mean - median) / noise
     for (std::ptrdiff_t j = 0; j < down.n; ++j)
         for (std::ptrdiff_t i = 0; i < across.n; ++i) {
-            gather(image, mask, down.edge(j), down.edge(j + 1), across.edge(i), across.edge(i + 1), cell);
+            if (i % CellRow::at_once == 0)
+                cells.read(down.edge(j), down.edge(j + 1), i, std::min(i + CellRow::at_once, across.n));
+            const Cell& cell = cells[i];
             const auto area =
-                static_cast<float>((down.edge(j + 1) - down.edge(j)) * (across.edge(i + 1) - across.edge(i)));
-            level(j, i) = noise(j, i) = missing;
+                static_cast<float>((down.edge(j + 1) - down.edge(j)) * (across.edge(i + 1) - across.edge(i)) / step);
+            level(j, i) = noise(j, i) = nan;
             const bool tiny = down.n * across.n == 1 && cell.n > 0; // nothing else to take it from
             if (!tiny && (cell.n < fewest || cell.n < fewest_part * area))
                 continue;
-            const Statistics found = statistics(cell, clip);
+            const Statistics found = statistics(cell, clip, scratch.data());
             level(j, i) = found.mean;
             noise(j, i) = found.noise;
             if (found.noise > 0)
@@ -235,12 +322,37 @@ void estimate_background(Image<const float> image, Image<const unsigned char> ma
     smooth(noise, noise, 0.1f);
 }
 
+double pixel_noise(Image<const float> image, std::ptrdiff_t some_rows) {
+    const std::ptrdiff_t n = std::min(some_rows, image.ny), width = (image.nx - 1) / 2;
+    if (width < 1 || n < 1)
+        return std::numeric_limits<double>::quiet_NaN();
+    std::vector<float> second(n * width);
+    for (std::ptrdiff_t k = 0; k < n; ++k) {
+        const float* x = image.row(n > 1 ? k * (image.ny - 1) / (n - 1) : 0);
+        float* out = second.data() + k * width;
+        for (std::ptrdiff_t i = 0; i < width; ++i) // every other one: overlapping differences add little
+            out[i] = std::fabs(x[2 * i + 1] - 0.5f * (x[2 * i] + x[2 * i + 2]));
+    }
+    second.erase(std::remove_if(second.begin(), second.end(), [](float v) { return !(v < infinity); }),
+                 second.end());
+    return second.empty() ? std::numeric_limits<double>::quiet_NaN()
+                          : 1.482602218505602 * median_of_steps(second) / std::sqrt(1.5);
+}
+
 Surface::Surface(Image<const float> mesh, std::ptrdiff_t ny, std::ptrdiff_t nx, std::ptrdiff_t x0,
-                 std::ptrdiff_t x1, Shape shape)
-    : mesh_(mesh), cell_y_(Cells{ny, mesh.ny}.width()), cell_x_(Cells{nx, mesh.nx}.width()), width_(x1 - x0),
-      shape_(shape), columns_(width_), nodes_(mesh.nx + 4), buffer_(4 * width_) {
-    for (std::ptrdiff_t x = x0; x < x1; ++x)
-        columns_[x - x0] = node(x, cell_x_);
+                 std::ptrdiff_t x1, Shape shape, std::ptrdiff_t step)
+    : mesh_(mesh), cell_y_(Cells{ny, mesh.ny}.width()), cell_x_(Cells{nx, mesh.nx}.width()),
+      width_((x1 - x0 + step - 1) / step), shape_(shape), nodes_(mesh.nx + 4), buffer_(4 * width_) {
+    for (auto& weights : columns_)
+        weights.resize(width_);
+    for (std::ptrdiff_t i = 0; i < width_; ++i) {
+        const Node column = node(std::min(x0 + i * step, nx - 1), cell_x_);
+        for (int k = 0; k < 4; ++k)
+            columns_[k][i] = column.weights[k];
+        if (runs_.empty() || runs_.back().second != column.first)
+            runs_.emplace_back(i + 1, column.first);
+        runs_.back().first = i + 1;
+    }
 }
 
 Surface::Node Surface::node(std::ptrdiff_t pixel, double cell) const {
@@ -285,11 +397,12 @@ void Surface::fill(std::ptrdiff_t j) {
     for (std::ptrdiff_t i = -2; i < mesh_.nx + 2; ++i)
         nodes_[i + 2] = mesh_at(j, i);
     float* row = buffer_.data() + place * width_;
-    for (std::ptrdiff_t x = 0; x < width_; ++x) {
-        const Node& column = columns_[x];
-        const float* at = nodes_.data() + column.first + 1;
-        row[x] = column.weights[0] * at[0] + column.weights[1] * at[1] + column.weights[2] * at[2] +
-                 column.weights[3] * at[3];
+    std::ptrdiff_t x = 0;
+    for (const auto& [end, first] : runs_) {
+        const float* at = nodes_.data() + first + 1;
+        const float a = at[0], b = at[1], c = at[2], d = at[3];
+        for (; x < end; ++x)
+            row[x] = columns_[0][x] * a + columns_[1][x] * b + columns_[2][x] * c + columns_[3][x] * d;
     }
 }
 

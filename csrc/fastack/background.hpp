@@ -3,6 +3,7 @@
 
 #include "fastack/view.hpp"
 
+#include <utility>
 #include <vector>
 
 namespace fastack {
@@ -25,9 +26,13 @@ struct Cells {
 Cells make_cells(std::ptrdiff_t size, std::ptrdiff_t cell);
 
 /// Sky level and noise in each cell of `level` and `noise` (same shape). Pixels that are not finite, or where
-/// `mask` is not 0, do not count. Where no cell has data everything is NaN.
+/// `mask` is not 0, do not count. Where no cell has data everything is NaN. Every `row_step`th row is looked at.
 void estimate_background(Image<const float> image, Image<const unsigned char> mask, Clip clip,
-                         Image<float> level, Image<float> noise);
+                         std::ptrdiff_t row_step, Image<float> level, Image<float> noise);
+
+/// White noise of one pixel, from the median absolute second difference along `some_rows` rows spread evenly; NaN where
+/// nothing can be measured.
+double pixel_noise(Image<const float> image, std::ptrdiff_t some_rows);
 
 /// A mesh as rows of pixels, from top to bottom: Catmull-Rom cubics between the centres of the cells (linear
 /// beyond the outermost), or straight lines. A pixel's value depends on its own position alone.
@@ -35,15 +40,20 @@ class Surface {
   public:
     enum class Shape { cubic, linear };
 
-    /// Columns [x0, x1) of an image of `shape` ny, nx.
+    /// Columns [x0, x1), or every `step`th of them, of an image of `shape` ny, nx; beyond its last column that one's
+    /// values.
     Surface(Image<const float> mesh, std::ptrdiff_t ny, std::ptrdiff_t nx, std::ptrdiff_t x0,
-            std::ptrdiff_t x1, Shape shape);
+            std::ptrdiff_t x1, Shape shape, std::ptrdiff_t step = 1);
 
-    /// Makes row y current. Row y of the surface is sum(weights()[k] * rows()[k][x - x0]), k = 0 to 3.
+    /// Makes row y current. Its value in the i-th of the columns is sum(weights()[k] * rows()[k][i]), k = 0 to 3.
     void seek(std::ptrdiff_t y);
     const float* const* rows() const { return rows_; }
     const float* weights() const { return weights_; }
     std::ptrdiff_t width() const { return width_; }
+    float value(std::ptrdiff_t i) const {
+        return weights_[0] * rows_[0][i] + weights_[1] * rows_[1][i] + weights_[2] * rows_[2][i] +
+               weights_[3] * rows_[3][i];
+    }
 
     /// The value at one pixel (any column of the image).
     float at(std::ptrdiff_t y, std::ptrdiff_t x) const;
@@ -62,9 +72,10 @@ class Surface {
     double cell_y_, cell_x_;
     std::ptrdiff_t width_;
     Shape shape_;
-    std::vector<Node> columns_;
-    std::vector<float> nodes_;                  ///< one mesh row, with two nodes beyond either end
-    std::vector<float> buffer_;                 ///< four mesh rows, interpolated in x
+    std::vector<float> columns_[4];             ///< weights of the four nodes about each column
+    std::vector<std::pair<std::ptrdiff_t, std::ptrdiff_t>> runs_; ///< of columns between the same nodes: end, first
+    std::vector<float> nodes_;                                    ///< one mesh row, with two nodes beyond either end
+    std::vector<float> buffer_;                                   ///< four mesh rows, interpolated in x
     std::ptrdiff_t held_[4] = {-9, -9, -9, -9}; ///< mesh index of each
     const float* rows_[4] = {};
     float weights_[4] = {};

@@ -45,11 +45,9 @@ struct BrightPixel {
     float sky, noise;
 };
 
-/// The detections, brightest first (then by y and x); the bright pixels, which the same pass over the image
+/// The detections, brightest first (then by y and x); the bright pixels by rows, which the same pass over the image
 /// finds, where a list for them is given.
-/// Results do not depend on how the image is cut into strips (but for the order of the bright pixels); `strip` is
-/// the width of one, for tests.
-std::vector<Detection> detect_stars(Image<const float> image, Sky sky, Search search, std::ptrdiff_t strip,
+std::vector<Detection> detect_stars(Image<const float> image, Sky sky, Search search,
                                     std::vector<BrightPixel>* bright = nullptr);
 
 /// The bright pixels alone, by rows.

@@ -22,9 +22,9 @@ constexpr double eta_max = 0.75; // beta 1.33: the flux is still finite
 // One faint star says little of its exponent: Gaussian prior on eta in fits of single stars.
 constexpr double eta_prior = 0.33;
 constexpr double eta_prior_sigma = 0.15;
-// A step is the last when it would lower chi^2 by less than this: a hundredth of a sigma, and what remains after that
+// A step is the last when it would lower chi^2 by less than this: a thirtieth of a sigma, and what remains after that
 // step is far smaller.
-constexpr double tolerance = 1e-4;
+constexpr double tolerance = 1e-3;
 // Changes of a star, in sigma, that are worth another fit of its neighbours.
 constexpr double disturbance = 0.02;
 constexpr float padding_variance = 1e30f;
@@ -224,8 +224,20 @@ class Neighbours {
 class Window {
   public:
     explicit Window(const StarField& field)
-        : field_(field), lists_(4, capacity(widened() * field.radius)),
-          room_(measure_shape + 3, capacity(widened() * field.radius)) {}
+        : field_(field), reach_(static_cast<ptrdiff_t>(field.radius)), half_(2 * reach_ + 1),
+          lists_(4, capacity(widened() * field.radius)), whole_(2, capacity(field.radius)),
+          room_(measure_shape + 3, capacity(widened() * field.radius)) {
+        for (ptrdiff_t dy = -reach_; dy <= reach_; ++dy) {
+            const ptrdiff_t half = half_width(field.radius, dy);
+            half_[dy + reach_] = static_cast<int>(half);
+            for (ptrdiff_t dx = -half; dx <= half; ++dx, ++whole_pixels_) {
+                whole_[0][whole_pixels_] = static_cast<float>(dx);
+                whole_[1][whole_pixels_] = static_cast<float>(dy);
+            }
+        }
+        for (ptrdiff_t i = whole_pixels_; i < padded(whole_pixels_); ++i)
+            whole_[0][i] = whole_[1][i] = 0;
+    }
 
     /// Read the pixels about the star's listed position; windows with saturated pixels reach further out.
     bool read(ptrdiff_t row) {
@@ -235,13 +247,14 @@ class Window {
             return false;
         x0 = static_cast<ptrdiff_t>(std::lround(x));
         y0 = static_cast<ptrdiff_t>(std::lround(y));
-        collect(row, field_.radius);
+        if (!collect_whole(row))
+            collect(row, field_.radius);
         if (saturated)
             collect(row, widened() * field_.radius);
         return pixels > 2 * measure_width;
     }
 
-    MeasurePixels list() const { return {lists_[0], lists_[1], lists_[2], lists_[3], padded_}; }
+    MeasurePixels list() const { return {x_, y_, lists_[2], lists_[3], padded_}; }
 
     void subtract(double x, double y, double peak, const MoffatShape& shape) {
         const auto star = profile(parameters(x - x0, y - y0, peak, 0, shape), 0);
@@ -252,7 +265,7 @@ class Window {
     double top(double x, double y) const {
         float highest = -std::numeric_limits<float>::infinity();
         for (ptrdiff_t i = 0; i < pixels; ++i) {
-            const double dx = lists_[0][i] - x, dy = lists_[1][i] - y;
+            const double dx = static_cast<double>(x_[i]) - x, dy = static_cast<double>(y_[i]) - y;
             if (dx * dx + dy * dy < 2.25)
                 highest = std::max(highest, lists_[2][i]);
         }
@@ -270,6 +283,34 @@ class Window {
 
   private:
     static constexpr double widened() { return 1.5; }
+    static ptrdiff_t half_width(double radius, ptrdiff_t dy) {
+        return static_cast<ptrdiff_t>(std::sqrt(radius * radius - double(dy * dy)));
+    }
+    static ptrdiff_t padded(ptrdiff_t n) { return (n + measure_pad - 1) / measure_pad * measure_pad; }
+
+    /// A window inside the image without missing or saturated pixels; false where it is no such window.
+    bool collect_whole(ptrdiff_t row) {
+        const Image<const float>& image = field_.image;
+        if (x0 < reach_ || y0 < reach_ || x0 + reach_ >= image.nx || y0 + reach_ >= image.ny ||
+            !rows().measure.window(image.row(y0) + x0, image.stride, half_.data(), reach_,
+                                   static_cast<float>(field_.sky[row]), static_cast<float>(field_.saturation),
+                                   lists_[2]))
+            return false;
+        x_ = whole_[0];
+        y_ = whole_[1];
+        pixels = whole_pixels_;
+        missing = saturated = 0;
+        pad_from(pixels, static_cast<float>(field_.noise[row] * field_.noise[row]));
+        return true;
+    }
+
+    /// Sets the variance of the first n places, and what pads the lists.
+    void pad_from(ptrdiff_t n, float variance) {
+        padded_ = padded(n);
+        std::fill_n(lists_[3], n, variance);
+        std::fill(lists_[2] + n, lists_[2] + padded_, 0.0f);
+        std::fill(lists_[3] + n, lists_[3] + padded_, padding_variance);
+    }
 
     void collect(ptrdiff_t row, double radius) {
         const float sky = static_cast<float>(field_.sky[row]);
@@ -281,7 +322,7 @@ class Window {
         pixels = missing = saturated = 0;
         for (ptrdiff_t dy = -reach; dy <= reach; ++dy) {
             const ptrdiff_t y = y0 + dy;
-            const ptrdiff_t half = static_cast<ptrdiff_t>(std::sqrt(radius * radius - double(dy * dy)));
+            const ptrdiff_t half = half_width(radius, dy);
             if (y < 0 || y >= image.ny) {
                 missing += 2 * half + 1;
                 continue;
@@ -298,21 +339,25 @@ class Window {
                     lists_[0][pixels] = static_cast<float>(x - x0);
                     lists_[1][pixels] = static_cast<float>(dy);
                     lists_[2][pixels] = value - sky;
-                    lists_[3][pixels] = variance;
                     ++pixels;
                 }
             }
         }
-        padded_ = (pixels + measure_pad - 1) / measure_pad * measure_pad;
-        for (ptrdiff_t i = pixels; i < padded_; ++i) {
-            lists_[0][i] = lists_[1][i] = lists_[2][i] = 0;
-            lists_[3][i] = padding_variance;
-        }
+        pad_from(pixels, variance);
+        std::fill(lists_[0] + pixels, lists_[0] + padded_, 0.0f);
+        std::fill(lists_[1] + pixels, lists_[1] + padded_, 0.0f);
+        x_ = lists_[0];
+        y_ = lists_[1];
     }
 
     const StarField& field_;
-    Lists lists_, room_;
-    ptrdiff_t padded_ = 0;
+    ptrdiff_t reach_;
+    std::vector<int> half_; ///< half width of each row of a window
+    Lists lists_;
+    Lists whole_; ///< x and y of a window without gaps
+    Lists room_;
+    const float *x_ = nullptr, *y_ = nullptr;
+    ptrdiff_t whole_pixels_ = 0, padded_ = 0;
 };
 
 /// A star that only stands beside others.
@@ -419,9 +464,11 @@ StarFit fit_one(const StarField& field, ptrdiff_t row, const Window& window, Sta
             p.v[i] *= std::exp(-2 * growth);
         if (std::abs(stretch) > 2.5)
             break;
-        if (gain < 0.01 * excess && growth == wide_step[4]) {
+        const double error = std::sqrt(wide_inverse[4][4]);
+        // What a linear step leaves is of the order of its square.
+        if (growth == wide_step[4] && (gain < 0.01 * excess || growth * growth < 0.05 * error)) {
             fit.width = std::exp(stretch);
-            fit.width_err = fit.width * std::sqrt(wide_inverse[4][4]);
+            fit.width_err = fit.width * error;
             break;
         }
     }
@@ -843,7 +890,7 @@ double fit_shape(const StarField& field, Span<const std::int64_t> chosen, Moffat
             star.p.v[2] = std::max(star.p.v[2] + own_step[2], 0.3 * star.p.v[2]);
             star.p.v[3] += own_step[3];
         }
-        if (round > 1 && part == 1 && gain < 1e-3 * (1 + std::abs(squares) / samples))
+        if (round > 0 && part == 1 && gain < 1e-3 * (1 + std::abs(squares) / samples))
             return squares;
     }
     return nan;

@@ -60,13 +60,24 @@ CellCore core(const float* __restrict__ x, ptrdiff_t n, float centre, float limi
     return {lane_sum(count), lane_sum(sum)};
 }
 
-int copy(const float* __restrict__ x, ptrdiff_t n, float* __restrict__ out) {
+inline int count_missing(const float* __restrict__ x, ptrdiff_t n) {
     int missing = 0;
-    for (ptrdiff_t i = 0; i < n; ++i) {
-        out[i] = x[i];
-        missing += !(fabsf(x[i]) <= 3.4028234e38f);
-    }
+    for (ptrdiff_t i = 0; i < n; ++i)
+        missing += fabsf(x[i]) <= 3.4028234e38f ? 0 : 1;
     return missing;
+}
+
+void deal(const float* x, const ptrdiff_t* edge, ptrdiff_t n, float* const* out, int* missing) {
+    const bool gaps = count_missing(x + edge[0], edge[n] - edge[0]) > 0;
+    for (ptrdiff_t i = 0; i < n; ++i) {
+        const float* __restrict__ from = x + edge[i];
+        float* __restrict__ to = out[i];
+        const ptrdiff_t width = edge[i + 1] - edge[i];
+        for (ptrdiff_t k = 0; k < width; ++k)
+            to[k] = from[k];
+        if (gaps)
+            missing[i] += count_missing(from, width);
+    }
 }
 
 void blend(const float* const* rows, const float* weight, ptrdiff_t n, float* __restrict__ out) {
@@ -82,4 +93,4 @@ void subtract(const float* __restrict__ x, const float* __restrict__ level, ptrd
         out[i] = x[i] - level[i];
 }
 
-constexpr BackgroundRows background_rows = {median_of_nine, distance, moments, core, copy, blend, subtract};
+constexpr BackgroundRows background_rows = {median_of_nine, distance, moments, core, deal, blend, subtract};

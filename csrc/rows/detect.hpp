@@ -8,25 +8,35 @@ namespace fastack {
 
 constexpr int largest_radius = 16;             ///< of the matched filter, pixel
 constexpr std::ptrdiff_t threshold_block = 64; ///< pixels that share one count
+constexpr int filter_rows = 4;                 ///< rows that `filter_y` makes at once
 
 struct DetectRows {
-    /// out = (x - level) * scale, where level blends four mesh rows by weight[0..3] and scale blends two by
-    /// weight[4..5]; 0 where x is missing. Returns the number of missing pixels.
-    int (*whiten)(const float* x, const float* const* level, const float* const* scale, const float* weight,
-                  std::ptrdiff_t n, float* out);
-    /// 1 where x is there, 0 where it is missing.
-    void (*present)(const float* x, std::ptrdiff_t n, float* out);
-    /// Symmetric filters of radius r: out[x] = sum of tap[|j|] * in[x + j]; `filter_x[r]` reads r values on
-    /// either side of in[0..n), `filter_y[r]` reads 2r + 1 rows.
-    void (*filter_x[largest_radius + 1])(const float* in, const float* tap, std::ptrdiff_t n, float* out);
-    void (*filter_y[largest_radius + 1])(const float* const* in, const float* tap, std::ptrdiff_t n,
-                                         float* out);
-    /// In each block of `threshold_block` pixels the number of those above the threshold, 255 at most.
-    void (*count_above)(const float* x, std::ptrdiff_t n, float threshold, std::uint8_t* count);
+    /// Number of missing pixels of a row; in each block of `threshold_block` pixels the number of those above the block's
+    /// bound.
+    int (*scan)(const float* x, std::ptrdiff_t n, const float* bound, std::uint8_t* above);
+    /// Puts the pixels that are there in their places in `out`, and 1 or 0 (missing) into `present`.
+    void (*fill)(const float* x, std::ptrdiff_t n, float* out, float* present);
+    /// Symmetric filters of radius r. `filter_x[r]`: out[x] = sum of tap[|j|] * in[x + j], with r values on either side
+    /// of in[0..n), and in each block the number of those above the block's bound.
+    /// `filter_y[r]`: `filter_rows` rows, `stride` apart, of start + sum of tap[|j|] * in[r + row + j][x].
+    void (*filter_x[largest_radius + 1])(const float* in, const float* tap, std::ptrdiff_t n, const float* bound,
+                                         float* out, std::uint8_t* above);
+    void (*filter_y[largest_radius + 1])(const float* const* in, const float* tap, float start, std::ptrdiff_t n,
+                                         float* out, std::ptrdiff_t stride);
+    /// Filtered pixels of which a part only had a weight, the rest of them sky: what is above the sky, zero = (level -
+    /// pedestal) * sum, is divided by the root of the weight; minus infinity below the least weight. Counts anew
+    /// what is above the bounds.
+    void (*normalise)(const float* weight, const float* level, float pedestal, float sum, float least, std::ptrdiff_t n,
+                      const float* bound, float* out, std::uint8_t* above);
     /// 1 where a pixel exceeds the threshold and its eight neighbours, 0 elsewhere. Of equal neighbours the last one
     /// counts. The rows are readable one value to either side.
     void (*peaks)(const float* above, const float* here, const float* below, std::ptrdiff_t n, float threshold,
                   std::uint8_t* peak);
+    /// 1 where a pixel exceeds the threshold, 0 elsewhere.
+    void (*mark)(const float* x, std::ptrdiff_t n, float threshold, std::uint8_t* marked);
+    /// Bit i of bits[j]: whether x[j * stride + i] exceeds the threshold; 32 columns at most.
+    void (*lit)(const float* x, std::ptrdiff_t stride, std::ptrdiff_t columns, std::ptrdiff_t rows, float threshold,
+                std::uint32_t* bits);
 };
 
 } // namespace fastack

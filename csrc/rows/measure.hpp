@@ -38,6 +38,10 @@ constexpr int measure_sums(int parameters) {
 }
 
 struct MeasureRows {
+    /// Pixels of a round window above the sky, row by row from -reach to reach, half[row] on either side of the middle;
+    /// false where one is not finite or at the saturation level.
+    bool (*window)(const float* middle, std::ptrdiff_t stride, const int* half, std::ptrdiff_t reach, float sky,
+                   float saturation, float* value);
     /// Residuals, derivatives (measure_shape lists of n) and the weights that the model implies; returns the
     /// residuals' sum of squares under the weights given.
     double (*shape)(const MeasurePixels&, const MeasureMoffat&, const float* weight, float* derivatives,

@@ -239,5 +239,20 @@ void measure_subtract(const MeasurePixels& pixels, const MeasureMoffat& m, float
     (m.node > 0 ? measure_subtract_nodes<4> : measure_subtract_nodes<1>)(pixels, m, value);
 }
 
-constexpr MeasureRows measure_rows = {measure_shape_row, measure_shape_sums, measure_width_sums,
+bool measure_window(const float* middle, ptrdiff_t stride, const int* half, ptrdiff_t reach, float sky,
+                    float saturation, float* __restrict__ value) {
+    int bad = 0;
+    for (ptrdiff_t dy = -reach; dy <= reach; ++dy) {
+        const ptrdiff_t h = half[dy + reach], n = 2 * h + 1;
+        const float* __restrict__ x = middle + dy * stride - h;
+        for (ptrdiff_t i = 0; i < n; ++i) {
+            bad |= (fabsf(x[i]) <= 3.4028234e38f) & (x[i] < saturation) ? 0 : 1;
+            value[i] = x[i] - sky;
+        }
+        value += n;
+    }
+    return !bad;
+}
+
+constexpr MeasureRows measure_rows = {measure_window, measure_shape_row, measure_shape_sums, measure_width_sums,
                                       measure_subtract};

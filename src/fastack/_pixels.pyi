@@ -32,12 +32,13 @@ def calibrate(
 
 # --- background
 def background_estimate(
-    image: NDArray[np.float32], mask: NDArray[np.uint8] | None, cell: int, clip: float, rounds: int
+    image: NDArray[np.float32], mask: NDArray[np.uint8] | None, cell: int, clip: float, rounds: int, row_step: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
 def background_render(
     mesh: NDArray[np.float32], shape: tuple[int, int], y0: int, y1: int, x0: int, x1: int
 ) -> NDArray[np.float32]: ...
 def background_subtract(image: NDArray[np.float32], mesh: NDArray[np.float32]) -> NDArray[np.float32]: ...
+def pixel_noise(image: NDArray[np.float32], rows: int) -> float: ...
 
 # --- detect
 def detect(
@@ -48,7 +49,6 @@ def detect(
     narrow: float,
     threshold: float,
     saturation: float,
-    strip: int,
 ) -> tuple[NDArray[np.float64], NDArray[np.void]]: ...
 
 # (n, 8): x, y, flux, flux_err, peak, sky, sharpness, flags; structured (m,): x, y (int32), sky, noise (float32)
@@ -165,6 +165,7 @@ def combine(
     median: bool,
     kappa: tuple[float, float, float, float],
     rounds: int,
+    row_step: int,
     minmax: tuple[int, int],
     percentile: tuple[float, float],
     max_outliers: float,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -74,9 +73,11 @@ def estimate(image: Any, *, mask: Any = None, options: BackgroundOptions = Backg
         left_out = np.ascontiguousarray(np.asarray(mask, bool)).view(np.uint8)
         if left_out.shape != pixels.shape:
             raise ValueError(f"mask has shape {left_out.shape}, the image {pixels.shape}")
-    if options.cell < 1 or options.rounds < 1 or not options.clip > 0:
-        raise ValueError(f"cell, rounds and clip must be positive: {options}")
-    level, noise = _pixels.background_estimate(pixels, left_out, options.cell, options.clip, options.rounds)
+    if options.cell < 1 or options.rounds < 1 or options.row_step < 1 or not options.clip > 0:
+        raise ValueError(f"cell, rounds, row_step and clip must be positive: {options}")
+    level, noise = _pixels.background_estimate(
+        pixels, left_out, options.cell, options.clip, options.rounds, options.row_step
+    )
     for mesh in (level, noise):
         mesh.setflags(write=False)
     ny, nx = pixels.shape
@@ -155,23 +156,4 @@ def pixel_noise(image: FloatImage, rows: int = 64) -> float:
         the mean of its neighbours has 3/2 of a pixel's variance, and neither a slope nor the wings of stars enter.
         NaN where nothing can be measured.
     """
-    ny = image.shape[0]
-    some = image[np.unique(np.linspace(0, ny - 1, min(rows, ny)).astype(int))]
-    if some.shape[1] < 3:
-        return float("nan")
-    # every other one: overlapping differences add little
-    second = np.abs(some[:, 1:-1:2] - np.float32(0.5) * (some[:, :-2:2] + some[:, 2::2]))
-    second = second[np.isfinite(second)]
-    return 1.4826 * _median_of_steps(second) / math.sqrt(1.5) if second.size else float("nan")
-
-
-def _median_of_steps(values: FloatImage) -> float:
-    """Median of values that may come in steps (integer pixels): where many are equal, within their bin."""
-    median = float(np.median(values))
-    equal = np.count_nonzero(values == median)
-    if equal < 0.02 * values.size:
-        return median
-    below, above = values[values < median], values[values > median]
-    low = (float(below.max()) + median) / 2 if below.size else median
-    high = (float(above.min()) + median) / 2 if above.size else median
-    return low + (high - low) * min(1.0, (0.5 * values.size - below.size) / equal)
+    return _pixels.pixel_noise(image, rows)

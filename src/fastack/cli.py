@@ -121,6 +121,7 @@ _SETTINGS: dict[str, tuple[str, Any, str]] = {
     "cell": ("Tuning", int, "side of a background mesh cell, pixel"),
     "background_clip": ("Tuning", float, "clipping in a background cell, sigma"),
     "background_rounds": ("Tuning", int, "rounds of that clipping at most"),
+    "row_step": ("Tuning", int, "every so many rows one is looked at for the background [2]"),
     "threshold": ("Tuning", float, "detection threshold, signal-to-noise ratio"),
     "fwhm": ("Tuning", float, "FWHM of the matched filter, pixel [from the image]"),
     "max_stars": ("Tuning", int, "brightest stars of a frame that are measured and matched [500]"),

@@ -13,7 +13,6 @@ from fastack.errors import DetectionError
 from fastack.options import DetectOptions
 from fastack.types import Background, FloatImage, Stars
 
-_STRIP = 1 << 20  # columns filtered at once: whole rows; the second-level cache holds their band
 _DEFAULT_FWHM = 3.0  # pixel, where the image has no sources to take it from
 
 
@@ -85,7 +84,7 @@ def survey(
     if options.fwhm is not None:
         _check_fwhm(options.fwhm)
     mean, narrow = _widths(pixels, sky, saturation, options.fwhm)
-    table, bright = _pixels.detect(pixels, sky.level, sky.noise, mean, narrow, options.threshold, saturation, _STRIP)
+    table, bright = _pixels.detect(pixels, sky.level, sky.noise, mean, narrow, options.threshold, saturation)
     table = table[: options.max_stars]
     names = ("flux", "flux_err", "peak", "sky", "sharpness", "flags")
     stars = Stars.make(table[:, :2], **dict(zip(names, table[:, 2:].T, strict=True)))

@@ -32,7 +32,8 @@ _PASSES = 4  # rounds over stars with neighbours, each with the neighbours' ligh
 _HOT_PIXEL = 1.3  # ring width below which a detection cannot be told from a single pixel
 _ETA = 0.33  # 1/beta of the first guess
 _MANY = 0.3  # part of the list among the candidates from which on no other first width is tried
-_TRIED = 10  # stars of which the isolated ones are chosen, per star behind the PSF; fewer favour upward noise
+_TRIED = (3, 10)  # stars of which the isolated ones are chosen, per star behind the PSF; fewer favour upward noise
+_PEAK = 0.5  # part of a profile's peak that its highest pixel has at least
 _ENOUGH = 10  # isolated stars from which on stars with neighbours do not take part in the frame's PSF
 _MISSING = 0.2  # part of the window that may be missing for a star of the frame's PSF
 _SPREAD = 0.03  # widths of stars vary that much (relative) over a frame without being suspect
@@ -119,6 +120,7 @@ def measure(
     *,
     background: Background | None = None,
     options: MeasureOptions = MeasureOptions(),  # noqa: B008
+    n_saturated: int | None = None,
 ) -> tuple[Stars, FrameQuality]:
     """Fit position, flux and shape of stars, and the frame's point-spread function.
 
@@ -134,6 +136,8 @@ def measure(
     options : MeasureOptions
         With `gain`, photon noise of the stars' own light enters weights and errors. Without, the errors of
         stars whose residuals exceed the background noise are raised to match them.
+    n_saturated : int, optional
+        Number of saturated pixels of the image, where it is known. By default they are counted.
 
     Returns
     -------
@@ -165,7 +169,7 @@ def measure(
     if background is None:
         sky, noise = _pixels.sky_annulus(pixels, xy, *_ANNULUS)
     else:
-        sky, noise = _at(background, background.level, xy), _at(background, background.noise, xy)
+        sky, noise = _at(background, xy)
     rings, peak = _pixels.star_rings(pixels, xy, sky)
     unfit = table.has(StarFlag.SHARP | StarFlag.SATURATED)
     guess = _first_width(np.where(unfit, np.nan, rings), peak / _positive(noise))
@@ -173,16 +177,17 @@ def measure(
         sky, noise = _pixels.sky_annulus(pixels, xy, 2.5 * guess, 4 * guess)
     noise = np.where(noise > 0, noise, 1e-3 * _positive(peak))  # an image without noise
 
+    saturated = _count_saturated(pixels, options.saturation) if n_saturated is None else n_saturated
     frame = _Frame(pixels, sky, noise, options)
     found = frame.shape(xy, peak, unfit, guess) if np.isfinite(guess) else None
     if found is None:
         result = _unmeasured(table)
-        return result, _quality(pixels, result, background, sky, noise, options)
+        return result, _quality(saturated, result, background, sky, noise)
     shape, single, rows = found
     core, _ = frame.common(shape, rows, _CORE_WINDOW, _MIN_CORE_WINDOW)
     fits = frame.fit(frame.xy, frame.peak, shape, passes=_PASSES)
     result = _columns(table, fits, shape, single, rows, options)
-    return result, _quality(pixels, result, background, sky, noise, options, (shape, core), single)
+    return result, _quality(saturated, result, background, sky, noise, (shape, core), single)
 
 
 class _Frame:
@@ -232,7 +237,7 @@ class _Frame:
         rows = rows[agree]
         found = []
         for start, fits in zip(starts, single, strict=True):
-            a, b, c = (float(np.median(fits[name][agree])) for name in "abc")
+            a, b, c = (_median(fits[name][agree]) for name in "abc")
             mean = start._replace(a=a, b=b, c=c)
             found.append((*self.common(mean, rows, _SHAPE_WINDOW, _MIN_SHAPE_WINDOW), fits[agree]))
         shape, _, fits = min(found, key=lambda result: result[1])
@@ -249,21 +254,26 @@ class _Frame:
     ) -> tuple[_Shape, NDArray[np.int64]]:
         """Fit stars with a round shape whose width settles on that of the brightest.
 
-        The brightest will do, unless there are too few isolated ones among them.
+        The brightest will do, unless there are too few isolated ones among them or others may be as bright.
         """
         height = np.where(unfit | ~np.isfinite(peak), -np.inf, peak / self.noise)
-        brightest = np.lexsort((xy[:, 0], -height))[: _TRIED * self.options.max_fits]
+        order = np.lexsort((xy[:, 0], -height))
+        many = self.options.max_fits
+        counts = sorted({min(n * many, len(xy)) for n in _TRIED} | {len(xy)})
         for _ in range(4):
             shape = _Shape.round(fwhm)
-            fits = self.fit(xy, peak, shape, passes=1, rows=brightest)
-            rows = self.candidates(fits, unfit, fwhm)
-            if len(rows) < self.options.max_fits and len(brightest) < len(xy):
-                brightest = np.arange(len(xy))
-                fits = self.fit(xy, peak, shape, passes=1)
+            while True:
+                fits = self.fit(xy, peak, shape, passes=1, rows=order[: counts[0]])
                 rows = self.candidates(fits, unfit, fwhm)
+                if len(counts) == 1 or (len(rows) >= many and counts[0] >= _TRIED[1] * many):
+                    break
+                # a star that was left out is fainter than all that were chosen
+                if len(rows) >= many and _PEAK * (fits["peak"] / self.noise)[rows].min() > height[order[counts[0]]]:
+                    break
+                counts.pop(0)
             if not len(rows):
                 break
-            change = float(np.median(fits["width"][rows]))
+            change = _median(fits["width"][rows])
             if abs(np.log(change)) < _SETTLED:
                 break
             fwhm *= change
@@ -280,7 +290,7 @@ class _Frame:
         if not len(rows):
             return np.asarray(rows, dtype=np.int64)
         width = np.log(fits["width"][rows])
-        rows = rows[np.abs(width - np.median(_densest(width, 0.25))) < 0.4]
+        rows = rows[np.abs(width - _median(_densest(width, 0.25))) < 0.4]
         brightest = np.lexsort((fits["x"][rows], -fits["peak"][rows]))
         return np.asarray(rows[brightest][: self.options.max_fits], dtype=np.int64)
 
@@ -303,25 +313,34 @@ def _as_positions(positions: ArrayLike) -> Array:
     return xy
 
 
+def _median(values: Array) -> float:
+    """Median of a few finite values, without the checks that take longer than the work."""
+    ordered = np.sort(values)
+    return float(ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+
+
 def _positive(values: Array) -> Array:
     """Values above 0; the others NaN."""
     return np.where(values > 0, values, np.nan)
 
 
-def _at(background: Background, mesh: FloatImage, xy: Array) -> Array:
-    """Interpolate the mesh at the stars, bilinear, constant outside its outermost points."""
-    values = np.asarray(mesh, dtype=np.float64)
-    values = np.where(np.isfinite(values), values, np.nanmedian(values) if np.isfinite(values).any() else np.nan)
+def _at(background: Background, xy: Array) -> tuple[Array, Array]:
+    """Interpolate level and noise at the stars, bilinear, constant outside the outermost points."""
+    mesh = np.stack([background.level, background.noise], axis=-1).astype(np.float64)
+    if not np.isfinite(mesh).all():
+        known = [plane[np.isfinite(plane)] for plane in (background.level, background.noise)]
+        mesh = np.where(np.isfinite(mesh), mesh, [_middle(plane) for plane in known])
     corner, part = [], []
-    for axis, (n, cell) in enumerate(zip(values.shape, background.cell, strict=True)):
+    for axis, (n, cell) in enumerate(zip(background.level.shape, background.cell, strict=True)):
         position = np.clip((np.nan_to_num(xy[:, 1 - axis]) + 0.5) / cell - 0.5, 0, n - 1)
         first = np.minimum(position.astype(np.intp), max(n - 2, 0))
         corner.append((first, np.minimum(first + 1, n - 1)))
-        part.append(position - first)
+        part.append((position - first)[:, None])
     (y0, y1), (x0, x1) = corner
-    lower = values[y0, x0] * (1 - part[1]) + values[y0, x1] * part[1]
-    upper = values[y1, x0] * (1 - part[1]) + values[y1, x1] * part[1]
-    return np.asarray(lower * (1 - part[0]) + upper * part[0])
+    lower = mesh[y0, x0] * (1 - part[1]) + mesh[y0, x1] * part[1]
+    upper = mesh[y1, x0] * (1 - part[1]) + mesh[y1, x1] * part[1]
+    values = lower * (1 - part[0]) + upper * part[0]
+    return np.ascontiguousarray(values[:, 0]), np.ascontiguousarray(values[:, 1])
 
 
 def _densest(values: Array, width: float) -> Array:
@@ -340,7 +359,7 @@ def _first_width(rings: Array, height: Array) -> float:
     for limit in (20.0, 10.0, 5.0, 0.0):
         clear = star & (height > limit)
         if np.count_nonzero(clear) >= _ENOUGH or (limit == 0 and clear.any()):
-            return float(np.exp(np.median(_densest(np.log(rings[clear]), 0.4))))
+            return float(np.exp(_median(_densest(np.log(rings[clear]), 0.4))))
     return float("nan")
 
 
@@ -349,7 +368,7 @@ def _agreeing(single: NDArray[np.void]) -> NDArray[np.bool_]:
     agree = single["converged"] > 0
     if agree.any():
         width = np.log(single["width"])
-        middle = np.median(_densest(width[agree], 0.2))
+        middle = _median(_densest(width[agree], 0.2))
         with np.errstate(invalid="ignore"):
             agree &= np.abs(width - middle) < 4 * np.hypot(single["width_err"], _SPREAD)
     return np.asarray(agree)
@@ -419,13 +438,16 @@ def _columns(
     )
 
 
+def _count_saturated(pixels: FloatImage, level: float | None) -> int:
+    return 0 if level is None else int(np.count_nonzero(pixels >= np.float32(level)))
+
+
 def _quality(
-    pixels: FloatImage,
+    saturated: int,
     stars: Stars,
     background: Background | None,
     sky: Array,
     noise: Array,
-    options: MeasureOptions,
     shapes: tuple[_Shape, _Shape] | None = None,
     single: NDArray[np.void] | None = None,
 ) -> FrameQuality:
@@ -436,9 +458,8 @@ def _quality(
     if single is not None:
         n_fitted = len(single)
         width = np.log(single["width"])
-        scatter = 1.4826 * np.median(np.abs(width - np.median(width)))
-        fwhm_err = psf.fwhm * float(max(scatter, np.median(single["width_err"])) / np.sqrt(n_fitted))
-    saturated = 0 if options.saturation is None else int(np.count_nonzero(pixels >= np.float32(options.saturation)))
+        scatter = 1.4826 * _median(np.abs(width - _median(width)))
+        fwhm_err = psf.fwhm * float(max(scatter, _median(single["width_err"])) / np.sqrt(n_fitted))
     return FrameQuality(
         fwhm=psf.fwhm,
         fwhm_err=fwhm_err,
@@ -456,4 +477,4 @@ def _quality(
 
 def _middle(values: Array) -> float:
     values = values[np.isfinite(values)]
-    return float(np.median(values)) if len(values) else float("nan")
+    return _median(values) if len(values) else float("nan")

@@ -22,6 +22,7 @@ class BackgroundOptions:
     cell: int = 64  #: side of a mesh cell, pixel
     clip: float = 3.0  #: clipping limit in a cell, sigma
     rounds: int = 5  #: of clipping, at most
+    row_step: int = 1  #: every so many rows of the image one is looked at; a cell keeps eight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +168,7 @@ class StackOptions:
     """A whole run."""
 
     calibrate: CalibrateOptions = field(default_factory=CalibrateOptions)
-    background: BackgroundOptions = field(default_factory=BackgroundOptions)
+    background: BackgroundOptions = field(default_factory=lambda: BackgroundOptions(row_step=2))
     detect: DetectOptions = field(default_factory=DetectOptions)
     measure: MeasureOptions = field(default_factory=MeasureOptions)
     select: SelectOptions = field(default_factory=SelectOptions)

@@ -378,10 +378,10 @@ def _measure_one(
             clean[: options.max_stars],
             background=sky,
             options=replace(options.measure, gain=frame.gain, saturation=level),
+            n_saturated=section.n_saturated,
         )
         quality = replace(
             quality,
-            saturated=section.n_saturated,
             n_stars=len(clean),
             n_sharp=len(found) - len(clean),
             noise=background.pixel_noise(image),
