@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <vector>
 
 namespace fastack {
@@ -61,9 +62,16 @@ struct Plane {
     }
 };
 
+/// Light of known stars: their mean profile, and the components of the frames' differences from it.
+struct Glow {
+    Plane mean;
+    std::vector<Plane> components;
+};
+
 /// Structure of the robust first stack, over the window and one pixel around it.
 struct Structure {
     Plane start, curvature, bend, range;
+    std::vector<Plane> stars; // components of their light
 };
 
 /// A sample to be looked at again: where, of which frame, and why.
@@ -86,6 +94,7 @@ class Combiner {
           has_variance_(frames.shot || input.variance), shot_(has_variance_ ? size_t(n_) * LANES : 0),
           floor_(shot_.size()), factor_(input.factor ? shot_.size() : 0), shade_(input.shade ? shot_.size() : 0),
           near_(setup.reject == Reject::noise ? size_t(n_) * LANES : 0), shift_(near_.size()),
+          stars_(size_t(frames.components) * LANES),
           plain_(setup.reject == Reject::noise && !setup.median && frames.shot && input.factor && !input.variance &&
                  !input.shade) {
         if (plain_)
@@ -140,12 +149,15 @@ class Combiner {
         const Region inner = window_.grown(1, input_);     // where samples are tested
         const Region curved = window_.grown(2, input_);    // where the curvature is known
         const Region all = window_.grown(combine_reach(radius), input_);
+        Glow glow = render_stars(all);
         Plane start(all, radius + 2), sigma(all, 0); // NaN around it
         for (ptrdiff_t y = all.y0; y < all.y1; ++y)
             for_blocks(all.x0, all.x1, [&](ptrdiff_t x, int width) {
                 load(y, x, width);
                 for (int at = 0; at < width; at += LANES) {
                     float value[LANES], noise[LANES];
+                    if (set_stars(glow.components, y, x + at, std::min(LANES, width - at), 0))
+                        rows().combine.take_stars(frames_, stars_.data(), block_samples(at));
                     if (input_.variance)
                         load_variance(y, x + at, std::min(LANES, width - at));
                     rows().combine.first_stack(frames_, block_samples(at), input_.variance ? floor_.data() : nullptr,
@@ -161,13 +173,20 @@ class Combiner {
             for (float& value : level.pixels)
                 value = value < darkest ? darkest : value; // NaN stays
 
+        // what the model of the stars explains needs no allowance
+        Plane rest = level;
+        for (ptrdiff_t y = all.y0; input_.stars.flux && y < all.y1; ++y)
+            std::transform(rest.at(y, all.x0), rest.at(y, all.x1), glow.mean.at(y, all.x0), rest.at(y, all.x0), std::minus<>());
+
         Plane raw(curved, 1, 0.0f), range(curved, 0);
         std::vector<float> work(4 * (curved.nx() + 2 * radius));
         for (ptrdiff_t y = curved.y0; y < curved.y1; ++y) {
-            const float* lines[7];
-            for (int k = 0; k <= 2 * radius; ++k)
-                lines[k] = level.at(y - radius + k, curved.x0 - radius);
-            rows().combine.structure_row(lines, radius, curved.nx(), work.data(), raw.at(y, curved.x0),
+            const float *lines[7], *whole[7];
+            for (int k = 0; k <= 2 * radius; ++k) {
+                lines[k] = rest.at(y - radius + k, curved.x0 - radius);
+                whole[k] = level.at(y - radius + k, curved.x0 - radius);
+            }
+            rows().combine.structure_row(lines, whole, radius, curved.nx(), work.data(), raw.at(y, curved.x0),
                                          range.at(y, curved.x0));
         }
         Plane curvature(inner, 0), bend(inner, 0);
@@ -179,7 +198,58 @@ class Combiner {
                                            RANGE_NOISE, curvature.at(y, inner.x0), bend.at(y, inner.x0),
                                            range.at(y, inner.x0));
         }
-        return {std::move(start), std::move(curvature), std::move(bend), std::move(range)};
+        return {std::move(start), std::move(curvature), std::move(bend), std::move(range), std::move(glow.components)};
+    }
+
+    /// Every pixel sums the stars in their order, so that it does not matter which of them the region leaves out.
+    Glow render_stars(const Region& region) const {
+        const CombineStars& stars = input_.stars;
+        Glow glow{Plane(stars.flux ? region : Region{}, 0, 0.0f), {}};
+        glow.components.assign(size_t(frames_.components), glow.mean);
+        for (ptrdiff_t s = 0; s < stars.flux.size; ++s) {
+            const double cx = stars.xy(s, 0) - double(input_.x), cy = stars.xy(s, 1) - double(input_.y);
+            const double radius = stars.radius[s];
+            const ptrdiff_t y0 = std::max(region.y0, ptrdiff_t(std::ceil(std::max(cy - radius, -1e9))));
+            const ptrdiff_t y1 = std::min(region.y1, ptrdiff_t(std::floor(std::min(cy + radius, 1e9))) + 1);
+            const ptrdiff_t x0 = std::max(region.x0, ptrdiff_t(std::ceil(std::max(cx - radius, -1e9))));
+            const ptrdiff_t x1 = std::min(region.x1, ptrdiff_t(std::floor(std::min(cx + radius, 1e9))) + 1);
+            for (ptrdiff_t y = y0; y < y1; ++y)
+                for (ptrdiff_t x = x0; x < x1; ++x) {
+                    const double r = std::hypot(double(x) - cx, double(y) - cy);
+                    if (r >= radius)
+                        continue;
+                    // the last quarter fades out: an edge would be structure
+                    const float light = stars.flux[s] * float(std::min(4.0 * (1.0 - r / radius), 1.0));
+                    const double place = std::min(r / stars.step, double(stars.profile.nx) - 1.001);
+                    const ptrdiff_t bin = ptrdiff_t(place);
+                    const float part = float(place - double(bin));
+                    for (int k = 0; k <= frames_.components; ++k) {
+                        const float* const p = stars.profile.row(k) + bin;
+                        Plane& plane = k ? glow.components[size_t(k - 1)] : glow.mean;
+                        *plane.at(y, x) += light * (p[0] + part * (p[1] - p[0]));
+                    }
+                }
+        }
+        return glow;
+    }
+
+    /// Components of the stars' light in some lanes; whether there is any.
+    bool set_stars(std::vector<Plane>& components, ptrdiff_t y, ptrdiff_t x, int lanes, int lane) {
+        bool any = false;
+        for (size_t k = 0; k < components.size(); ++k) {
+            const float* const from = components[k].at(y, x);
+            std::copy_n(from, lanes, stars_.data() + k * LANES + size_t(lane));
+            any |= std::any_of(from, from + lanes, [](float value) { return value != 0.0f; });
+        }
+        return any;
+    }
+
+    /// What known stars have more in one frame than in the mean of all.
+    float star_difference(Structure& structure, int frame, ptrdiff_t y, ptrdiff_t x) const {
+        float sum = 0;
+        for (size_t k = 0; k < structure.stars.size(); ++k)
+            sum += frames_.share[ptrdiff_t(k) * n_ + frame] * *structure.stars[k].at(y, x);
+        return sum;
     }
 
     /// What was rejected is looked at again, with its surroundings in its own frame. Where they exceed the stack
@@ -217,8 +287,10 @@ class Combiner {
             CombineBlock block = make_block(samples_.data(), &structure);
             block.near = near_.data();
             block.shift = shift_.data();
+            std::fill(stars_.begin(), stars_.end(), 0.0f);
             for (int l = 0; l < lanes; ++l)
-                set_structure(structure, y, columns[l], 1, l);
+                if (set_structure(structure, y, columns[l], 1, l))
+                    block.stars = stars_.data();
             rows().combine.combine(setup_, frames_, block);
             for (int l = 0; l < lanes; ++l)
                 write(block, y, columns[l], 1, l);
@@ -269,7 +341,8 @@ class Combiner {
                 continue;
             for (ptrdiff_t y = std::max(cy - 1, known.y0); y < std::min(cy + 2, known.y1); ++y)
                 for (ptrdiff_t x = std::max(cx - 1, known.x0); x < std::min(cx + 2, known.x1); ++x) {
-                    const float stack = *structure.start.at(y, x), d = image(y, x) - stack;
+                    const float stack = *structure.start.at(y, x);
+                    const float d = image(y, x) - stack - star_difference(structure, mark.frame, y, x);
                     if (!std::isnan(d)) {
                         sum += d;
                         level += stack - frames_.pedestal;
@@ -298,9 +371,9 @@ class Combiner {
         for (ptrdiff_t x = region.x0; x < region.x1; x += LANES) {
             const int lanes = int(std::min<ptrdiff_t>(LANES, region.x1 - x));
             CombineBlock block = make_block(samples_.data(), structure);
-            if (structure)
-                set_structure(*structure, y, x, lanes, 0);
-            if (plain_ && lanes == LANES && flat() &&
+            if (structure && set_structure(*structure, y, x, lanes, 0))
+                block.stars = stars_.data();
+            if (plain_ && lanes == LANES && !block.stars && flat() &&
                 rows().combine.quiet(setup_, frames_, samples_at(y, x), block)) {
                 write(block, y, x, lanes, 0);
                 continue;
@@ -311,7 +384,7 @@ class Combiner {
             rows().combine.combine(setup_, frames_, block);
             write(block, y, x, lanes, 0);
             if (marks)
-                mark_rejected(block, y, x, lanes, *marks);
+                mark_rejected(block, *structure, y, x, lanes, *marks);
         }
     }
 
@@ -347,11 +420,13 @@ class Combiner {
         return block;
     }
 
-    void set_structure(Structure& structure, ptrdiff_t y, ptrdiff_t x, int lanes, int lane) {
+    /// Whether there is light of known stars.
+    bool set_structure(Structure& structure, ptrdiff_t y, ptrdiff_t x, int lanes, int lane) {
         std::copy_n(structure.start.at(y, x), lanes, local_[0] + lane);
         std::copy_n(structure.curvature.at(y, x), lanes, local_[1] + lane);
         std::copy_n(structure.bend.at(y, x), lanes, local_[2] + lane);
         std::copy_n(structure.range.at(y, x), lanes, local_[3] + lane);
+        return set_stars(structure.stars, y, x, lanes, lane);
     }
 
     float* block_samples(int at) { return samples_.data() + ptrdiff_t(at) * n_; }
@@ -428,12 +503,12 @@ class Combiner {
         }
     }
 
-    void mark_rejected(const CombineBlock& block, ptrdiff_t y, ptrdiff_t x, int lanes, std::vector<Mark>& marks) {
+    void mark_rejected(const CombineBlock& block, Structure& structure, ptrdiff_t y, ptrdiff_t x, int lanes, std::vector<Mark>& marks) {
         for (int l = 0; l < lanes; ++l)
             if (block.low[l] + block.high[l])
                 for (int i = 0; i < n_; ++i)
                     if (std::isnan(block.x[ptrdiff_t(i) * LANES + l])) {
-                        const float sample = input_.cube.image(i)(y, x + l);
+                        const float sample = input_.cube.image(i)(y, x + l) - star_difference(structure, i, y, x + l);
                         if (!std::isnan(sample))
                             marks.push_back({y, x + l, i, sample - block.data[l], 0.0f});
                     }
@@ -452,6 +527,7 @@ class Combiner {
     std::vector<float> shade_;
     std::vector<uint8_t> near_;
     std::vector<float> shift_;
+    std::vector<float> stars_; // components of the stars' light in the block
     const bool plain_; // the variance is the frames' constants times the factor
     std::vector<float> light_, rest_, shadow_;
     float local_[4][LANES];

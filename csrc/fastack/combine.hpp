@@ -6,6 +6,17 @@
 
 namespace fastack {
 
+/// Stars whose light is known to differ between the frames, and their profiles: the mean of all frames', and
+/// components whose multiples `share` make up each frame's difference from it.
+struct CombineStars {
+    Image<const double> xy;      // [m][2] positions in pixels of the output
+    Span<const float> flux;      // [m]
+    Span<const float> radius;    // [m] pixels beyond which their light does not matter
+    Image<const float> profile;  // [1 + components][bins] light per pixel of a star of flux 1, in steps of `step`
+    float step = 1;              // pixels
+    Image<const float> share;    // [components][n]
+};
+
 /// What `combine` reads. Only the window is combined; pixels around it serve as neighbours. A result depends on the
 /// pixels up to `combine_reach` around it and on nothing else, so that windows may be laid at will.
 struct CombineInput {
@@ -19,6 +30,7 @@ struct CombineInput {
     std::ptrdiff_t x = 0;
     std::ptrdiff_t y0 = 0, y1 = 0; // the window, in pixels of the cube
     std::ptrdiff_t x0 = 0, x1 = 0;
+    CombineStars stars;
     int radius = 2;                // of the box that measures curvature: 1, 2 or 3
 };
 

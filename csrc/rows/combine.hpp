@@ -25,6 +25,7 @@ struct CombineSetup {
     int rounds = 4;
     int n_low = 1, n_high = 1;
     float percentile_low = 0.2f, percentile_high = 0.1f;
+    float star_error = 0.1f;             // noise: of the predicted difference of a star's light
     float max_outliers = 0.3f;           // esd: part of the samples that may be outliers
     const float* esd_lambda = nullptr;   // [n + 1] critical value for m remaining samples
     const float* median_ratio = nullptr; // [n + 1] variance of the median over that of the mean
@@ -43,6 +44,9 @@ struct CombineFrames {
     const float* seeing = nullptr;    // of the curvature map: what this frame's PSF adds to the stack's
     const float* tolerance = nullptr; // of the curvature's local maximum: how far that may be wrong
     const float* jitter = nullptr;    // of the local range: registration and undersampling
+    // A star's light in frame i differs from that in the mean of all frames by sum_k share[k * n + i] * stars[k]:
+    int components = 0;
+    const float* share = nullptr;
     // Weighted sums of variances in units of the 8-bit factor, where that and the constants are all there is:
     const float* light = nullptr;  // weight^2 shot / 255
     const float* rest = nullptr;   // weight^2 (shot sky + floor) / 255
@@ -71,6 +75,7 @@ struct CombineBlock {
     const float* curvature = nullptr; // [lanes] blurred minus sharp stack
     const float* bend = nullptr;     // [lanes] local maximum of its absolute value
     const float* range = nullptr;    // [lanes] local range of the stack
+    const float* stars = nullptr;    // [components][lanes] light of known stars; nullptr: none is near
     float data[COMBINE_LANES];
     float variance[COMBINE_LANES];
     float background[COMBINE_LANES]; // variance where there is no signal above the pedestal
@@ -84,8 +89,10 @@ struct CombineRows {
     /// Per lane the sample of rank (count - 1) / 2, counted from 0, and its sigma by the noise model (or by the
     /// samples' own variances, where they are given).
     void (*first_stack)(const CombineFrames&, const float* x, const float* variance, float* value, float* sigma);
-    /// Blurred minus sharp (a box of 2 * radius + 1) and range over 3x3 of one row of an image.
-    void (*structure_row)(const float* const* rows, int radius, ptrdiff_t nx, float* work, float* curvature,
+    /// Take what known stars have more in each frame than in their mean off the samples.
+    void (*take_stars)(const CombineFrames&, const float* stars, float* x);
+    /// Blurred minus sharp (a box of 2 * radius + 1) of one row of an image, and range over 3x3 of another.
+    void (*structure_row)(const float* const* rows, const float* const* whole, int radius, ptrdiff_t nx, float* work, float* curvature,
                           float* range);
     /// Zero where noise explains it; `bend` is the largest |curvature| over 3x3.
     void (*significant_row)(const float* const* rows, const float* sigma, ptrdiff_t nx, float bend_limit,

@@ -392,6 +392,30 @@ FASTACK_INLINE VI near_of(const CombineBlock& block, int i) {
     return __builtin_convertvector(near, VI) != 0;
 }
 
+/// What known stars have more in frame i than in the mean of all frames.
+FASTACK_INLINE VF star_difference(const CombineFrames& frames, const float* stars, int i) {
+    VF d{};
+    for (int k = 0; k < frames.components; ++k)
+        d += frames.share[(ptrdiff_t)k * frames.n + i] * load(stars + (ptrdiff_t)k * LANES);
+    return d;
+}
+
+void take_stars(const CombineFrames& frames, const float* stars, float* x) {
+    for (int i = 0; i < frames.n; ++i)
+        store(x + (ptrdiff_t)i * LANES, sample(x, i) - star_difference(frames, stars, i));
+}
+
+/// Weighted mean of that over the samples that are there.
+inline VF mean_difference(const CombineFrames& frames, const CombineBlock& block) {
+    VF sum{}, weights{};
+    for (int i = 0; i < frames.n; ++i) {
+        const VF v = sample(block.x, i), w = v == v ? splat(frames.weight[i]) : VF{};
+        sum += w * star_difference(frames, block.stars, i);
+        weights += w;
+    }
+    return sum / weights;
+}
+
 /// Sigma from the noise model, allowance from the local structure of the stack; see docs/combine.md.
 template <bool SECOND>
 FASTACK_INLINE void reject_noise_rounds(const CombineSetup& setup, const CombineFrames& frames, CombineBlock& block) {
@@ -399,13 +423,21 @@ FASTACK_INLINE void reject_noise_rounds(const CombineSetup& setup, const Combine
     float* const x = block.work;                          // samples brought to the stack's seeing
     float* const kept = block.work + (ptrdiff_t)n * LANES; // weight of the samples kept, 0 of the others
     const VF curvature = load(block.curvature), bend = load(block.bend), range = load(block.range);
-    const bool structure = any((bend > 0.0f) | (range > 0.0f));
+    const bool structure = block.stars || any((bend > 0.0f) | (range > 0.0f));
+    const auto allowance_of = [&](int i) {
+        VF allowance = frames.tolerance[i] * bend + frames.jitter[i] * range;
+        if (block.stars)
+            allowance += setup.star_error * magnitude(star_difference(frames, block.stars, i));
+        return allowance;
+    };
     VF start = load(block.start);
     VI count{};
     for (int i = 0; i < n; ++i) {
         VF v = sample(block.x, i);
         if (structure)
             v -= frames.seeing[i] * curvature;
+        if (block.stars)
+            v -= star_difference(frames, block.stars, i);
         if (SECOND)
             v -= sample(block.shift, i);
         store(x + (ptrdiff_t)i * LANES, v);
@@ -430,7 +462,7 @@ FASTACK_INLINE void reject_noise_rounds(const CombineSetup& setup, const Combine
         if (!SECOND)
             start = select(x, n, (count - 1) >> 1);
         for (int i = 0; i < n; ++i)
-            slack = sample(x, i) == start ? larger(frames.tolerance[i] * bend + frames.jitter[i] * range, slack) : slack;
+            slack = sample(x, i) == start ? larger(allowance_of(i), slack) : slack;
     }
 
     const VI pair = count == 2;
@@ -460,7 +492,7 @@ FASTACK_INLINE void reject_noise_rounds(const CombineSetup& setup, const Combine
             const VF spread = larger(noise * (own - before * twice) + value_variance, 1e-3f * noise);
             VF distance = magnitude(d), allowance{};
             if (structure) {
-                allowance = frames.tolerance[i] * bend + frames.jitter[i] * range;
+                allowance = allowance_of(i);
                 distance = positive(distance - (allowance + slack));
             }
             VF limit = d > 0.0f ? high2 : low2;
@@ -665,6 +697,8 @@ void combine_block(const CombineSetup& setup, const CombineFrames& frames, Combi
     store(block.present, count_present(block.x, n));
     store(block.low, VI{});
     store(block.high, VI{});
+    const bool stars = block.stars && !setup.median;
+    const VF expected = stars ? mean_difference(frames, block) : VF{};
     switch (setup.reject) {
     case Reject::none: break;
     case Reject::minmax: reject_minmax(setup, block, n); break;
@@ -681,6 +715,13 @@ void combine_block(const CombineSetup& setup, const CombineFrames& frames, Combi
         middle(setup, frames, block);
     else
         average(frames, block);
+    if (stars) { // what is left of a star without its rejected samples is another mean profile
+        VI low, high;
+        memcpy(&low, block.low, sizeof low);
+        memcpy(&high, block.high, sizeof high);
+        const VF missed = mean_difference(frames, block) - expected;
+        store(block.data, load(block.data) - (low + high > 0 ? missed : VF{}));
+    }
 }
 
 void first_stack(const CombineFrames& frames, const float* x, const float* variance, float* value, float* sigma) {
@@ -700,8 +741,9 @@ void first_stack(const CombineFrames& frames, const float* x, const float* varia
     store(sigma, root(typical * (count <= 2 ? splat(1) : 1.5707964f / number)));
 }
 
-/// One row of the structure of the first stack, from 2 * radius + 1 rows of nx + 2 * radius pixels.
-void structure_row(const float* const* rows, int radius, ptrdiff_t nx, float* __restrict__ work,
+/// One row of the structure of the first stack, from 2 * radius + 1 rows of nx + 2 * radius pixels: curvature of
+/// `rows`, range of `whole`.
+void structure_row(const float* const* rows, const float* const* whole, int radius, ptrdiff_t nx, float* __restrict__ work,
                    float* __restrict__ curvature, float* __restrict__ range) {
     const ptrdiff_t wide = nx + 2 * radius;
     float* __restrict__ sum = work;
@@ -722,7 +764,7 @@ void structure_row(const float* const* rows, int radius, ptrdiff_t nx, float* __
         }
     }
     for (int k = radius - 1; k <= radius + 1; ++k) {
-        const float* __restrict__ row = rows[k];
+        const float* __restrict__ row = whole[k];
         for (ptrdiff_t x = 0; x < wide; ++x) {
             lowest[x] = row[x] < lowest[x] ? row[x] : lowest[x];
             highest[x] = row[x] > highest[x] ? row[x] : highest[x];
@@ -783,7 +825,7 @@ void prepare_variance(const CombineFrames& frames, const uint8_t* factor, const 
     }
 }
 
-constexpr CombineRows combine_rows = {&first_stack, &structure_row, &significant_row,
+constexpr CombineRows combine_rows = {&first_stack, &take_stars, &structure_row, &significant_row,
                                        &combine_block, &quiet, &prepare_variance};
 
 #pragma GCC diagnostic pop

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -12,12 +13,16 @@ from numpy.typing import ArrayLike, NDArray
 from fastack import _pixels
 from fastack.executor import Executor
 from fastack.options import CombineOptions
-from fastack.types import Array, FloatImage, PixelFlag
+from fastack.types import PSF, Array, FloatImage, PixelFlag
 
 #: Pixels around a tile that `combine_tile` wants to see, so that its result does not depend on the tiling.
 HALO = _pixels.combine_reach(3)
 
 _BETA = 3.0  # of the Moffat profiles that stand for frames of another seeing
+_STAR_REACH = 40.0  # pixels, largest radius out to which stars are modelled
+_STAR_STEP = 0.125  # pixels
+_STAR_COMPONENTS = 4  # of the frames' profiles
+_STAR_LIMIT = 0.3  # sigmas of a sample, least difference between frames that counts
 _UNDERSAMPLED = 2.5  # FWHM in pixels below which interpolation itself moves a star's light
 
 
@@ -121,6 +126,67 @@ class NoiseModel:
                 centre = np.nanmedian(distance)
                 noise[i] = 1.4826 * np.nanmedian(np.abs(distance - centre)) / left
         return cls.make(n, weight=1.0 if weights is None else weights, sky=sky, noise=noise)
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Starlight:
+    """Known stars, and what their light is in each of n frames.
+
+    The frames' profiles are the mean of all and multiples of a few components (a Karhunen-Loeve basis; Lupton
+    et al. 2001, ASP Conf. Ser. 238, 269), so that each component is rendered once for all frames.
+    """
+
+    xy: Array  #: (m, 2) positions in pixels of the output
+    flux: FloatImage  #: (m,) total fluxes on the output's scale
+    radius: FloatImage  #: (m,) pixels beyond which the frames agree within the noise
+    profile: FloatImage  #: (1 + k, bins) mean and components, per pixel, in radial steps of `step`
+    step: float  #: pixel
+    share: FloatImage  #: (k, n) of the components in each frame
+
+    @classmethod
+    def make(cls, xy: ArrayLike, flux: ArrayLike, psfs: Sequence[PSF], noise: float) -> Starlight | None:
+        """Describe stars by the frames' PSFs.
+
+        Parameters
+        ----------
+        xy : (m, 2) array_like
+            Positions in pixels of the output.
+        flux : (m,) array_like
+            Total fluxes on the output's scale.
+        psfs : sequence of PSF
+            Of the n frames, FWHM in pixels of the output. They are taken for round.
+        noise : float
+            Smallest standard deviation of the sky in one sample, on the output's scale.
+
+        Returns
+        -------
+        Starlight or None
+            None where the frames do not differ by more than noise, or a PSF is not known.
+        """
+        xy = np.asarray(xy, float).reshape(-1, 2)
+        flux = np.asarray(flux, float)
+        known = all(np.isfinite(p.fwhm) and p.fwhm > 0 and p.beta > 1 for p in psfs)
+        if not known or not len(flux) or not noise > 0:
+            return None
+        r = np.arange(0, _STAR_REACH + _STAR_STEP, _STAR_STEP)
+        profiles = np.array([_moffat(r * r, p.fwhm, p.beta) for p in psfs])
+        mean = profiles.mean(axis=0)
+        u, s, v = np.linalg.svd(profiles - mean, full_matrices=False)
+        k = max(1, min(_STAR_COMPONENTS, int(np.count_nonzero(s > 1e-3 * s[0]))))
+        envelope = np.maximum.accumulate(np.abs(profiles - mean).max(axis=0)[::-1])[::-1]
+        bins = np.array([np.count_nonzero(f * envelope > _STAR_LIMIT * noise) for f in flux], int)
+        use = (bins > 0) & (flux > 0)
+        if not use.any():
+            return None
+        radius = np.minimum(bins[use] * _STAR_STEP / 0.75, _STAR_REACH)  # the last quarter fades out
+        return cls(
+            xy=np.ascontiguousarray(xy[use]),
+            flux=flux[use].astype(np.float32),
+            radius=radius.astype(np.float32),
+            profile=np.ascontiguousarray(np.vstack([mean, v[:k]]), np.float32),
+            step=_STAR_STEP,
+            share=np.ascontiguousarray((u[:, :k] * s[:k]).T, np.float32),
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -229,6 +295,7 @@ def combine_tile(
     saturated_count: NDArray[np.uint16] | None = None,
     flags: NDArray[np.uint8] | None = None,
     variance: FloatImage | None = None,
+    stars: Starlight | None = None,
     options: CombineOptions | None = None,
 ) -> Combined:
     """One tile of a stack; its bits do not depend on how the output is tiled.
@@ -254,6 +321,8 @@ def combine_tile(
         Bits of `PixelFlag` that are already known.
     variance : float32 ndarray of the shape of `cube`, optional
         Variance of each sample, used in place of the one that `noise` predicts.
+    stars : Starlight, optional
+        What ``reject="noise"`` should know of the stars.
     options : CombineOptions, optional
         Rejection, its limits, mean or median.
 
@@ -277,7 +346,7 @@ def combine_tile(
     constants, radius = _constants(noise, options)
     window = (halo, halo + y1 - y0, halo, halo + x1 - x0)
     result = _run(
-        cube, factor, variance, noise, constants, radius, True, pedestal, (y0 - halo, x0 - halo), window, options
+        cube, factor, variance, noise, constants, radius, True, pedestal, (y0 - halo, x0 - halo), window, options, stars
     )
     if flags is not None:
         np.bitwise_or(result.flags, flags, out=result.flags)
@@ -303,6 +372,7 @@ def _run(
     origin: tuple[int, int],
     window: tuple[int, int, int, int],
     options: CombineOptions,
+    stars: Starlight | None = None,
 ) -> Combined:
     n = len(cube)
     data, spread, background, count, low, high = _pixels.combine(
@@ -326,6 +396,8 @@ def _run(
         options.max_outliers,
         _esd_lambda(n, options.significance if options.reject == "esd" else None),
         median_noise_ratios(n),
+        None if stars is None else (stars.xy, stars.flux, stars.radius, stars.profile, stars.step, stars.share),
+        options.star_error,
     )
     rejected = low + high
     flags = np.where(rejected > 0, np.uint8(PixelFlag.REJECTED), np.uint8(0))
@@ -425,9 +497,9 @@ def _seeing(fwhm: float, typical: float, radius: int) -> tuple[float, float]:
     return float(best.x), float(best.fun)
 
 
-def _moffat(r2: Array, fwhm: float) -> Array:
-    alpha2 = (fwhm / 2) ** 2 / (2 ** (1 / _BETA) - 1)
-    return np.asarray((_BETA - 1) / (np.pi * alpha2) * (1 + r2 / alpha2) ** -_BETA)
+def _moffat(r2: Array, fwhm: float, beta: float = _BETA) -> Array:
+    alpha2 = (fwhm / 2) ** 2 / (2 ** (1 / beta) - 1)
+    return np.asarray((beta - 1) / (np.pi * alpha2) * (1 + r2 / alpha2) ** -beta)
 
 
 @lru_cache(maxsize=64)

@@ -34,7 +34,7 @@ from fastack import (
     uncertainty,
 )
 from fastack import wcs as coordinates
-from fastack.combine import HALO, Combined, NoiseModel, combine_tile, median_noise_ratios
+from fastack.combine import HALO, Combined, NoiseModel, Starlight, combine_tile, median_noise_ratios
 from fastack.detect import detect, find_artefacts, survey
 from fastack.errors import FastackError, FrameError, MatchError, StackError
 from fastack.executor import Executor, make_executor
@@ -652,6 +652,10 @@ def output_grid(
 # Pass 2 ------------------------------------------------------------------------------------------------------------
 
 
+_NO_STAR = StarFlag.SATURATED | StarFlag.EDGE | StarFlag.NO_FIT | StarFlag.SHARP | StarFlag.EXTENDED
+_STAR_FRAMES = 15
+
+
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Job:
     """All that a tile needs, small enough to be sent to another machine."""
@@ -662,6 +666,7 @@ class Job:
     transforms: list[Transform]  #: output pixels to frame pixels
     calibration: calibrate.Calibration
     noise: NoiseModel
+    stars: Starlight | None  #: what seeing does to the known stars
     levels: Array  #: sky of each frame, ADU of the frame
     pedestal: float
     shape: tuple[int, int]
@@ -709,12 +714,41 @@ class Job:
             transforms=transforms,
             calibration=calibration,
             noise=noise,
+            stars=_starlight(used, transforms, noise) if options.combine.reject == "noise" else None,
             levels=levels,
             pedestal=0.0 if options.subtract_sky else reference.background.sky,
             shape=out.shape,
             options=options,
             maps=maps,
         )
+
+
+def _starlight(used: Sequence[FrameRecord], transforms: Sequence[Transform], noise: NoiseModel) -> Starlight | None:
+    """Stars that several frames agree on, at the median of their fluxes."""
+    if len(used) < 2 or not all(r.quality for r in used):
+        return None
+    # some frames, evenly over the night, tell the stars of all
+    some = range(0, len(used), -(-len(used) // _STAR_FRAMES))
+    xy, fluxes = np.empty((0, 2)), []
+    for k in some:
+        stars = used[k].stars
+        assert stars is not None
+        good = stars[~stars.has(_NO_STAR) & (stars.snr > 5)]
+        places, flux = np.ascontiguousarray(transforms[k].inverse(good.xy)), used[k].scale * good.flux
+        pairs = _stars.nearest_pairs(xy, places, 1.5)
+        for i, j in pairs:
+            fluxes[i].append(flux[j])
+        new = np.delete(np.arange(len(flux)), pairs[:, 1])
+        xy = np.ascontiguousarray(np.concatenate([xy, places[new]]))
+        fluxes += [[value] for value in flux[new]]
+    seen = np.array([len(values) >= max(2, len(some) // 2) for values in fluxes], bool)
+    flux = np.array([np.median(values) for values in fluxes])
+    psfs = [
+        replace(r.quality.psf, fwhm=r.quality.fwhm / t.magnification)
+        for r, t in zip(used, transforms, strict=True)
+        if r.quality
+    ]
+    return Starlight.make(xy[seen], flux[seen], psfs, float(np.min(noise.scale * noise.area * noise.noise)))
 
 
 def _split_noise(noise: Array, gain: Array, rdnoise: Array, level: Array) -> tuple[Array, Array]:
@@ -827,6 +861,7 @@ def stack_tile(tile: grid.Tile, job: Job) -> Combined:
         saturated_count=np.ascontiguousarray(saturated[inner]),
         flags=np.ascontiguousarray(flags[inner]),
         variance=spread,
+        stars=job.stars,
         options=job.options.combine,
     )
 
