@@ -25,7 +25,7 @@ constexpr float RANGE_NOISE = 3.0f; // mean range of nine normal deviates
 // A frame's excess over the stack is smooth where most of its surroundings have this part of it, and where the stack
 // has light of this part of it in reach.
 constexpr float SMOOTH = 0.4f;
-constexpr float SMOOTH_LIGHT = 0.1f;
+constexpr float SMOOTH_LIGHT = 0.5f;
 // Nothing in the sky is darker than the sky by so many sigmas of a frame: overshoots of the interpolation are no structure.
 constexpr float DARK = 5.0f;
 
