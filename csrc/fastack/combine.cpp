@@ -74,12 +74,29 @@ struct Structure {
     std::vector<Plane> stars; // components of their light
 };
 
+/// What the test of groups needs: the mean, and the frames' last three rows, with NaN around them.
+struct Groups {
+    Region region;
+    Plane level;
+    std::vector<float> rows, missing, work;
+    std::vector<uint8_t> found, any, rejected;
+
+    Groups(const Region& r, int n)
+        : region(r), level(r, 1), rows(size_t(n) * 3 * size_t(r.nx() + 2), NAN), missing(size_t(r.nx() + 2), NAN),
+          work(missing.size()), found(missing.size()), any(missing.size()), rejected(rows.size()) {}
+    ptrdiff_t place(int frame, ptrdiff_t y, ptrdiff_t x) const {
+        return (ptrdiff_t(frame) * 3 + y % 3) * (region.nx() + 2) + (x - region.x0 + 1);
+    }
+    float* at(int frame, ptrdiff_t y, ptrdiff_t x) { return rows.data() + place(frame, y, x); }
+};
+
 /// A sample to be looked at again: where, of which frame, and why.
 struct Mark {
     ptrdiff_t y, x;
     int frame;
     float strength; // distance from the stack of the rejected sample beside it (or of itself)
     float shift;    // smooth excess of its frame around it
+    bool out;       // with the group that it belongs to
 
     bool operator<(const Mark& o) const { return x != o.x ? x < o.x : frame < o.frame; } // within a row
 };
@@ -95,6 +112,8 @@ class Combiner {
           floor_(shot_.size()), factor_(input.factor ? shot_.size() : 0), shade_(input.shade ? shot_.size() : 0),
           near_(setup.reject == Reject::noise ? size_t(n_) * LANES : 0), shift_(near_.size()),
           stars_(size_t(frames.components) * LANES),
+          grouped_(setup.reject == Reject::noise && combine_groups(n_, setup.kappa_group, setup.grow)),
+          margin_(combine_margin(grouped_, setup.grow)),
           plain_(setup.reject == Reject::noise && !setup.median && frames.shot && input.factor && !input.variance &&
                  !input.shade) {
         if (plain_)
@@ -131,24 +150,170 @@ class Combiner {
     /// Row by row, the second look one row behind the first, while the samples are still in the cache.
     void run_noise() {
         Structure structure = find_structure();
-        const Region region = window_.grown(1, input_);
-        std::vector<Mark> rejected, marks[3]; // of the rows y - 1, y, y + 1, by row modulo 3
-        for (ptrdiff_t y = region.y0; y <= region.y1; ++y) {
+        const Region region = window_.grown(margin_, input_);
+        const Region centres = window_.grown(margin_ - 1, input_); // of groups that reach into the window
+        Groups groups(grouped_ ? region : Region{}, n_);
+        std::vector<Mark> rejected;
+        std::vector<std::vector<Mark>> marks(size_t(window_.ny())); // by row of the window
+        for (ptrdiff_t y = region.y0; y < window_.y1 + margin_; ++y) {
             rejected.clear();
             if (y < region.y1)
-                combine_row(y, region, &structure, &rejected);
+                combine_row(y, region, &structure, &rejected, grouped_ ? &groups : nullptr);
             for (const Mark& mark : rejected)
                 spread(structure, mark, marks);
-            if (y > region.y0)
-                second_look(structure, y - 1, marks[(y - 1) % 3]);
+            if (grouped_ && y < region.y1)
+                keep_rows(structure, y, rejected, groups);
+            if (grouped_ && y > centres.y0 && y <= centres.y1)
+                find_groups(structure, y - 1, centres, groups, marks);
+            const ptrdiff_t done = y - margin_;
+            if (done >= window_.y0)
+                second_look(structure, done, marks[size_t(done - window_.y0)]);
         }
+    }
+
+    /// Rows of each frame at the mean seeing of the stars, the last three of them.
+    void keep_rows(Structure& structure, ptrdiff_t y, const std::vector<Mark>& rejected, Groups& groups) const {
+        const Region& region = groups.region;
+        for (int i = 0; i < n_; ++i) {
+            std::copy_n(input_.cube.image(i).row(y) + region.x0, region.nx(), groups.at(i, y, region.x0));
+            std::fill_n(groups.rejected.data() + groups.place(i, y, region.x0), region.nx(), uint8_t(0));
+        }
+        for (const Mark& mark : rejected)
+            groups.rejected[size_t(groups.place(mark.frame, y, mark.x))] = 1;
+        for (ptrdiff_t x = region.x0; !structure.stars.empty() && x < region.x1; ++x)
+            if (*structure.stars[0].at(y, x) != 0.0f)
+                for (int i = 0; i < n_; ++i)
+                    *groups.at(i, y, x) -= star_difference(structure, i, y, x);
+    }
+
+    /// A frame's samples around a pixel may each be within the limits, and yet be too many on one side: a faint trail.
+    void find_groups(Structure& structure, ptrdiff_t y, const Region& centres, Groups& groups,
+                     std::vector<std::vector<Mark>>& marks) const {
+        const Region& region = groups.region;
+        std::fill(groups.any.begin(), groups.any.end(), uint8_t(0));
+        for (int i = 0; i < n_; ++i) {
+            const float *samples[3], *level[3];
+            for (int k = 0; k < 3; ++k) {
+                const bool known = y - 1 + k >= region.y0 && y - 1 + k < region.y1;
+                samples[k] = known ? groups.at(i, y - 1 + k, region.x0 - 1) : groups.missing.data();
+                level[k] = known ? groups.level.at(y - 1 + k, region.x0 - 1) : groups.missing.data();
+            }
+            // only where it fails on the bare sky is it worth a second thought
+            float limit = 0.0f;
+            if (frames_.shot && !input_.variance)
+                limit = setup_.kappa_group * std::sqrt((9.0f - 9.0f / float(n_)) *
+                                                       (frames_.shot[i] * std::max(frames_.sky[i], 0.0f) + frames_.floor[i]));
+            if (rows().combine.groups(samples, level, region.nx(), limit, groups.work.data(), groups.found.data()))
+                for (ptrdiff_t x = 0; x < region.nx(); ++x)
+                    groups.any[x] |= groups.found[x];
+        }
+        for (ptrdiff_t x = centres.x0; x < centres.x1; ++x)
+            if (groups.any[x - region.x0])
+                judge_groups(structure, y, x, groups, marks);
+    }
+
+    /// Frame after frame, the worst first, since each of them has its part in the mean that the others are held against.
+    void judge_groups(Structure& structure, ptrdiff_t y, ptrdiff_t x, Groups& groups,
+                      std::vector<std::vector<Mark>>& marks) const {
+        std::vector<Group> sums(static_cast<size_t>(n_));
+        int frames = 0;
+        for (int i = 0; i < n_; ++i) {
+            sums[size_t(i)] = sum_group(structure, i, y, x, groups);
+            frames += sums[size_t(i)].count > 0;
+        }
+        while (frames > 1) {
+            int worst = -1;
+            float most = setup_.kappa_group;
+            for (int i = 0; i < n_; ++i) {
+                const Group& g = sums[size_t(i)];
+                if (!g.count || (frames == 2 && g.excess < 0))
+                    continue;
+                const float sigmas = (std::abs(g.excess) - g.allowance) / std::sqrt(g.variance);
+                if (sigmas > most) {
+                    most = sigmas;
+                    worst = i;
+                }
+            }
+            if (worst < 0)
+                return;
+            Group& found = sums[size_t(worst)];
+            const Mark mark{y, x, worst, std::abs(found.excess) / float(found.count), 0.0f, true};
+            const float sign = found.excess > 0 ? 1.0f : -1.0f;
+            const float around = surroundings(structure, worst, y, x, sign);
+            if (std::abs(found.excess) - found.allowance - std::max(around, 0.0f) * float(found.count) >
+                setup_.kappa_group * std::sqrt(found.variance))
+                mark_around(mark, 1 + setup_.grow, marks);
+            found.count = 0;
+            --frames;
+            for (Group& other : sums)
+                other.excess += found.part / float(frames);
+        }
+    }
+
+    struct Group {
+        float excess, part, allowance, variance; // `part`: of the samples that have a part in the mean
+        int count;
+    };
+
+    /// Sum over 3x3 pixels of a frame's distance from the mean, each cut at the limit of single samples. Its variance
+    /// is that of samples before interpolation, which moves noise about but leaves sums what they are.
+    Group sum_group(Structure& structure, int i, ptrdiff_t cy, ptrdiff_t cx, Groups& groups) const {
+        const Region& region = groups.region;
+        Group group{};
+        for (ptrdiff_t y = std::max(cy - 1, region.y0); y < std::min(cy + 2, region.y1); ++y)
+            for (ptrdiff_t x = std::max(cx - 1, region.x0); x < std::min(cx + 2, region.x1); ++x) {
+                const float level = *groups.level.at(y, x), d = *groups.at(i, y, x) - level;
+                if (std::isnan(d))
+                    continue;
+                const float variance = white_variance(i, y, x, level), sigma = std::sqrt(variance);
+                const float bend = *structure.bend.at(y, x), range = *structure.range.at(y, x);
+                group.excess += std::clamp(d, -setup_.kappa_low * sigma, setup_.kappa_high * sigma);
+                group.allowance += std::abs(frames_.seeing[i] * *structure.curvature.at(y, x)) +
+                                   frames_.tolerance[i] * bend + frames_.jitter[i] * range +
+                                   setup_.star_error * std::abs(star_difference(structure, i, y, x));
+                const bool out = groups.rejected[size_t(groups.place(i, y, x))];
+                group.part += out ? 0.0f : d;
+                group.variance += variance * (out ? 1.0f + 1.0f / float(n_) : 1.0f - 1.0f / float(n_));
+                ++group.count;
+            }
+        return group;
+    }
+
+    /// Of a sample before the interpolation.
+    float white_variance(int i, ptrdiff_t y, ptrdiff_t x, float level) const {
+        if (input_.variance) {
+            const float factor = input_.factor ? float(input_.factor.image(i)(y, x)) / 255.0f : 1.0f;
+            return input_.variance.image(i)(y, x) / std::max(factor, 1e-2f);
+        }
+        const float f = input_.shade ? shade(i, y, x) : 1.0f;
+        return frames_.shot[i] * f * std::max(level - frames_.pedestal + frames_.sky[i], 0.0f) +
+               frames_.floor[i] * f * f;
+    }
+
+    /// Excess of a frame over the first stack around a pixel, where it is least but for one of eight patches.
+    float surroundings(Structure& structure, int frame, ptrdiff_t y, ptrdiff_t x, float sign) const {
+        const Patches patches = look_around(structure, frame, y, x, sign);
+        float excess[8];
+        std::copy_n(patches.excess, patches.count, excess);
+        if (patches.count < 3)
+            return 0.0f;
+        std::nth_element(excess, excess + 1, excess + patches.count);
+        return excess[1];
+    }
+
+    void mark_around(Mark mark, ptrdiff_t reach, std::vector<std::vector<Mark>>& marks) const {
+        const ptrdiff_t y0 = std::max(mark.y - reach, window_.y0), y1 = std::min(mark.y + reach + 1, window_.y1);
+        const ptrdiff_t x0 = std::max(mark.x - reach, window_.x0), x1 = std::min(mark.x + reach + 1, window_.x1);
+        for (mark.y = y0; mark.y < y1; ++mark.y)
+            for (mark.x = x0; mark.x < x1; ++mark.x)
+                marks[size_t(mark.y - window_.y0)].push_back(mark);
     }
 
     Structure find_structure() {
         const int radius = input_.radius;
-        const Region inner = window_.grown(1, input_);     // where samples are tested
-        const Region curved = window_.grown(2, input_);    // where the curvature is known
-        const Region all = window_.grown(combine_reach(radius), input_);
+        const Region inner = window_.grown(margin_, input_);      // where samples are tested
+        const Region curved = window_.grown(margin_ + 1, input_); // where the curvature is known
+        const Region all = window_.grown(combine_reach(radius, margin_), input_);
         Glow glow = render_stars(all);
         Plane start(all, radius + 2), sigma(all, 0); // NaN around it
         for (ptrdiff_t y = all.y0; y < all.y1; ++y)
@@ -255,16 +420,14 @@ class Combiner {
     /// What was rejected is looked at again, with its surroundings in its own frame. Where they exceed the stack
     /// alike, it is no artefact but a wing of a wider star or a patch of sky: that excess is taken off. Otherwise
     /// its neighbours are held against a lower limit: interpolation has carried the artefact there too.
-    void spread(Structure& structure, const Mark& rejected, std::vector<Mark>* marks) const {
+    void spread(Structure& structure, const Mark& rejected, std::vector<std::vector<Mark>>& marks) const {
+        const Region reached = window_.grown(1, input_);
+        if (rejected.y < reached.y0 || rejected.y >= reached.y1 || rejected.x < reached.x0 || rejected.x >= reached.x1)
+            return;
         const float excess = smooth_excess(structure, rejected);
         const bool smooth = std::abs(excess) > SMOOTH * std::abs(rejected.strength);
-        const ptrdiff_t reach = smooth ? 0 : 1;
         const float strength = smooth ? 0.0f : std::abs(rejected.strength);
-        const ptrdiff_t y0 = std::max(rejected.y - reach, window_.y0), y1 = std::min(rejected.y + reach + 1, window_.y1);
-        const ptrdiff_t x0 = std::max(rejected.x - reach, window_.x0), x1 = std::min(rejected.x + reach + 1, window_.x1);
-        for (ptrdiff_t y = y0; y < y1; ++y)
-            for (ptrdiff_t x = x0; x < x1; ++x)
-                marks[y % 3].push_back({y, x, rejected.frame, strength, excess});
+        mark_around({rejected.y, rejected.x, rejected.frame, strength, excess, false}, smooth ? 0 : 1, marks);
     }
 
     void second_look(Structure& structure, ptrdiff_t y, std::vector<Mark>& marks) {
@@ -295,7 +458,7 @@ class Combiner {
             for (int l = 0; l < lanes; ++l)
                 write(block, y, columns[l], 1, l);
         }
-        marks.clear();
+        marks = {};
     }
 
     /// Fill one lane from the marks of one pixel. Where every sample of the pixel is beside some rejected one,
@@ -309,10 +472,10 @@ class Combiner {
             const bool first = k == 0 || marks[k - 1].frame != mark.frame;
             if (first || std::abs(mark.shift) < std::abs(shift[at]))
                 shift[at] = mark.shift;
-            if (mark.strength > 0.0f && !near[at]) {
-                near[at] = 1;
+            if (mark.strength > 0.0f && !near[at])
                 frames += !std::isnan(input_.cube.image(mark.frame)(mark.y, mark.x));
-            }
+            if (mark.strength > 0.0f)
+                near[at] = std::max<uint8_t>(near[at], mark.out ? 2 : 1);
             if (mark.strength > most) {
                 most = mark.strength;
                 strongest = mark.frame;
@@ -322,19 +485,36 @@ class Combiner {
             present += !std::isnan(input_.cube.image(i)(marks->y, marks->x));
         if (frames == present)
             for (int i = 0; i < n_; ++i)
-                near[ptrdiff_t(i) * LANES] = i == strongest;
+                if (i != strongest)
+                    near[ptrdiff_t(i) * LANES] = 0;
     }
 
     /// Excess of a frame over the first stack around one pixel: the lower median of eight patches of 3x3 pixels, of
     /// which a trail crosses two; 0 where the stack shows no light around that could be the cause.
     float smooth_excess(Structure& structure, const Mark& mark) const {
+        const float sign = mark.strength > 0 ? 1.0f : -1.0f, distance = std::abs(mark.strength);
+        Patches around = look_around(structure, mark.frame, mark.y, mark.x, sign);
+        if (around.count < 3 || around.light < SMOOTH_LIGHT * distance)
+            return 0.0f;
+        float* const typical = around.excess + (around.count - 1) / 2;
+        std::nth_element(around.excess, typical, around.excess + around.count);
+        return sign * std::clamp(*typical, 0.0f, distance);
+    }
+
+    /// Eight patches of 3x3 pixels around a pixel: a frame's excess over the first stack, towards `sign`, and the
+    /// largest light of the stack.
+    struct Patches {
+        float excess[8];
+        float light = 0;
+        int count = 0;
+    };
+
+    Patches look_around(Structure& structure, int frame, ptrdiff_t row, ptrdiff_t column, float sign) const {
         const Region& known = structure.start.region;
-        const Image<const float> image = input_.cube.image(mark.frame);
-        const float sign = mark.strength > 0 ? 1.0f : -1.0f;
-        float excess[8], light = 0;
-        int patches = 0;
+        const Image<const float> image = input_.cube.image(frame);
+        Patches patches;
         for (int direction = 0; direction < 9; ++direction) {
-            const ptrdiff_t cy = mark.y + (direction / 3 - 1) * RING, cx = mark.x + (direction % 3 - 1) * RING;
+            const ptrdiff_t cy = row + (direction / 3 - 1) * RING, cx = column + (direction % 3 - 1) * RING;
             float sum = 0, level = 0;
             int count = 0;
             if (direction == 4)
@@ -342,7 +522,7 @@ class Combiner {
             for (ptrdiff_t y = std::max(cy - 1, known.y0); y < std::min(cy + 2, known.y1); ++y)
                 for (ptrdiff_t x = std::max(cx - 1, known.x0); x < std::min(cx + 2, known.x1); ++x) {
                     const float stack = *structure.start.at(y, x);
-                    const float d = image(y, x) - stack - star_difference(structure, mark.frame, y, x);
+                    const float d = image(y, x) - stack - star_difference(structure, frame, y, x);
                     if (!std::isnan(d)) {
                         sum += d;
                         level += stack - frames_.pedestal;
@@ -350,16 +530,11 @@ class Combiner {
                     }
                 }
             if (count) {
-                excess[patches++] = sign * sum / float(count);
-                light = std::max(light, level / float(count));
+                patches.excess[patches.count++] = sign * sum / float(count);
+                patches.light = std::max(patches.light, level / float(count));
             }
         }
-        const float distance = std::abs(mark.strength);
-        if (patches < 3 || light < SMOOTH_LIGHT * distance)
-            return 0.0f;
-        float* const typical = excess + (patches - 1) / 2;
-        std::nth_element(excess, typical, excess + patches);
-        return sign * std::clamp(*typical, 0.0f, distance);
+        return patches;
     }
 
     template <class Function> static void for_blocks(ptrdiff_t x0, ptrdiff_t x1, Function function) {
@@ -367,7 +542,8 @@ class Combiner {
             function(x, int(std::min<ptrdiff_t>(LANES * WIDE, x1 - x)));
     }
 
-    void combine_row(ptrdiff_t y, Region region, Structure* structure, std::vector<Mark>* marks) {
+    void combine_row(ptrdiff_t y, Region region, Structure* structure, std::vector<Mark>* marks,
+                     Groups* groups = nullptr) {
         for (ptrdiff_t x = region.x0; x < region.x1; x += LANES) {
             const int lanes = int(std::min<ptrdiff_t>(LANES, region.x1 - x));
             CombineBlock block = make_block(samples_.data(), structure);
@@ -376,6 +552,8 @@ class Combiner {
             if (plain_ && lanes == LANES && !block.stars && flat() &&
                 rows().combine.quiet(setup_, frames_, samples_at(y, x), block)) {
                 write(block, y, x, lanes, 0);
+                if (groups)
+                    std::copy_n(block.level, lanes, groups->level.at(y, x));
                 continue;
             }
             load(y, x, lanes);
@@ -383,6 +561,8 @@ class Combiner {
                 load_variance(y, x, lanes);
             rows().combine.combine(setup_, frames_, block);
             write(block, y, x, lanes, 0);
+            if (groups)
+                std::copy_n(block.level, lanes, groups->level.at(y, x));
             if (marks)
                 mark_rejected(block, *structure, y, x, lanes, *marks);
         }
@@ -510,7 +690,7 @@ class Combiner {
                     if (std::isnan(block.x[ptrdiff_t(i) * LANES + l])) {
                         const float sample = input_.cube.image(i)(y, x + l) - star_difference(structure, i, y, x + l);
                         if (!std::isnan(sample))
-                            marks.push_back({y, x + l, i, sample - block.data[l], 0.0f});
+                            marks.push_back({y, x + l, i, sample - block.data[l], 0.0f, false});
                     }
     }
 
@@ -528,6 +708,8 @@ class Combiner {
     std::vector<uint8_t> near_;
     std::vector<float> shift_;
     std::vector<float> stars_; // components of the stars' light in the block
+    const bool grouped_;       // whether groups of pixels are tested
+    const int margin_;         // around the window, where samples are tested
     const bool plain_; // the variance is the frames' constants times the factor
     std::vector<float> light_, rest_, shadow_;
     float local_[4][LANES];

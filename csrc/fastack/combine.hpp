@@ -47,8 +47,20 @@ struct CombineOutput {
 /// Distance of the patches around a rejected sample that tell a smooth excess from an artefact.
 constexpr int RING = 3;
 
-/// How far around a pixel its samples count: growth, then those patches, or a local maximum of the curvature's box.
-constexpr int combine_reach(int radius) { return 1 + 1 + (radius > RING ? radius : RING); }
+/// Number of frames above which a group of pixels, none of which is an outlier, does not show in the average.
+constexpr int GROUP_FRAMES = 20;
+
+/// Whether 3x3 pixels of one frame are tested together, too.
+constexpr bool combine_groups(int n, float kappa_group, int grow) {
+    return kappa_group > 0 && n > 1 && (n <= GROUP_FRAMES || grow > 0);
+}
+
+/// How far around a pixel the first look counts: growth beside a rejected sample, or groups and what goes with them.
+constexpr int combine_margin(bool groups, int grow) { return groups ? 2 + grow : 1; }
+
+/// How far around a pixel its samples count: the first look at them rests on those patches, or on a local maximum of
+/// the curvature's box.
+constexpr int combine_reach(int radius, int margin) { return margin + 1 + (radius > RING ? radius : RING); }
 
 void combine(const CombineSetup& setup, const CombineFrames& frames, const CombineInput& input,
              const CombineOutput& output);

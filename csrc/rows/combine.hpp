@@ -22,6 +22,8 @@ struct CombineSetup {
     float kappa_high = 4;    // sigmas
     float kappa_pair = 5;    // noise: sigmas of the difference of two samples
     float kappa_grow = 2.5f; // noise: sigmas beside a rejected sample of the same frame; 0: as elsewhere
+    float kappa_group = 5;   // noise: sigmas of the sum over 3x3 pixels of one frame; 0: no such test
+    int grow = 0;            // noise: pixels around such a group that go with it
     int rounds = 4;
     int n_low = 1, n_high = 1;
     float percentile_low = 0.2f, percentile_high = 0.1f;
@@ -69,7 +71,7 @@ struct CombineBlock {
     const float* shot = nullptr;     // per sample, or nullptr: no variance is known
     const float* floor = nullptr;    // per sample
     const uint8_t* factor = nullptr; // per sample, where the variance is that of the constants times this / 255
-    const uint8_t* near = nullptr;   // per sample: beside a rejected one (second look; with `shift`)
+    const uint8_t* near = nullptr;   // per sample, in the second look (with `shift`): 1 beside a rejected one, 2 out
     const float* shift = nullptr;    // per sample: smooth excess of its frame around it
     const float* start = nullptr;    // [lanes] robust first value (noise)
     const float* curvature = nullptr; // [lanes] blurred minus sharp stack
@@ -79,6 +81,7 @@ struct CombineBlock {
     float data[COMBINE_LANES];
     float variance[COMBINE_LANES];
     float background[COMBINE_LANES]; // variance where there is no signal above the pedestal
+    float level[COMBINE_LANES];      // mean of the survivors as the mean profile of the stars has it
     int32_t present[COMBINE_LANES];
     int32_t count[COMBINE_LANES];
     int32_t low[COMBINE_LANES];
@@ -102,6 +105,10 @@ struct CombineRows {
     /// Where no sample can be an outlier, average them all and return true. `block` brings `start` and takes what is
     /// filled from `data` on; there must be no structure.
     bool (*quiet)(const CombineSetup&, const CombineFrames&, const CombineSamples&, CombineBlock&);
+    /// Mark the pixels from whose 3x3 surroundings the sum of samples less level is more than `limit` away from 0;
+    /// whether there are any. Rows of nx + 2 pixels; a missing one counts as the level.
+    bool (*groups)(const float* const* samples, const float* const* level, ptrdiff_t nx, float limit, float* work,
+                   uint8_t* found);
     /// Per-sample variance coefficients of a block from 8-bit factors (nullptr: 255) and shades (nullptr: 1).
     void (*prepare)(const CombineFrames&, const uint8_t* factor, const float* shade, float* shot, float* floor);
 };

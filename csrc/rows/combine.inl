@@ -389,7 +389,7 @@ FASTACK_INLINE VF variance_of(const CombineFrames& frames, const CombineBlock& b
 FASTACK_INLINE VI near_of(const CombineBlock& block, int i) {
     VB near;
     memcpy(&near, block.near + (ptrdiff_t)i * LANES, sizeof near);
-    return __builtin_convertvector(near, VI) != 0;
+    return __builtin_convertvector(near, VI);
 }
 
 /// What known stars have more in frame i than in the mean of all frames.
@@ -447,7 +447,7 @@ FASTACK_INLINE void reject_noise_rounds(const CombineSetup& setup, const Combine
     if (SECOND) {
         sure = VI{};
         for (int i = 0; i < n; ++i) {
-            const VF v = near_of(block, i) ? splat(NOT_A_NUMBER) : sample(x, i);
+            const VF v = near_of(block, i) > 0 ? splat(NOT_A_NUMBER) : sample(x, i);
             store(kept + (ptrdiff_t)i * LANES, v);
             sure -= v == v;
         }
@@ -496,8 +496,11 @@ FASTACK_INLINE void reject_noise_rounds(const CombineSetup& setup, const Combine
                 distance = positive(distance - (allowance + slack));
             }
             VF limit = d > 0.0f ? high2 : low2;
-            if (SECOND)
-                limit = near_of(block, i) ? smaller(limit, splat(grow2)) : limit;
+            if (SECOND) {
+                const VI near = near_of(block, i);
+                limit = near > 0 ? smaller(limit, splat(grow2)) : limit;
+                limit = near > 1 ? splat(-1) : limit;
+            }
             const VI keep = distance * distance <= limit * spread; // false for NaN
             // what a frame of another seeing says of the value counts as much as it is sure
             VF weight = splat(frames.weight[i]);
@@ -619,6 +622,7 @@ bool quiet(const CombineSetup& setup, const CombineFrames& frames, const Combine
     }
     if (any((worst > 0.999f * kappa * kappa * load(block.variance))))
         return false;
+    store(block.level, value);
     store(block.present, count);
     store(block.low, VI{});
     store(block.high, VI{});
@@ -715,12 +719,14 @@ void combine_block(const CombineSetup& setup, const CombineFrames& frames, Combi
         middle(setup, frames, block);
     else
         average(frames, block);
+    store(block.level, load(block.data));
     if (stars) { // what is left of a star without its rejected samples is another mean profile
         VI low, high;
         memcpy(&low, block.low, sizeof low);
         memcpy(&high, block.high, sizeof high);
-        const VF missed = mean_difference(frames, block) - expected;
-        store(block.data, load(block.data) - (low + high > 0 ? missed : VF{}));
+        const VF left = mean_difference(frames, block);
+        store(block.level, load(block.level) - left);
+        store(block.data, load(block.data) - (low + high > 0 ? left - expected : VF{}));
     }
 }
 
@@ -809,6 +815,23 @@ void significant_row(const float* const* rows, const float* __restrict__ sigma, 
     }
 }
 
+bool groups(const float* const* samples, const float* const* level, ptrdiff_t nx, float limit, float* __restrict__ work,
+            uint8_t* __restrict__ found) {
+    const float *__restrict__ a = samples[0], *__restrict__ b = samples[1], *__restrict__ c = samples[2];
+    const float *__restrict__ p = level[0], *__restrict__ q = level[1], *__restrict__ r = level[2];
+    for (ptrdiff_t x = 0; x < nx + 2; ++x) {
+        const float u = a[x] - p[x], v = b[x] - q[x], w = c[x] - r[x];
+        work[x] = (u == u ? u : 0.0f) + (v == v ? v : 0.0f) + (w == w ? w : 0.0f);
+    }
+    int any = 0;
+    for (ptrdiff_t x = 0; x < nx; ++x) {
+        const int far = fabsf(work[x] + work[x + 1] + work[x + 2]) > limit;
+        found[x] = (uint8_t)far;
+        any |= far;
+    }
+    return any;
+}
+
 void prepare_variance(const CombineFrames& frames, const uint8_t* factor, const float* shade, float* shot,
                       float* floor) {
     for (int i = 0; i < frames.n; ++i) {
@@ -826,6 +849,6 @@ void prepare_variance(const CombineFrames& frames, const uint8_t* factor, const 
 }
 
 constexpr CombineRows combine_rows = {&first_stack, &take_stars, &structure_row, &significant_row,
-                                       &combine_block, &quiet, &prepare_variance};
+                                       &combine_block, &quiet, &groups, &prepare_variance};
 
 #pragma GCC diagnostic pop

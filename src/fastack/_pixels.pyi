@@ -163,7 +163,8 @@ def combine(
     radius: int,
     reject: str,
     median: bool,
-    kappa: tuple[float, float, float, float],
+    kappa: tuple[float, float, float, float, float],
+    grow: int,
     rounds: int,
     minmax: tuple[int, int],
     percentile: tuple[float, float],
@@ -174,4 +175,4 @@ def combine(
     stars: tuple[NDArray[np.float64], _Floats, _Floats, _Floats, float, _Floats] | None,
     star_error: float,
 ) -> tuple[_Floats, _Floats, _Floats, _Counts, _Counts, _Counts]: ...
-def combine_reach(radius: int) -> int: ...
+def combine_reach(n: int, kappa_group: float, grow: int) -> int: ...

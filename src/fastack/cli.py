@@ -93,6 +93,8 @@ _SETTINGS: dict[str, tuple[str, Any, str]] = {
     "kappa_high": ("Combination", float, "rejection limit above, sigma"),
     "kappa_pair": ("Combination", float, "noise: limit of the difference of two samples, sigma"),
     "kappa_grow": ("Combination", float, "noise: limit beside a rejected pixel of the same frame, sigma"),
+    "kappa_group": ("Combination", float, "noise: sigmas of the mean of 3x3 pixels of one of few frames"),
+    "grow": ("Combination", int, "noise: pixels around a faint trail or other group that go with it"),
     "star_error": ("Combination", float, "noise: part of what seeing changes in a star that may be wrong"),
     "jitter": ("Combination", float, "noise: part of the local range that sampling may move a sample"),
     "max_outliers": ("Combination", float, "esd: part of the samples that may be outliers"),

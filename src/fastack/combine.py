@@ -15,9 +15,6 @@ from fastack.executor import Executor
 from fastack.options import CombineOptions
 from fastack.types import PSF, Array, FloatImage, PixelFlag
 
-#: Pixels around a tile that `combine_tile` wants to see, so that its result does not depend on the tiling.
-HALO = _pixels.combine_reach(3)
-
 _BETA = 3.0  # of the Moffat profiles that stand for frames of another seeing
 _STAR_REACH = 40.0  # pixels, largest radius out to which stars are modelled
 _STAR_STEP = 0.125  # pixels
@@ -389,7 +386,8 @@ def _run(
         radius,
         options.reject,
         options.combine == "median",
-        (options.kappa_low, options.kappa_high, options.kappa_pair, options.kappa_grow),
+        (options.kappa_low, options.kappa_high, options.kappa_pair, options.kappa_grow, options.kappa_group),
+        options.grow,
         options.rounds,
         (options.n_low, options.n_high),
         (options.percentile_low, options.percentile_high),
@@ -468,6 +466,29 @@ def _constants(noise: NoiseModel, options: CombineOptions) -> tuple[FloatImage, 
         jitter = np.where(finite, options.jitter * (1 + np.clip(3 * (_UNDERSAMPLED - fwhm), 0, 3)), jitter)
     rows = [noise.weight, unit / gain, noise.sky * unit, unit**2 * read, seeing, tolerance, jitter]
     return np.ascontiguousarray(rows, np.float32), radius
+
+
+def halo(n: int, options: CombineOptions | None = None) -> int:
+    """Pixels around a tile that `combine_tile` wants to see, so that its result does not depend on the tiling.
+
+    Parameters
+    ----------
+    n : int
+        Number of frames.
+    options : CombineOptions, optional
+        Whose groups and growth reach out.
+
+    Returns
+    -------
+    int
+        Pixels on every side.
+    """
+    options = options or CombineOptions()
+    return _pixels.combine_reach(n, options.kappa_group, options.grow)
+
+
+#: Enough for any number of frames and the default options.
+HALO = halo(2)
 
 
 @lru_cache(maxsize=4096)

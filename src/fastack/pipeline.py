@@ -34,7 +34,7 @@ from fastack import (
     uncertainty,
 )
 from fastack import wcs as coordinates
-from fastack.combine import HALO, Combined, NoiseModel, Starlight, combine_tile, median_noise_ratios
+from fastack.combine import Combined, NoiseModel, Starlight, combine_tile, halo, median_noise_ratios
 from fastack.detect import detect, find_artefacts, survey
 from fastack.errors import FastackError, FrameError, MatchError, StackError
 from fastack.executor import Executor, make_executor
@@ -808,8 +808,10 @@ def stack_tile(tile: grid.Tile, job: Job) -> Combined:
         The tile's planes.
     """
     y0, y1, x0, x1 = tile
-    wide = (y0 - HALO, y1 + HALO, x0 - HALO, x1 + HALO)
-    n, shape = len(job.frames), (wide[1] - wide[0], wide[3] - wide[2])
+    n = len(job.frames)
+    edge = halo(n, job.options.combine)
+    wide = (y0 - edge, y1 + edge, x0 - edge, x1 + edge)
+    shape = wide[1] - wide[0], wide[3] - wide[2]
     cube, factor = _scratch((n, *shape))
     saturated = np.zeros(shape, np.uint16)
     flags = np.zeros(shape, np.uint8)
@@ -850,14 +852,14 @@ def stack_tile(tile: grid.Tile, job: Job) -> Combined:
             place = ((window[2], window[0]), frame.shape, to_frame, wide)
             resample_variance(known, *place, out=spread[i], options=job.options.resample)
             spread[i] *= scale2
-    inner = (slice(HALO, -HALO), slice(HALO, -HALO))
+    inner = (slice(edge, -edge), slice(edge, -edge))
     return combine_tile(
         cube,
         factor,
         job.noise,
         pedestal=job.pedestal,
         tile=tile,
-        halo=HALO,
+        halo=edge,
         saturated_count=np.ascontiguousarray(saturated[inner]),
         flags=np.ascontiguousarray(flags[inner]),
         variance=spread,
