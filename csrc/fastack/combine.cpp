@@ -71,7 +71,7 @@ struct Glow {
 /// Structure of the robust first stack, over the window and one pixel around it.
 struct Structure {
     Plane start, curvature, bend, range;
-    std::vector<Plane> stars; // components of their light
+    Glow stars;
 };
 
 /// What the test of groups needs: the mean, and the frames' last three rows, with NaN around them.
@@ -180,8 +180,8 @@ class Combiner {
         }
         for (const Mark& mark : rejected)
             groups.rejected[size_t(groups.place(mark.frame, y, mark.x))] = 1;
-        for (ptrdiff_t x = region.x0; !structure.stars.empty() && x < region.x1; ++x)
-            if (*structure.stars[0].at(y, x) != 0.0f)
+        for (ptrdiff_t x = region.x0; !structure.stars.components.empty() && x < region.x1; ++x)
+            if (*structure.stars.components[0].at(y, x) != 0.0f)
                 for (int i = 0; i < n_; ++i)
                     *groups.at(i, y, x) -= star_difference(structure, i, y, x);
     }
@@ -363,7 +363,7 @@ class Combiner {
                                            RANGE_NOISE, curvature.at(y, inner.x0), bend.at(y, inner.x0),
                                            range.at(y, inner.x0));
         }
-        return {std::move(start), std::move(curvature), std::move(bend), std::move(range), std::move(glow.components)};
+        return {std::move(start), std::move(curvature), std::move(bend), std::move(range), std::move(glow)};
     }
 
     /// Every pixel sums the stars in their order, so that it does not matter which of them the region leaves out.
@@ -412,8 +412,8 @@ class Combiner {
     /// What known stars have more in one frame than in the mean of all.
     float star_difference(Structure& structure, int frame, ptrdiff_t y, ptrdiff_t x) const {
         float sum = 0;
-        for (size_t k = 0; k < structure.stars.size(); ++k)
-            sum += frames_.share[ptrdiff_t(k) * n_ + frame] * *structure.stars[k].at(y, x);
+        for (size_t k = 0; k < structure.stars.components.size(); ++k)
+            sum += frames_.share[ptrdiff_t(k) * n_ + frame] * *structure.stars.components[k].at(y, x);
         return sum;
     }
 
@@ -502,7 +502,7 @@ class Combiner {
     }
 
     /// Eight patches of 3x3 pixels around a pixel: a frame's excess over the first stack, towards `sign`, and the
-    /// largest light of the stack.
+    /// largest light of the stack that no known star explains.
     struct Patches {
         float excess[8];
         float light = 0;
@@ -525,7 +525,7 @@ class Combiner {
                     const float d = image(y, x) - stack - star_difference(structure, frame, y, x);
                     if (!std::isnan(d)) {
                         sum += d;
-                        level += stack - frames_.pedestal;
+                        level += stack - frames_.pedestal - (input_.stars.flux ? *structure.stars.mean.at(y, x) : 0.0f);
                         ++count;
                     }
                 }
@@ -606,7 +606,7 @@ class Combiner {
         std::copy_n(structure.curvature.at(y, x), lanes, local_[1] + lane);
         std::copy_n(structure.bend.at(y, x), lanes, local_[2] + lane);
         std::copy_n(structure.range.at(y, x), lanes, local_[3] + lane);
-        return set_stars(structure.stars, y, x, lanes, lane);
+        return set_stars(structure.stars.components, y, x, lanes, lane);
     }
 
     float* block_samples(int at) { return samples_.data() + ptrdiff_t(at) * n_; }

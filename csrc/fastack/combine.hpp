@@ -6,7 +6,7 @@
 
 namespace fastack {
 
-/// Stars whose light is known to differ between the frames, and their profiles: the mean of all frames', and
+/// Stars whose light is known to differ between the frames, and their profiles: the weighted mean of all frames', and
 /// components whose multiples `share` make up each frame's difference from it.
 struct CombineStars {
     Image<const double> xy;      // [m][2] positions in pixels of the output

@@ -701,8 +701,6 @@ void combine_block(const CombineSetup& setup, const CombineFrames& frames, Combi
     store(block.present, count_present(block.x, n));
     store(block.low, VI{});
     store(block.high, VI{});
-    const bool stars = block.stars && !setup.median;
-    const VF expected = stars ? mean_difference(frames, block) : VF{};
     switch (setup.reject) {
     case Reject::none: break;
     case Reject::minmax: reject_minmax(setup, block, n); break;
@@ -720,13 +718,11 @@ void combine_block(const CombineSetup& setup, const CombineFrames& frames, Combi
     else
         average(frames, block);
     store(block.level, load(block.data));
-    if (stars) { // what is left of a star without its rejected samples is another mean profile
-        VI low, high;
-        memcpy(&low, block.low, sizeof low);
-        memcpy(&high, block.high, sizeof high);
-        const VF left = mean_difference(frames, block);
-        store(block.level, load(block.level) - left);
-        store(block.data, load(block.data) - (low + high > 0 ? left - expected : VF{}));
+    if (block.stars && !setup.median) { // a star without some of its samples has another mean profile
+        VI count;
+        memcpy(&count, block.count, sizeof count);
+        store(block.level, load(block.data) - mean_difference(frames, block));
+        store(block.data, count < n ? load(block.level) : load(block.data));
     }
 }
 

@@ -129,7 +129,7 @@ class NoiseModel:
 class Starlight:
     """Known stars, and what their light is in each of n frames.
 
-    The frames' profiles are the mean of all and multiples of a few components (a Karhunen-Loeve basis; Lupton
+    The frames' profiles are the weighted mean of all and multiples of a few components (a Karhunen-Loeve basis; Lupton
     et al. 2001, ASP Conf. Ser. 238, 269), so that each component is rendered once for all frames.
     """
 
@@ -141,7 +141,9 @@ class Starlight:
     share: FloatImage  #: (k, n) of the components in each frame
 
     @classmethod
-    def make(cls, xy: ArrayLike, flux: ArrayLike, psfs: Sequence[PSF], noise: float) -> Starlight | None:
+    def make(
+        cls, xy: ArrayLike, flux: ArrayLike, psfs: Sequence[PSF], noise: float, weights: ArrayLike = 1.0
+    ) -> Starlight | None:
         """Describe stars by the frames' PSFs.
 
         Parameters
@@ -154,6 +156,8 @@ class Starlight:
             Of the n frames, FWHM in pixels of the output. They are taken for round.
         noise : float
             Smallest standard deviation of the sky in one sample, on the output's scale.
+        weights : (n,) array_like
+            Of the frames in the stack.
 
         Returns
         -------
@@ -167,7 +171,7 @@ class Starlight:
             return None
         r = np.arange(0, _STAR_REACH + _STAR_STEP, _STAR_STEP)
         profiles = np.array([_moffat(r * r, p.fwhm, p.beta) for p in psfs])
-        mean = profiles.mean(axis=0)
+        mean = np.average(profiles, axis=0, weights=np.broadcast_to(np.asarray(weights, float), len(psfs)))
         u, s, v = np.linalg.svd(profiles - mean, full_matrices=False)
         k = max(1, min(_STAR_COMPONENTS, int(np.count_nonzero(s > 1e-3 * s[0]))))
         envelope = np.maximum.accumulate(np.abs(profiles - mean).max(axis=0)[::-1])[::-1]

@@ -724,31 +724,32 @@ class Job:
 
 
 def _starlight(used: Sequence[FrameRecord], transforms: Sequence[Transform], noise: NoiseModel) -> Starlight | None:
-    """Stars that several frames agree on, at the median of their fluxes."""
+    """Stars that several frames agree on, at the median of their places and fluxes: some trail crosses one of them."""
     if len(used) < 2 or not all(r.quality for r in used):
         return None
     # some frames, evenly over the night, tell the stars of all
     some = range(0, len(used), -(-len(used) // _STAR_FRAMES))
-    xy, fluxes = np.empty((0, 2)), []
+    first = np.empty((0, 2))
+    found: list[list[Array]] = []  # x, y, flux of each star, frame by frame
     for k in some:
         stars = used[k].stars
         assert stars is not None
         good = stars[~stars.has(_NO_STAR) & (stars.snr > 5)]
-        places, flux = np.ascontiguousarray(transforms[k].inverse(good.xy)), used[k].scale * good.flux
-        pairs = _stars.nearest_pairs(xy, places, 1.5)
+        rows = np.column_stack([transforms[k].inverse(good.xy), used[k].scale * good.flux])
+        pairs = _stars.nearest_pairs(first, np.ascontiguousarray(rows[:, :2]), 1.5)
         for i, j in pairs:
-            fluxes[i].append(flux[j])
-        new = np.delete(np.arange(len(flux)), pairs[:, 1])
-        xy = np.ascontiguousarray(np.concatenate([xy, places[new]]))
-        fluxes += [[value] for value in flux[new]]
-    seen = np.array([len(values) >= max(2, len(some) // 2) for values in fluxes], bool)
-    flux = np.array([np.median(values) for values in fluxes])
+            found[i].append(rows[j])
+        new = np.delete(rows, pairs[:, 1], axis=0)
+        first = np.concatenate([first, new[:, :2]])
+        found += [[row] for row in new]
+    table = np.array([np.median(each, axis=0) for each in found if len(each) >= max(2, len(some) // 2)]).reshape(-1, 3)
     psfs = [
         replace(r.quality.psf, fwhm=r.quality.fwhm / t.magnification)
         for r, t in zip(used, transforms, strict=True)
         if r.quality
     ]
-    return Starlight.make(xy[seen], flux[seen], psfs, float(np.min(noise.scale * noise.area * noise.noise)))
+    least = float(np.min(noise.scale * noise.area * noise.noise))
+    return Starlight.make(table[:, :2], table[:, 2], psfs, least, noise.weight)
 
 
 def _split_noise(noise: Array, gain: Array, rdnoise: Array, level: Array) -> tuple[Array, Array]:
