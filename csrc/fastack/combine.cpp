@@ -217,10 +217,13 @@ class Combiner {
                       std::vector<std::vector<Mark>>& marks) const {
         std::vector<Group> sums(static_cast<size_t>(n_));
         int frames = 0;
+        float slack = 0; // how far the mean itself may be wrong
         for (int i = 0; i < n_; ++i) {
             sums[size_t(i)] = sum_group(structure, i, y, x, groups);
             frames += sums[size_t(i)].count > 0;
+            slack += sums[size_t(i)].allowance;
         }
+        slack /= float(frames);
         while (frames > 1) {
             int worst = -1;
             float most = setup_.kappa_group;
@@ -228,7 +231,7 @@ class Combiner {
                 const Group& g = sums[size_t(i)];
                 if (!g.count || (frames == 2 && g.excess < 0))
                     continue;
-                const float sigmas = (std::abs(g.excess) - g.allowance) / std::sqrt(g.variance);
+                const float sigmas = (std::abs(g.excess) - g.allowance - slack) / std::sqrt(g.variance);
                 if (sigmas > most) {
                     most = sigmas;
                     worst = i;
@@ -239,8 +242,8 @@ class Combiner {
             Group& found = sums[size_t(worst)];
             const Mark mark{y, x, worst, std::abs(found.excess) / float(found.count), 0.0f, true};
             const float sign = found.excess > 0 ? 1.0f : -1.0f;
-            const float around = surroundings(structure, worst, y, x, sign);
-            if (std::abs(found.excess) - found.allowance - std::max(around, 0.0f) * float(found.count) >
+            const float around = surroundings(structure, mark, sign);
+            if (std::abs(found.excess) - found.allowance - slack - around * float(found.count) >
                 setup_.kappa_group * std::sqrt(found.variance))
                 mark_around(mark, 1 + setup_.grow, marks);
             found.count = 0;
@@ -290,15 +293,16 @@ class Combiner {
                frames_.floor[i] * f * f;
     }
 
-    /// Excess of a frame over the first stack around a pixel, where it is least but for one of eight patches.
-    float surroundings(Structure& structure, int frame, ptrdiff_t y, ptrdiff_t x, float sign) const {
-        const Patches patches = look_around(structure, frame, y, x, sign);
-        float excess[8];
-        std::copy_n(patches.excess, patches.count, excess);
+    /// Excess of a frame over the first stack around a group, where it is least but for one of eight patches; all of
+    /// the group's where the stack has light there that no known star explains.
+    float surroundings(Structure& structure, const Mark& group, float sign) const {
+        Patches patches = look_around(structure, group.frame, group.y, group.x, sign);
         if (patches.count < 3)
             return 0.0f;
-        std::nth_element(excess, excess + 1, excess + patches.count);
-        return excess[1];
+        if (patches.light >= SMOOTH_LIGHT * group.strength)
+            return group.strength;
+        std::nth_element(patches.excess, patches.excess + 1, patches.excess + patches.count);
+        return std::max(patches.excess[1], 0.0f);
     }
 
     void mark_around(Mark mark, ptrdiff_t reach, std::vector<std::vector<Mark>>& marks) const {
@@ -501,8 +505,8 @@ class Combiner {
         return sign * std::clamp(*typical, 0.0f, distance);
     }
 
-    /// Eight patches of 3x3 pixels around a pixel: a frame's excess over the first stack, towards `sign`, and the
-    /// largest light of the stack that no known star explains.
+    /// Eight patches of 3x3 pixels around one of them: a frame's excess over the first stack, towards `sign`, and the
+    /// largest light of the stack in all nine that no known star explains.
     struct Patches {
         float excess[8];
         float light = 0;
@@ -517,8 +521,6 @@ class Combiner {
             const ptrdiff_t cy = row + (direction / 3 - 1) * RING, cx = column + (direction % 3 - 1) * RING;
             float sum = 0, level = 0;
             int count = 0;
-            if (direction == 4)
-                continue;
             for (ptrdiff_t y = std::max(cy - 1, known.y0); y < std::min(cy + 2, known.y1); ++y)
                 for (ptrdiff_t x = std::max(cx - 1, known.x0); x < std::min(cx + 2, known.x1); ++x) {
                     const float stack = *structure.start.at(y, x);
@@ -530,7 +532,8 @@ class Combiner {
                     }
                 }
             if (count) {
-                patches.excess[patches.count++] = sign * sum / float(count);
+                if (direction != 4)
+                    patches.excess[patches.count++] = sign * sum / float(count);
                 patches.light = std::max(patches.light, level / float(count));
             }
         }

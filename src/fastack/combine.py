@@ -20,6 +20,7 @@ _STAR_REACH = 40.0  # pixels, largest radius out to which stars are modelled
 _STAR_STEP = 0.125  # pixels
 _STAR_COMPONENTS = 4  # of the frames' profiles
 _STAR_LIMIT = 0.3  # sigmas of a sample, least difference between frames that counts
+_MOST_BENT = 3.0  # largest multiple of the curvature
 _UNDERSAMPLED = 2.5  # FWHM in pixels below which interpolation itself moves a star's light
 
 
@@ -208,6 +209,7 @@ def combine(
     *,
     weights: ArrayLike | None = None,
     noise: NoiseModel | None = None,
+    stars: Starlight | None = None,
     mask: ArrayLike | None = None,
     variance: ArrayLike | None = None,
     pedestal: float | None = None,
@@ -224,6 +226,8 @@ def combine(
         Weights of the frames, positive; default those of `noise`, else equal ones.
     noise : NoiseModel, optional
         Where it is not given, ``reject="noise"`` takes `NoiseModel.estimate`.
+    stars : Starlight, optional
+        What ``reject="noise"`` should know of the stars; positions in pixels of the cube.
     mask : (n, ny, nx) array_like of bool, optional
         True where a sample is missing.
     variance : (n, ny, nx) array_like, optional
@@ -275,7 +279,8 @@ def combine(
 
     def run(band: tuple[int, int]) -> Combined:
         window = (band[0], band[1], 0, nx)
-        return _run(samples, None, spread, noise, constants, radius, with_model, pedestal, (0, 0), window, options)
+        place = ((0, 0), window)
+        return _run(samples, None, spread, noise, constants, radius, with_model, pedestal, *place, options, stars)
 
     with Executor(threads) as executor:
         parts = list(executor.map(run, bands))
@@ -518,7 +523,10 @@ def _seeing(fwhm: float, typical: float, radius: int) -> tuple[float, float]:
         light.append(stack / stack.max())
     seen = np.concatenate(light) > 0.02
     bent, delta, bound = (np.concatenate(a)[seen] for a in (curvature, difference, bend))
-    best = minimize_scalar(lambda c: float(np.max(np.abs(delta - c * bent) / bound)), (-1.0, 1.0), tol=1e-3)
+    # a frame so sharp that it would take a larger multiple is not to be had from the stack: only noise would grow
+    best = minimize_scalar(
+        lambda c: float(np.max(np.abs(delta - c * bent) / bound)), bounds=(-_MOST_BENT, _MOST_BENT), method="bounded"
+    )
     return float(best.x), float(best.fun)
 
 
