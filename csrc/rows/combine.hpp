@@ -27,7 +27,7 @@ struct CombineSetup {
     int rounds = 4;
     int n_low = 1, n_high = 1;
     float percentile_low = 0.2f, percentile_high = 0.1f;
-    float star_error = 0.1f;             // noise: of the predicted difference of a star's light
+    float star_error = 0.2f;             // noise: of the predicted difference of a star's light
     float max_outliers = 0.3f;           // esd: part of the samples that may be outliers
     const float* esd_lambda = nullptr;   // [n + 1] critical value for m remaining samples
     const float* median_ratio = nullptr; // [n + 1] variance of the median over that of the mean
