@@ -130,8 +130,8 @@ class NoiseModel:
 class Starlight:
     """Known stars, and what their light is in each of n frames.
 
-    The frames' profiles are the weighted mean of all and multiples of a few components (a Karhunen-Loeve basis; Lupton
-    et al. 2001, ASP Conf. Ser. 238, 269), so that each component is rendered once for all frames.
+    The frames' profiles are the weighted mean of all and multiples of a few components (compare Lupton et al. 2001,
+    ASP Conf. Ser. 238, 269), so that each component is rendered once for all frames.
     """
 
     xy: Array  #: (m, 2) positions in pixels of the output
@@ -173,8 +173,7 @@ class Starlight:
         r = np.arange(0, _STAR_REACH + _STAR_STEP, _STAR_STEP)
         profiles = np.array([_moffat(r * r, p.fwhm, p.beta) for p in psfs])
         mean = np.average(profiles, axis=0, weights=np.broadcast_to(np.asarray(weights, float), len(psfs)))
-        u, s, v = np.linalg.svd(profiles - mean, full_matrices=False)
-        k = max(1, min(_STAR_COMPONENTS, int(np.count_nonzero(s > 1e-3 * s[0]))))
+        components, share = _span(profiles - mean, _STAR_COMPONENTS)
         envelope = np.maximum.accumulate(np.abs(profiles - mean).max(axis=0)[::-1])[::-1]
         bins = np.array([np.count_nonzero(f * envelope > _STAR_LIMIT * noise) for f in flux], int)
         use = (bins > 0) & (flux > 0)
@@ -185,9 +184,9 @@ class Starlight:
             xy=np.ascontiguousarray(xy[use]),
             flux=flux[use].astype(np.float32),
             radius=radius.astype(np.float32),
-            profile=np.ascontiguousarray(np.vstack([mean, v[:k]]), np.float32),
+            profile=np.ascontiguousarray(np.vstack([mean, components]), np.float32),
             step=_STAR_STEP,
-            share=np.ascontiguousarray((u[:, :k] * s[:k]).T, np.float32),
+            share=np.ascontiguousarray(share, np.float32),
         )
 
 
@@ -528,6 +527,25 @@ def _seeing(fwhm: float, typical: float, radius: int) -> tuple[float, float]:
         lambda c: float(np.max(np.abs(delta - c * bent) / bound)), bounds=(-_MOST_BENT, _MOST_BENT), method="bounded"
     )
     return float(best.x), float(best.fun)
+
+
+def _span(rows: Array, most: int) -> tuple[Array, Array]:
+    """At most so many orthonormal rows that span the given ones to 1e-3 of the largest; multiples of them in each.
+
+    Gram and Schmidt, the row that is worst described first; without BLAS, whose threads would wait in a busy loop.
+    """
+    rest = rows.copy()
+    basis: list[Array] = []
+    largest = float(np.sqrt((rest**2).sum(axis=1).max()))
+    while len(basis) < most:
+        norms = np.sqrt((rest**2).sum(axis=1))
+        worst = int(np.argmax(norms))
+        if norms[worst] <= 1e-3 * largest:
+            break
+        basis.append(rest[worst] / norms[worst])
+        rest -= (rest * basis[-1]).sum(axis=1)[:, None] * basis[-1]
+    components = np.array(basis).reshape(-1, rows.shape[1])
+    return components, (rows[None] * components[:, None]).sum(axis=2)
 
 
 def _moffat(r2: Array, fwhm: float, beta: float = _BETA) -> Array:

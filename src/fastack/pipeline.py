@@ -654,6 +654,7 @@ def output_grid(
 
 _NO_STAR = StarFlag.SATURATED | StarFlag.EDGE | StarFlag.NO_FIT | StarFlag.SHARP | StarFlag.EXTENDED
 _STAR_FRAMES = 15
+_NEAREST_JITTER = 0.3  # half a pixel is up to this part of the range over 3x3
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -690,6 +691,9 @@ class Job:
         def column(values: Iterator[Any]) -> Array:
             return np.array([np.nan if v is None else v for v in values], float)
 
+        if options.resample.kernel == "nearest":  # moves a star's light by up to half a pixel
+            jitter = max(options.combine.jitter, _NEAREST_JITTER)
+            options = replace(options, combine=replace(options.combine, jitter=jitter))
         levels = column(r.sky for r in used)
         measured = column(r.quality.noise if r.quality else None for r in used)
         gain = column(r.frame.gain for r in used)
