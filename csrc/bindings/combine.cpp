@@ -10,6 +10,9 @@ using namespace fastack;
 
 template <class T> using Maybe = std::optional<Array<T>>;
 
+/// xy, flux, radius, profile, step, share of CombineStars.
+using StarArrays = std::tuple<DoubleArray, FloatArray, FloatArray, FloatArray, float, FloatArray>;
+
 Reject reject_of(const std::string& name) {
     static constexpr std::array<const char*, 10> names = {"none", "minmax", "percentile", "sigma", "sigma-median",
                                                           "mad", "winsorized", "linear-fit", "esd", "noise"};
@@ -32,9 +35,9 @@ py::tuple combine_window(const FloatArray& cube, const Maybe<uint8_t>& factor, c
                          const FloatArray& constants, bool with_model, float pedestal, const Maybe<float>& shade,
                          std::pair<ptrdiff_t, ptrdiff_t> shade_origin, std::pair<ptrdiff_t, ptrdiff_t> origin,
                          std::array<ptrdiff_t, 4> window, int radius, const std::string& reject, bool median,
-                         std::array<float, 4> kappa, int rounds, std::pair<int, int> minmax,
+                         std::array<float, 5> kappa, int grow, int rounds, std::pair<int, int> minmax,
                          std::pair<float, float> percentile, float max_outliers, const FloatArray& esd_lambda,
-                         const FloatArray& median_ratio) {
+                         const FloatArray& median_ratio, const std::optional<StarArrays>& stars, float star_error) {
     CombineInput input;
     input.cube = as_stack(cube, "cube");
     input.factor = stack_like(factor, input.cube, "factor");
@@ -69,14 +72,28 @@ py::tuple combine_window(const FloatArray& cube, const Maybe<uint8_t>& factor, c
         frames.mean_shot += columns(1, i) / float(n);
         frames.mean_floor += (columns(1, i) * std::max(columns(2, i), 0.0f) + columns(3, i)) / float(n);
     }
+    if (stars) {
+        const auto& [xy, flux, radius, profile, step, share] = *stars;
+        input.stars = {as_image(xy, "xy"), as_span(flux, "flux"), as_span(radius, "radius"), as_image(profile, "profile"),
+                       step, as_image(share, "share")};
+        const CombineStars& s = input.stars;
+        require(s.xy.ny == s.flux.size && s.xy.nx == 2 && s.radius.size == s.flux.size && s.profile.nx >= 2 &&
+                    s.profile.ny == s.share.ny + 1 && s.share.nx == n && step > 0,
+                "the stars' arrays do not fit together");
+        frames.components = int(s.share.ny);
+        frames.share = s.share.data;
+    }
     CombineSetup setup;
     setup.reject = reject_of(reject);
     setup.median = median;
     setup.kappa_low = kappa[0], setup.kappa_high = kappa[1], setup.kappa_pair = kappa[2], setup.kappa_grow = kappa[3];
+    setup.kappa_group = kappa[4];
+    setup.grow = grow;
     setup.rounds = rounds;
     std::tie(setup.n_low, setup.n_high) = minmax;
     std::tie(setup.percentile_low, setup.percentile_high) = percentile;
     setup.max_outliers = max_outliers;
+    setup.star_error = star_error;
     require(esd_lambda.size() == n + 1 && median_ratio.size() == n + 1, "tables must have n + 1 entries");
     setup.esd_lambda = esd_lambda.data();
     setup.median_ratio = median_ratio.data();
@@ -101,8 +118,13 @@ void bind_combine(py::module_& m) {
     m.def("combine", &combine_window, "cube"_a.noconvert(), "factor"_a.noconvert().none(true),
           "variance"_a.noconvert().none(true), "constants"_a.noconvert(), "with_model"_a, "pedestal"_a,
           "shade"_a.noconvert().none(true), "shade_origin"_a, "origin"_a, "window"_a, "radius"_a, "reject"_a,
-          "median"_a, "kappa"_a, "rounds"_a, "minmax"_a, "percentile"_a, "max_outliers"_a,
-          "esd_lambda"_a.noconvert(), "median_ratio"_a.noconvert(),
+          "median"_a, "kappa"_a, "grow"_a, "rounds"_a, "minmax"_a, "percentile"_a, "max_outliers"_a,
+          "esd_lambda"_a.noconvert(), "median_ratio"_a.noconvert(), "stars"_a.none(true), "star_error"_a,
           "Reject outliers and average a window of a cube: data, variance, background variance, count, low, high.");
-    m.def("combine_reach", &combine_reach, "radius"_a, "How far around a pixel its neighbours count.");
+    m.def(
+        "combine_reach",
+        [](int n, float kappa_group, int grow) {
+            return combine_reach(3, combine_margin(combine_groups(n, kappa_group, grow), grow));
+        },
+        "n"_a, "kappa_group"_a, "grow"_a, "How far around a pixel of n frames its neighbours count.");
 }

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <vector>
 
 namespace fastack {
@@ -24,7 +25,7 @@ constexpr float RANGE_NOISE = 3.0f; // mean range of nine normal deviates
 // A frame's excess over the stack is smooth where most of its surroundings have this part of it, and where the stack
 // has light of this part of it in reach.
 constexpr float SMOOTH = 0.4f;
-constexpr float SMOOTH_LIGHT = 0.1f;
+constexpr float SMOOTH_LIGHT = 0.5f;
 // Nothing in the sky is darker than the sky by so many sigmas of a frame: overshoots of the interpolation are no structure.
 constexpr float DARK = 5.0f;
 
@@ -61,9 +62,32 @@ struct Plane {
     }
 };
 
+/// Light of known stars: their mean profile, and the components of the frames' differences from it.
+struct Glow {
+    Plane mean;
+    std::vector<Plane> components;
+};
+
 /// Structure of the robust first stack, over the window and one pixel around it.
 struct Structure {
     Plane start, curvature, bend, range;
+    Glow stars;
+};
+
+/// What the test of groups needs: the mean, and the frames' last three rows, with NaN around them.
+struct Groups {
+    Region region;
+    Plane level;
+    std::vector<float> rows, missing, work;
+    std::vector<uint8_t> found, any, rejected;
+
+    Groups(const Region& r, int n)
+        : region(r), level(r, 1), rows(size_t(n) * 3 * size_t(r.nx() + 2), NAN), missing(size_t(r.nx() + 2), NAN),
+          work(missing.size()), found(missing.size()), any(missing.size()), rejected(rows.size()) {}
+    ptrdiff_t place(int frame, ptrdiff_t y, ptrdiff_t x) const {
+        return (ptrdiff_t(frame) * 3 + y % 3) * (region.nx() + 2) + (x - region.x0 + 1);
+    }
+    float* at(int frame, ptrdiff_t y, ptrdiff_t x) { return rows.data() + place(frame, y, x); }
 };
 
 /// A sample to be looked at again: where, of which frame, and why.
@@ -72,6 +96,7 @@ struct Mark {
     int frame;
     float strength; // distance from the stack of the rejected sample beside it (or of itself)
     float shift;    // smooth excess of its frame around it
+    bool out;       // with the group that it belongs to
 
     bool operator<(const Mark& o) const { return x != o.x ? x < o.x : frame < o.frame; } // within a row
 };
@@ -86,6 +111,9 @@ class Combiner {
           has_variance_(frames.shot || input.variance), shot_(has_variance_ ? size_t(n_) * LANES : 0),
           floor_(shot_.size()), factor_(input.factor ? shot_.size() : 0), shade_(input.shade ? shot_.size() : 0),
           near_(setup.reject == Reject::noise ? size_t(n_) * LANES : 0), shift_(near_.size()),
+          stars_(size_t(frames.components) * LANES),
+          grouped_(setup.reject == Reject::noise && combine_groups(n_, setup.kappa_group, setup.grow)),
+          margin_(combine_margin(grouped_, setup.grow)),
           plain_(setup.reject == Reject::noise && !setup.median && frames.shot && input.factor && !input.variance &&
                  !input.shade) {
         if (plain_)
@@ -122,30 +150,183 @@ class Combiner {
     /// Row by row, the second look one row behind the first, while the samples are still in the cache.
     void run_noise() {
         Structure structure = find_structure();
-        const Region region = window_.grown(1, input_);
-        std::vector<Mark> rejected, marks[3]; // of the rows y - 1, y, y + 1, by row modulo 3
-        for (ptrdiff_t y = region.y0; y <= region.y1; ++y) {
+        const Region region = window_.grown(margin_, input_);
+        const Region centres = window_.grown(margin_ - 1, input_); // of groups that reach into the window
+        Groups groups(grouped_ ? region : Region{}, n_);
+        std::vector<Mark> rejected;
+        std::vector<std::vector<Mark>> marks(size_t(window_.ny())); // by row of the window
+        for (ptrdiff_t y = region.y0; y < window_.y1 + margin_; ++y) {
             rejected.clear();
             if (y < region.y1)
-                combine_row(y, region, &structure, &rejected);
+                combine_row(y, region, &structure, &rejected, grouped_ ? &groups : nullptr);
             for (const Mark& mark : rejected)
                 spread(structure, mark, marks);
-            if (y > region.y0)
-                second_look(structure, y - 1, marks[(y - 1) % 3]);
+            if (grouped_ && y < region.y1)
+                keep_rows(structure, y, rejected, groups);
+            if (grouped_ && y > centres.y0 && y <= centres.y1)
+                find_groups(structure, y - 1, centres, groups, marks);
+            const ptrdiff_t done = y - margin_;
+            if (done >= window_.y0)
+                second_look(structure, done, marks[size_t(done - window_.y0)]);
         }
+    }
+
+    /// Rows of each frame at the mean seeing of the stars, the last three of them.
+    void keep_rows(Structure& structure, ptrdiff_t y, const std::vector<Mark>& rejected, Groups& groups) const {
+        const Region& region = groups.region;
+        for (int i = 0; i < n_; ++i) {
+            std::copy_n(input_.cube.image(i).row(y) + region.x0, region.nx(), groups.at(i, y, region.x0));
+            std::fill_n(groups.rejected.data() + groups.place(i, y, region.x0), region.nx(), uint8_t(0));
+        }
+        for (const Mark& mark : rejected)
+            groups.rejected[size_t(groups.place(mark.frame, y, mark.x))] = 1;
+        for (ptrdiff_t x = region.x0; !structure.stars.components.empty() && x < region.x1; ++x)
+            if (*structure.stars.components[0].at(y, x) != 0.0f)
+                for (int i = 0; i < n_; ++i)
+                    *groups.at(i, y, x) -= star_difference(structure, i, y, x);
+    }
+
+    /// A frame's samples around a pixel may each be within the limits, and yet be too many on one side: a faint trail.
+    void find_groups(Structure& structure, ptrdiff_t y, const Region& centres, Groups& groups,
+                     std::vector<std::vector<Mark>>& marks) const {
+        const Region& region = groups.region;
+        std::fill(groups.any.begin(), groups.any.end(), uint8_t(0));
+        for (int i = 0; i < n_; ++i) {
+            const float *samples[3], *level[3];
+            for (int k = 0; k < 3; ++k) {
+                const bool known = y - 1 + k >= region.y0 && y - 1 + k < region.y1;
+                samples[k] = known ? groups.at(i, y - 1 + k, region.x0 - 1) : groups.missing.data();
+                level[k] = known ? groups.level.at(y - 1 + k, region.x0 - 1) : groups.missing.data();
+            }
+            // only where it fails on the bare sky is it worth a second thought
+            float limit = 0.0f;
+            if (frames_.shot && !input_.variance)
+                limit = setup_.kappa_group * std::sqrt((9.0f - 9.0f / float(n_)) *
+                                                       (frames_.shot[i] * std::max(frames_.sky[i], 0.0f) + frames_.floor[i]));
+            if (rows().combine.groups(samples, level, region.nx(), limit, groups.work.data(), groups.found.data()))
+                for (ptrdiff_t x = 0; x < region.nx(); ++x)
+                    groups.any[x] |= groups.found[x];
+        }
+        for (ptrdiff_t x = centres.x0; x < centres.x1; ++x)
+            if (groups.any[x - region.x0])
+                judge_groups(structure, y, x, groups, marks);
+    }
+
+    /// Frame after frame, the worst first, since each of them has its part in the mean that the others are held against.
+    void judge_groups(Structure& structure, ptrdiff_t y, ptrdiff_t x, Groups& groups,
+                      std::vector<std::vector<Mark>>& marks) const {
+        std::vector<Group> sums(static_cast<size_t>(n_));
+        int frames = 0;
+        float slack = 0; // how far the mean itself may be wrong
+        for (int i = 0; i < n_; ++i) {
+            sums[size_t(i)] = sum_group(structure, i, y, x, groups);
+            frames += sums[size_t(i)].count > 0;
+            slack += sums[size_t(i)].allowance;
+        }
+        slack /= float(frames);
+        while (frames > 1) {
+            int worst = -1;
+            float most = setup_.kappa_group;
+            for (int i = 0; i < n_; ++i) {
+                const Group& g = sums[size_t(i)];
+                if (!g.count || (frames == 2 && g.excess < 0))
+                    continue;
+                const float sigmas = (std::abs(g.excess) - g.allowance - slack) / std::sqrt(g.variance);
+                if (sigmas > most) {
+                    most = sigmas;
+                    worst = i;
+                }
+            }
+            if (worst < 0)
+                return;
+            Group& found = sums[size_t(worst)];
+            const Mark mark{y, x, worst, std::abs(found.excess) / float(found.count), 0.0f, true};
+            const float sign = found.excess > 0 ? 1.0f : -1.0f;
+            const float around = surroundings(structure, mark, sign);
+            if (std::abs(found.excess) - found.allowance - slack - around * float(found.count) >
+                setup_.kappa_group * std::sqrt(found.variance))
+                mark_around(mark, 1 + setup_.grow, marks);
+            found.count = 0;
+            --frames;
+            for (Group& other : sums)
+                other.excess += found.part / float(frames);
+        }
+    }
+
+    struct Group {
+        float excess, part, allowance, variance; // `part`: of the samples that have a part in the mean
+        int count;
+    };
+
+    /// Sum over 3x3 pixels of a frame's distance from the mean, each cut at the limit of single samples. Its variance
+    /// is that of samples before interpolation, which moves noise about but leaves sums what they are.
+    Group sum_group(Structure& structure, int i, ptrdiff_t cy, ptrdiff_t cx, Groups& groups) const {
+        const Region& region = groups.region;
+        Group group{};
+        for (ptrdiff_t y = std::max(cy - 1, region.y0); y < std::min(cy + 2, region.y1); ++y)
+            for (ptrdiff_t x = std::max(cx - 1, region.x0); x < std::min(cx + 2, region.x1); ++x) {
+                const float level = *groups.level.at(y, x), d = *groups.at(i, y, x) - level;
+                if (std::isnan(d))
+                    continue;
+                const float variance = white_variance(i, y, x, level), sigma = std::sqrt(variance);
+                const float bend = *structure.bend.at(y, x), range = *structure.range.at(y, x);
+                group.excess += std::clamp(d, -setup_.kappa_low * sigma, setup_.kappa_high * sigma);
+                group.allowance += std::abs(frames_.seeing[i] * *structure.curvature.at(y, x)) +
+                                   frames_.tolerance[i] * bend + frames_.jitter[i] * range +
+                                   setup_.star_error * std::abs(star_difference(structure, i, y, x));
+                const bool out = groups.rejected[size_t(groups.place(i, y, x))];
+                group.part += out ? 0.0f : d;
+                group.variance += variance * (out ? 1.0f + 1.0f / float(n_) : 1.0f - 1.0f / float(n_));
+                ++group.count;
+            }
+        return group;
+    }
+
+    /// Of a sample before the interpolation.
+    float white_variance(int i, ptrdiff_t y, ptrdiff_t x, float level) const {
+        if (input_.variance) {
+            const float factor = input_.factor ? float(input_.factor.image(i)(y, x)) / 255.0f : 1.0f;
+            return input_.variance.image(i)(y, x) / std::max(factor, 1e-2f);
+        }
+        const float f = input_.shade ? shade(i, y, x) : 1.0f;
+        return frames_.shot[i] * f * std::max(level - frames_.pedestal + frames_.sky[i], 0.0f) +
+               frames_.floor[i] * f * f;
+    }
+
+    /// Excess of a frame over the first stack around a group, where it is least but for one of eight patches; all of
+    /// the group's where the stack has light there that no known star explains.
+    float surroundings(Structure& structure, const Mark& group, float sign) const {
+        Patches patches = look_around(structure, group.frame, group.y, group.x, sign);
+        if (patches.count < 3)
+            return 0.0f;
+        if (patches.light >= SMOOTH_LIGHT * group.strength)
+            return group.strength;
+        std::nth_element(patches.excess, patches.excess + 1, patches.excess + patches.count);
+        return std::max(patches.excess[1], 0.0f);
+    }
+
+    void mark_around(Mark mark, ptrdiff_t reach, std::vector<std::vector<Mark>>& marks) const {
+        const ptrdiff_t y0 = std::max(mark.y - reach, window_.y0), y1 = std::min(mark.y + reach + 1, window_.y1);
+        const ptrdiff_t x0 = std::max(mark.x - reach, window_.x0), x1 = std::min(mark.x + reach + 1, window_.x1);
+        for (mark.y = y0; mark.y < y1; ++mark.y)
+            for (mark.x = x0; mark.x < x1; ++mark.x)
+                marks[size_t(mark.y - window_.y0)].push_back(mark);
     }
 
     Structure find_structure() {
         const int radius = input_.radius;
-        const Region inner = window_.grown(1, input_);     // where samples are tested
-        const Region curved = window_.grown(2, input_);    // where the curvature is known
-        const Region all = window_.grown(combine_reach(radius), input_);
+        const Region inner = window_.grown(margin_, input_);      // where samples are tested
+        const Region curved = window_.grown(margin_ + 1, input_); // where the curvature is known
+        const Region all = window_.grown(combine_reach(radius, margin_), input_);
+        Glow glow = render_stars(all);
         Plane start(all, radius + 2), sigma(all, 0); // NaN around it
         for (ptrdiff_t y = all.y0; y < all.y1; ++y)
             for_blocks(all.x0, all.x1, [&](ptrdiff_t x, int width) {
                 load(y, x, width);
                 for (int at = 0; at < width; at += LANES) {
                     float value[LANES], noise[LANES];
+                    if (set_stars(glow.components, y, x + at, std::min(LANES, width - at), 0))
+                        rows().combine.take_stars(frames_, stars_.data(), block_samples(at));
                     if (input_.variance)
                         load_variance(y, x + at, std::min(LANES, width - at));
                     rows().combine.first_stack(frames_, block_samples(at), input_.variance ? floor_.data() : nullptr,
@@ -161,13 +342,20 @@ class Combiner {
             for (float& value : level.pixels)
                 value = value < darkest ? darkest : value; // NaN stays
 
+        // what the model of the stars explains needs no allowance
+        Plane rest = level;
+        for (ptrdiff_t y = all.y0; input_.stars.flux && y < all.y1; ++y)
+            std::transform(rest.at(y, all.x0), rest.at(y, all.x1), glow.mean.at(y, all.x0), rest.at(y, all.x0), std::minus<>());
+
         Plane raw(curved, 1, 0.0f), range(curved, 0);
         std::vector<float> work(4 * (curved.nx() + 2 * radius));
         for (ptrdiff_t y = curved.y0; y < curved.y1; ++y) {
-            const float* lines[7];
-            for (int k = 0; k <= 2 * radius; ++k)
-                lines[k] = level.at(y - radius + k, curved.x0 - radius);
-            rows().combine.structure_row(lines, radius, curved.nx(), work.data(), raw.at(y, curved.x0),
+            const float *lines[7], *whole[7];
+            for (int k = 0; k <= 2 * radius; ++k) {
+                lines[k] = rest.at(y - radius + k, curved.x0 - radius);
+                whole[k] = level.at(y - radius + k, curved.x0 - radius);
+            }
+            rows().combine.structure_row(lines, whole, radius, curved.nx(), work.data(), raw.at(y, curved.x0),
                                          range.at(y, curved.x0));
         }
         Plane curvature(inner, 0), bend(inner, 0);
@@ -179,22 +367,71 @@ class Combiner {
                                            RANGE_NOISE, curvature.at(y, inner.x0), bend.at(y, inner.x0),
                                            range.at(y, inner.x0));
         }
-        return {std::move(start), std::move(curvature), std::move(bend), std::move(range)};
+        return {std::move(start), std::move(curvature), std::move(bend), std::move(range), std::move(glow)};
+    }
+
+    /// Every pixel sums the stars in their order, so that it does not matter which of them the region leaves out.
+    Glow render_stars(const Region& region) const {
+        const CombineStars& stars = input_.stars;
+        Glow glow{Plane(stars.flux ? region : Region{}, 0, 0.0f), {}};
+        glow.components.assign(size_t(frames_.components), glow.mean);
+        for (ptrdiff_t s = 0; s < stars.flux.size; ++s) {
+            const double cx = stars.xy(s, 0) - double(input_.x), cy = stars.xy(s, 1) - double(input_.y);
+            const double radius = stars.radius[s];
+            const ptrdiff_t y0 = std::max(region.y0, ptrdiff_t(std::ceil(std::max(cy - radius, -1e9))));
+            const ptrdiff_t y1 = std::min(region.y1, ptrdiff_t(std::floor(std::min(cy + radius, 1e9))) + 1);
+            const ptrdiff_t x0 = std::max(region.x0, ptrdiff_t(std::ceil(std::max(cx - radius, -1e9))));
+            const ptrdiff_t x1 = std::min(region.x1, ptrdiff_t(std::floor(std::min(cx + radius, 1e9))) + 1);
+            for (ptrdiff_t y = y0; y < y1; ++y)
+                for (ptrdiff_t x = x0; x < x1; ++x) {
+                    const double r = std::hypot(double(x) - cx, double(y) - cy);
+                    if (r >= radius)
+                        continue;
+                    // the last quarter fades out: an edge would be structure
+                    const float light = stars.flux[s] * float(std::min(4.0 * (1.0 - r / radius), 1.0));
+                    const double place = std::min(r / stars.step, double(stars.profile.nx) - 1.001);
+                    const ptrdiff_t bin = ptrdiff_t(place);
+                    const float part = float(place - double(bin));
+                    for (int k = 0; k <= frames_.components; ++k) {
+                        const float* const p = stars.profile.row(k) + bin;
+                        Plane& plane = k ? glow.components[size_t(k - 1)] : glow.mean;
+                        *plane.at(y, x) += light * (p[0] + part * (p[1] - p[0]));
+                    }
+                }
+        }
+        return glow;
+    }
+
+    /// Components of the stars' light in some lanes; whether there is any.
+    bool set_stars(std::vector<Plane>& components, ptrdiff_t y, ptrdiff_t x, int lanes, int lane) {
+        bool any = false;
+        for (size_t k = 0; k < components.size(); ++k) {
+            const float* const from = components[k].at(y, x);
+            std::copy_n(from, lanes, stars_.data() + k * LANES + size_t(lane));
+            any |= std::any_of(from, from + lanes, [](float value) { return value != 0.0f; });
+        }
+        return any;
+    }
+
+    /// What known stars have more in one frame than in the mean of all.
+    float star_difference(Structure& structure, int frame, ptrdiff_t y, ptrdiff_t x) const {
+        float sum = 0;
+        for (size_t k = 0; k < structure.stars.components.size(); ++k)
+            sum += frames_.share[ptrdiff_t(k) * n_ + frame] * *structure.stars.components[k].at(y, x);
+        return sum;
     }
 
     /// What was rejected is looked at again, with its surroundings in its own frame. Where they exceed the stack
     /// alike, it is no artefact but a wing of a wider star or a patch of sky: that excess is taken off. Otherwise
     /// its neighbours are held against a lower limit: interpolation has carried the artefact there too.
-    void spread(Structure& structure, const Mark& rejected, std::vector<Mark>* marks) const {
+    void spread(Structure& structure, const Mark& rejected, std::vector<std::vector<Mark>>& marks) const {
+        const Region reached = window_.grown(1, input_);
+        if (rejected.y < reached.y0 || rejected.y >= reached.y1 || rejected.x < reached.x0 || rejected.x >= reached.x1)
+            return;
         const float excess = smooth_excess(structure, rejected);
         const bool smooth = std::abs(excess) > SMOOTH * std::abs(rejected.strength);
-        const ptrdiff_t reach = smooth ? 0 : 1;
         const float strength = smooth ? 0.0f : std::abs(rejected.strength);
-        const ptrdiff_t y0 = std::max(rejected.y - reach, window_.y0), y1 = std::min(rejected.y + reach + 1, window_.y1);
-        const ptrdiff_t x0 = std::max(rejected.x - reach, window_.x0), x1 = std::min(rejected.x + reach + 1, window_.x1);
-        for (ptrdiff_t y = y0; y < y1; ++y)
-            for (ptrdiff_t x = x0; x < x1; ++x)
-                marks[y % 3].push_back({y, x, rejected.frame, strength, excess});
+        mark_around({rejected.y, rejected.x, rejected.frame, strength, excess, false}, smooth ? 0 : 1, marks);
     }
 
     void second_look(Structure& structure, ptrdiff_t y, std::vector<Mark>& marks) {
@@ -217,13 +454,15 @@ class Combiner {
             CombineBlock block = make_block(samples_.data(), &structure);
             block.near = near_.data();
             block.shift = shift_.data();
+            std::fill(stars_.begin(), stars_.end(), 0.0f);
             for (int l = 0; l < lanes; ++l)
-                set_structure(structure, y, columns[l], 1, l);
+                if (set_structure(structure, y, columns[l], 1, l))
+                    block.stars = stars_.data();
             rows().combine.combine(setup_, frames_, block);
             for (int l = 0; l < lanes; ++l)
                 write(block, y, columns[l], 1, l);
         }
-        marks.clear();
+        marks = {};
     }
 
     /// Fill one lane from the marks of one pixel. Where every sample of the pixel is beside some rejected one,
@@ -237,10 +476,10 @@ class Combiner {
             const bool first = k == 0 || marks[k - 1].frame != mark.frame;
             if (first || std::abs(mark.shift) < std::abs(shift[at]))
                 shift[at] = mark.shift;
-            if (mark.strength > 0.0f && !near[at]) {
-                near[at] = 1;
+            if (mark.strength > 0.0f && !near[at])
                 frames += !std::isnan(input_.cube.image(mark.frame)(mark.y, mark.x));
-            }
+            if (mark.strength > 0.0f)
+                near[at] = std::max<uint8_t>(near[at], mark.out ? 2 : 1);
             if (mark.strength > most) {
                 most = mark.strength;
                 strongest = mark.frame;
@@ -250,43 +489,55 @@ class Combiner {
             present += !std::isnan(input_.cube.image(i)(marks->y, marks->x));
         if (frames == present)
             for (int i = 0; i < n_; ++i)
-                near[ptrdiff_t(i) * LANES] = i == strongest;
+                if (i != strongest)
+                    near[ptrdiff_t(i) * LANES] = 0;
     }
 
     /// Excess of a frame over the first stack around one pixel: the lower median of eight patches of 3x3 pixels, of
     /// which a trail crosses two; 0 where the stack shows no light around that could be the cause.
     float smooth_excess(Structure& structure, const Mark& mark) const {
+        const float sign = mark.strength > 0 ? 1.0f : -1.0f, distance = std::abs(mark.strength);
+        Patches around = look_around(structure, mark.frame, mark.y, mark.x, sign);
+        if (around.count < 3 || around.light < SMOOTH_LIGHT * distance)
+            return 0.0f;
+        float* const typical = around.excess + (around.count - 1) / 2;
+        std::nth_element(around.excess, typical, around.excess + around.count);
+        return sign * std::clamp(*typical, 0.0f, distance);
+    }
+
+    /// Eight patches of 3x3 pixels around one of them: a frame's excess over the first stack, towards `sign`, and the
+    /// largest light of the stack in all nine that no known star explains.
+    struct Patches {
+        float excess[8];
+        float light = 0;
+        int count = 0;
+    };
+
+    Patches look_around(Structure& structure, int frame, ptrdiff_t row, ptrdiff_t column, float sign) const {
         const Region& known = structure.start.region;
-        const Image<const float> image = input_.cube.image(mark.frame);
-        const float sign = mark.strength > 0 ? 1.0f : -1.0f;
-        float excess[8], light = 0;
-        int patches = 0;
+        const Image<const float> image = input_.cube.image(frame);
+        Patches patches;
         for (int direction = 0; direction < 9; ++direction) {
-            const ptrdiff_t cy = mark.y + (direction / 3 - 1) * RING, cx = mark.x + (direction % 3 - 1) * RING;
+            const ptrdiff_t cy = row + (direction / 3 - 1) * RING, cx = column + (direction % 3 - 1) * RING;
             float sum = 0, level = 0;
             int count = 0;
-            if (direction == 4)
-                continue;
             for (ptrdiff_t y = std::max(cy - 1, known.y0); y < std::min(cy + 2, known.y1); ++y)
                 for (ptrdiff_t x = std::max(cx - 1, known.x0); x < std::min(cx + 2, known.x1); ++x) {
-                    const float stack = *structure.start.at(y, x), d = image(y, x) - stack;
+                    const float stack = *structure.start.at(y, x);
+                    const float d = image(y, x) - stack - star_difference(structure, frame, y, x);
                     if (!std::isnan(d)) {
                         sum += d;
-                        level += stack - frames_.pedestal;
+                        level += stack - frames_.pedestal - (input_.stars.flux ? *structure.stars.mean.at(y, x) : 0.0f);
                         ++count;
                     }
                 }
             if (count) {
-                excess[patches++] = sign * sum / float(count);
-                light = std::max(light, level / float(count));
+                if (direction != 4)
+                    patches.excess[patches.count++] = sign * sum / float(count);
+                patches.light = std::max(patches.light, level / float(count));
             }
         }
-        const float distance = std::abs(mark.strength);
-        if (patches < 3 || light < SMOOTH_LIGHT * distance)
-            return 0.0f;
-        float* const typical = excess + (patches - 1) / 2;
-        std::nth_element(excess, typical, excess + patches);
-        return sign * std::clamp(*typical, 0.0f, distance);
+        return patches;
     }
 
     template <class Function> static void for_blocks(ptrdiff_t x0, ptrdiff_t x1, Function function) {
@@ -294,15 +545,18 @@ class Combiner {
             function(x, int(std::min<ptrdiff_t>(LANES * WIDE, x1 - x)));
     }
 
-    void combine_row(ptrdiff_t y, Region region, Structure* structure, std::vector<Mark>* marks) {
+    void combine_row(ptrdiff_t y, Region region, Structure* structure, std::vector<Mark>* marks,
+                     Groups* groups = nullptr) {
         for (ptrdiff_t x = region.x0; x < region.x1; x += LANES) {
             const int lanes = int(std::min<ptrdiff_t>(LANES, region.x1 - x));
             CombineBlock block = make_block(samples_.data(), structure);
-            if (structure)
-                set_structure(*structure, y, x, lanes, 0);
-            if (plain_ && lanes == LANES && flat() &&
+            if (structure && set_structure(*structure, y, x, lanes, 0))
+                block.stars = stars_.data();
+            if (plain_ && lanes == LANES && !block.stars && flat() &&
                 rows().combine.quiet(setup_, frames_, samples_at(y, x), block)) {
                 write(block, y, x, lanes, 0);
+                if (groups)
+                    std::copy_n(block.level, lanes, groups->level.at(y, x));
                 continue;
             }
             load(y, x, lanes);
@@ -310,8 +564,10 @@ class Combiner {
                 load_variance(y, x, lanes);
             rows().combine.combine(setup_, frames_, block);
             write(block, y, x, lanes, 0);
+            if (groups)
+                std::copy_n(block.level, lanes, groups->level.at(y, x));
             if (marks)
-                mark_rejected(block, y, x, lanes, *marks);
+                mark_rejected(block, *structure, y, x, lanes, *marks);
         }
     }
 
@@ -347,11 +603,13 @@ class Combiner {
         return block;
     }
 
-    void set_structure(Structure& structure, ptrdiff_t y, ptrdiff_t x, int lanes, int lane) {
+    /// Whether there is light of known stars.
+    bool set_structure(Structure& structure, ptrdiff_t y, ptrdiff_t x, int lanes, int lane) {
         std::copy_n(structure.start.at(y, x), lanes, local_[0] + lane);
         std::copy_n(structure.curvature.at(y, x), lanes, local_[1] + lane);
         std::copy_n(structure.bend.at(y, x), lanes, local_[2] + lane);
         std::copy_n(structure.range.at(y, x), lanes, local_[3] + lane);
+        return set_stars(structure.stars.components, y, x, lanes, lane);
     }
 
     float* block_samples(int at) { return samples_.data() + ptrdiff_t(at) * n_; }
@@ -428,14 +686,14 @@ class Combiner {
         }
     }
 
-    void mark_rejected(const CombineBlock& block, ptrdiff_t y, ptrdiff_t x, int lanes, std::vector<Mark>& marks) {
+    void mark_rejected(const CombineBlock& block, Structure& structure, ptrdiff_t y, ptrdiff_t x, int lanes, std::vector<Mark>& marks) {
         for (int l = 0; l < lanes; ++l)
             if (block.low[l] + block.high[l])
                 for (int i = 0; i < n_; ++i)
                     if (std::isnan(block.x[ptrdiff_t(i) * LANES + l])) {
-                        const float sample = input_.cube.image(i)(y, x + l);
+                        const float sample = input_.cube.image(i)(y, x + l) - star_difference(structure, i, y, x + l);
                         if (!std::isnan(sample))
-                            marks.push_back({y, x + l, i, sample - block.data[l], 0.0f});
+                            marks.push_back({y, x + l, i, sample - block.data[l], 0.0f, false});
                     }
     }
 
@@ -452,6 +710,9 @@ class Combiner {
     std::vector<float> shade_;
     std::vector<uint8_t> near_;
     std::vector<float> shift_;
+    std::vector<float> stars_; // components of the stars' light in the block
+    const bool grouped_;       // whether groups of pixels are tested
+    const int margin_;         // around the window, where samples are tested
     const bool plain_; // the variance is the frames' constants times the factor
     std::vector<float> light_, rest_, shadow_;
     float local_[4][LANES];

@@ -6,6 +6,17 @@
 
 namespace fastack {
 
+/// Stars whose light is known to differ between the frames, and their profiles: the weighted mean of all frames', and
+/// components whose multiples `share` make up each frame's difference from it.
+struct CombineStars {
+    Image<const double> xy;      // [m][2] positions in pixels of the output
+    Span<const float> flux;      // [m]
+    Span<const float> radius;    // [m] pixels beyond which their light does not matter
+    Image<const float> profile;  // [1 + components][bins] light per pixel of a star of flux 1, in steps of `step`
+    float step = 1;              // pixels
+    Image<const float> share;    // [components][n]
+};
+
 /// What `combine` reads. Only the window is combined; pixels around it serve as neighbours. A result depends on the
 /// pixels up to `combine_reach` around it and on nothing else, so that windows may be laid at will.
 struct CombineInput {
@@ -19,6 +30,7 @@ struct CombineInput {
     std::ptrdiff_t x = 0;
     std::ptrdiff_t y0 = 0, y1 = 0; // the window, in pixels of the cube
     std::ptrdiff_t x0 = 0, x1 = 0;
+    CombineStars stars;
     int radius = 2;                // of the box that measures curvature: 1, 2 or 3
 };
 
@@ -35,8 +47,20 @@ struct CombineOutput {
 /// Distance of the patches around a rejected sample that tell a smooth excess from an artefact.
 constexpr int RING = 3;
 
-/// How far around a pixel its samples count: growth, then those patches, or a local maximum of the curvature's box.
-constexpr int combine_reach(int radius) { return 1 + 1 + (radius > RING ? radius : RING); }
+/// Number of frames above which a group of pixels, none of which is an outlier, does not show in the average.
+constexpr int GROUP_FRAMES = 20;
+
+/// Whether 3x3 pixels of one frame are tested together, too.
+constexpr bool combine_groups(int n, float kappa_group, int grow) {
+    return kappa_group > 0 && n > 1 && (n <= GROUP_FRAMES || grow > 0);
+}
+
+/// How far around a pixel the first look counts: growth beside a rejected sample, or groups and what goes with them.
+constexpr int combine_margin(bool groups, int grow) { return groups ? 2 + grow : 1; }
+
+/// How far around a pixel its samples count: the first look at them rests on those patches, or on a local maximum of
+/// the curvature's box.
+constexpr int combine_reach(int radius, int margin) { return margin + 1 + (radius > RING ? radius : RING); }
 
 void combine(const CombineSetup& setup, const CombineFrames& frames, const CombineInput& input,
              const CombineOutput& output);

@@ -22,9 +22,12 @@ struct CombineSetup {
     float kappa_high = 4;    // sigmas
     float kappa_pair = 5;    // noise: sigmas of the difference of two samples
     float kappa_grow = 2.5f; // noise: sigmas beside a rejected sample of the same frame; 0: as elsewhere
+    float kappa_group = 5;   // noise: sigmas of the sum over 3x3 pixels of one frame; 0: no such test
+    int grow = 0;            // noise: pixels around such a group that go with it
     int rounds = 4;
     int n_low = 1, n_high = 1;
     float percentile_low = 0.2f, percentile_high = 0.1f;
+    float star_error = 0.2f;             // noise: of the predicted difference of a star's light
     float max_outliers = 0.3f;           // esd: part of the samples that may be outliers
     const float* esd_lambda = nullptr;   // [n + 1] critical value for m remaining samples
     const float* median_ratio = nullptr; // [n + 1] variance of the median over that of the mean
@@ -43,6 +46,9 @@ struct CombineFrames {
     const float* seeing = nullptr;    // of the curvature map: what this frame's PSF adds to the stack's
     const float* tolerance = nullptr; // of the curvature's local maximum: how far that may be wrong
     const float* jitter = nullptr;    // of the local range: registration and undersampling
+    // A star's light in frame i differs from that in the mean of all frames by sum_k share[k * n + i] * stars[k]:
+    int components = 0;
+    const float* share = nullptr;
     // Weighted sums of variances in units of the 8-bit factor, where that and the constants are all there is:
     const float* light = nullptr;  // weight^2 shot / 255
     const float* rest = nullptr;   // weight^2 (shot sky + floor) / 255
@@ -65,15 +71,17 @@ struct CombineBlock {
     const float* shot = nullptr;     // per sample, or nullptr: no variance is known
     const float* floor = nullptr;    // per sample
     const uint8_t* factor = nullptr; // per sample, where the variance is that of the constants times this / 255
-    const uint8_t* near = nullptr;   // per sample: beside a rejected one (second look; with `shift`)
+    const uint8_t* near = nullptr;   // per sample, in the second look (with `shift`): 1 beside a rejected one, 2 out
     const float* shift = nullptr;    // per sample: smooth excess of its frame around it
     const float* start = nullptr;    // [lanes] robust first value (noise)
     const float* curvature = nullptr; // [lanes] blurred minus sharp stack
     const float* bend = nullptr;     // [lanes] local maximum of its absolute value
     const float* range = nullptr;    // [lanes] local range of the stack
+    const float* stars = nullptr;    // [components][lanes] light of known stars; nullptr: none is near
     float data[COMBINE_LANES];
     float variance[COMBINE_LANES];
     float background[COMBINE_LANES]; // variance where there is no signal above the pedestal
+    float level[COMBINE_LANES];      // mean of the survivors as the mean profile of the stars has it
     int32_t present[COMBINE_LANES];
     int32_t count[COMBINE_LANES];
     int32_t low[COMBINE_LANES];
@@ -84,8 +92,10 @@ struct CombineRows {
     /// Per lane the sample of rank (count - 1) / 2, counted from 0, and its sigma by the noise model (or by the
     /// samples' own variances, where they are given).
     void (*first_stack)(const CombineFrames&, const float* x, const float* variance, float* value, float* sigma);
-    /// Blurred minus sharp (a box of 2 * radius + 1) and range over 3x3 of one row of an image.
-    void (*structure_row)(const float* const* rows, int radius, ptrdiff_t nx, float* work, float* curvature,
+    /// Take what known stars have more in each frame than in their mean off the samples.
+    void (*take_stars)(const CombineFrames&, const float* stars, float* x);
+    /// Blurred minus sharp (a box of 2 * radius + 1) of one row of an image, and range over 3x3 of another.
+    void (*structure_row)(const float* const* rows, const float* const* whole, int radius, ptrdiff_t nx, float* work, float* curvature,
                           float* range);
     /// Zero where noise explains it; `bend` is the largest |curvature| over 3x3.
     void (*significant_row)(const float* const* rows, const float* sigma, ptrdiff_t nx, float bend_limit,
@@ -95,6 +105,10 @@ struct CombineRows {
     /// Where no sample can be an outlier, average them all and return true. `block` brings `start` and takes what is
     /// filled from `data` on; there must be no structure.
     bool (*quiet)(const CombineSetup&, const CombineFrames&, const CombineSamples&, CombineBlock&);
+    /// Mark the pixels from whose 3x3 surroundings the sum of samples less level is more than `limit` away from 0;
+    /// whether there are any. Rows of nx + 2 pixels; a missing one counts as the level.
+    bool (*groups)(const float* const* samples, const float* const* level, ptrdiff_t nx, float limit, float* work,
+                   uint8_t* found);
     /// Per-sample variance coefficients of a block from 8-bit factors (nullptr: 255) and shades (nullptr: 1).
     void (*prepare)(const CombineFrames&, const uint8_t* factor, const float* shade, float* shot, float* floor);
 };

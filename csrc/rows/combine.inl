@@ -389,7 +389,31 @@ FASTACK_INLINE VF variance_of(const CombineFrames& frames, const CombineBlock& b
 FASTACK_INLINE VI near_of(const CombineBlock& block, int i) {
     VB near;
     memcpy(&near, block.near + (ptrdiff_t)i * LANES, sizeof near);
-    return __builtin_convertvector(near, VI) != 0;
+    return __builtin_convertvector(near, VI);
+}
+
+/// What known stars have more in frame i than in the mean of all frames.
+FASTACK_INLINE VF star_difference(const CombineFrames& frames, const float* stars, int i) {
+    VF d{};
+    for (int k = 0; k < frames.components; ++k)
+        d += frames.share[(ptrdiff_t)k * frames.n + i] * load(stars + (ptrdiff_t)k * LANES);
+    return d;
+}
+
+void take_stars(const CombineFrames& frames, const float* stars, float* x) {
+    for (int i = 0; i < frames.n; ++i)
+        store(x + (ptrdiff_t)i * LANES, sample(x, i) - star_difference(frames, stars, i));
+}
+
+/// Weighted mean of that over the samples that are there.
+inline VF mean_difference(const CombineFrames& frames, const CombineBlock& block) {
+    VF sum{}, weights{};
+    for (int i = 0; i < frames.n; ++i) {
+        const VF v = sample(block.x, i), w = v == v ? splat(frames.weight[i]) : VF{};
+        sum += w * star_difference(frames, block.stars, i);
+        weights += w;
+    }
+    return sum / weights;
 }
 
 /// Sigma from the noise model, allowance from the local structure of the stack; see docs/combine.md.
@@ -399,13 +423,21 @@ FASTACK_INLINE void reject_noise_rounds(const CombineSetup& setup, const Combine
     float* const x = block.work;                          // samples brought to the stack's seeing
     float* const kept = block.work + (ptrdiff_t)n * LANES; // weight of the samples kept, 0 of the others
     const VF curvature = load(block.curvature), bend = load(block.bend), range = load(block.range);
-    const bool structure = any((bend > 0.0f) | (range > 0.0f));
+    const bool structure = block.stars || any((bend > 0.0f) | (range > 0.0f));
+    const auto allowance_of = [&](int i) {
+        VF allowance = frames.tolerance[i] * bend + frames.jitter[i] * range;
+        if (block.stars)
+            allowance += setup.star_error * magnitude(star_difference(frames, block.stars, i));
+        return allowance;
+    };
     VF start = load(block.start);
     VI count{};
     for (int i = 0; i < n; ++i) {
         VF v = sample(block.x, i);
         if (structure)
             v -= frames.seeing[i] * curvature;
+        if (block.stars)
+            v -= star_difference(frames, block.stars, i);
         if (SECOND)
             v -= sample(block.shift, i);
         store(x + (ptrdiff_t)i * LANES, v);
@@ -415,7 +447,7 @@ FASTACK_INLINE void reject_noise_rounds(const CombineSetup& setup, const Combine
     if (SECOND) {
         sure = VI{};
         for (int i = 0; i < n; ++i) {
-            const VF v = near_of(block, i) ? splat(NOT_A_NUMBER) : sample(x, i);
+            const VF v = near_of(block, i) > 0 ? splat(NOT_A_NUMBER) : sample(x, i);
             store(kept + (ptrdiff_t)i * LANES, v);
             sure -= v == v;
         }
@@ -430,7 +462,7 @@ FASTACK_INLINE void reject_noise_rounds(const CombineSetup& setup, const Combine
         if (!SECOND)
             start = select(x, n, (count - 1) >> 1);
         for (int i = 0; i < n; ++i)
-            slack = sample(x, i) == start ? larger(frames.tolerance[i] * bend + frames.jitter[i] * range, slack) : slack;
+            slack = sample(x, i) == start ? larger(allowance_of(i), slack) : slack;
     }
 
     const VI pair = count == 2;
@@ -460,12 +492,15 @@ FASTACK_INLINE void reject_noise_rounds(const CombineSetup& setup, const Combine
             const VF spread = larger(noise * (own - before * twice) + value_variance, 1e-3f * noise);
             VF distance = magnitude(d), allowance{};
             if (structure) {
-                allowance = frames.tolerance[i] * bend + frames.jitter[i] * range;
+                allowance = allowance_of(i);
                 distance = positive(distance - (allowance + slack));
             }
             VF limit = d > 0.0f ? high2 : low2;
-            if (SECOND)
-                limit = near_of(block, i) ? smaller(limit, splat(grow2)) : limit;
+            if (SECOND) {
+                const VI near = near_of(block, i);
+                limit = near > 0 ? smaller(limit, splat(grow2)) : limit;
+                limit = near > 1 ? splat(-1) : limit;
+            }
             const VI keep = distance * distance <= limit * spread; // false for NaN
             // what a frame of another seeing says of the value counts as much as it is sure
             VF weight = splat(frames.weight[i]);
@@ -587,6 +622,7 @@ bool quiet(const CombineSetup& setup, const CombineFrames& frames, const Combine
     }
     if (any((worst > 0.999f * kappa * kappa * load(block.variance))))
         return false;
+    store(block.level, value);
     store(block.present, count);
     store(block.low, VI{});
     store(block.high, VI{});
@@ -681,6 +717,13 @@ void combine_block(const CombineSetup& setup, const CombineFrames& frames, Combi
         middle(setup, frames, block);
     else
         average(frames, block);
+    store(block.level, load(block.data));
+    if (block.stars && !setup.median) { // a star without some of its samples has another mean profile
+        VI count;
+        memcpy(&count, block.count, sizeof count);
+        store(block.level, load(block.data) - mean_difference(frames, block));
+        store(block.data, count < n ? load(block.level) : load(block.data));
+    }
 }
 
 void first_stack(const CombineFrames& frames, const float* x, const float* variance, float* value, float* sigma) {
@@ -700,8 +743,9 @@ void first_stack(const CombineFrames& frames, const float* x, const float* varia
     store(sigma, root(typical * (count <= 2 ? splat(1) : 1.5707964f / number)));
 }
 
-/// One row of the structure of the first stack, from 2 * radius + 1 rows of nx + 2 * radius pixels.
-void structure_row(const float* const* rows, int radius, ptrdiff_t nx, float* __restrict__ work,
+/// One row of the structure of the first stack, from 2 * radius + 1 rows of nx + 2 * radius pixels: curvature of
+/// `rows`, range of `whole`.
+void structure_row(const float* const* rows, const float* const* whole, int radius, ptrdiff_t nx, float* __restrict__ work,
                    float* __restrict__ curvature, float* __restrict__ range) {
     const ptrdiff_t wide = nx + 2 * radius;
     float* __restrict__ sum = work;
@@ -722,7 +766,7 @@ void structure_row(const float* const* rows, int radius, ptrdiff_t nx, float* __
         }
     }
     for (int k = radius - 1; k <= radius + 1; ++k) {
-        const float* __restrict__ row = rows[k];
+        const float* __restrict__ row = whole[k];
         for (ptrdiff_t x = 0; x < wide; ++x) {
             lowest[x] = row[x] < lowest[x] ? row[x] : lowest[x];
             highest[x] = row[x] > highest[x] ? row[x] : highest[x];
@@ -767,6 +811,23 @@ void significant_row(const float* const* rows, const float* __restrict__ sigma, 
     }
 }
 
+bool groups(const float* const* samples, const float* const* level, ptrdiff_t nx, float limit, float* __restrict__ work,
+            uint8_t* __restrict__ found) {
+    const float *__restrict__ a = samples[0], *__restrict__ b = samples[1], *__restrict__ c = samples[2];
+    const float *__restrict__ p = level[0], *__restrict__ q = level[1], *__restrict__ r = level[2];
+    for (ptrdiff_t x = 0; x < nx + 2; ++x) {
+        const float u = a[x] - p[x], v = b[x] - q[x], w = c[x] - r[x];
+        work[x] = (u == u ? u : 0.0f) + (v == v ? v : 0.0f) + (w == w ? w : 0.0f);
+    }
+    int any = 0;
+    for (ptrdiff_t x = 0; x < nx; ++x) {
+        const int far = fabsf(work[x] + work[x + 1] + work[x + 2]) > limit;
+        found[x] = (uint8_t)far;
+        any |= far;
+    }
+    return any;
+}
+
 void prepare_variance(const CombineFrames& frames, const uint8_t* factor, const float* shade, float* shot,
                       float* floor) {
     for (int i = 0; i < frames.n; ++i) {
@@ -783,7 +844,7 @@ void prepare_variance(const CombineFrames& frames, const uint8_t* factor, const 
     }
 }
 
-constexpr CombineRows combine_rows = {&first_stack, &structure_row, &significant_row,
-                                       &combine_block, &quiet, &prepare_variance};
+constexpr CombineRows combine_rows = {&first_stack, &take_stars, &structure_row, &significant_row,
+                                       &combine_block, &quiet, &groups, &prepare_variance};
 
 #pragma GCC diagnostic pop

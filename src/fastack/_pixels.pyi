@@ -163,7 +163,8 @@ def combine(
     radius: int,
     reject: str,
     median: bool,
-    kappa: tuple[float, float, float, float],
+    kappa: tuple[float, float, float, float, float],
+    grow: int,
     rounds: int,
     row_step: int,
     minmax: tuple[int, int],
@@ -171,5 +172,8 @@ def combine(
     max_outliers: float,
     esd_lambda: _Floats,  # (n + 1,)
     median_ratio: _Floats,  # (n + 1,)
+    # xy (m, 2), flux (m,), radius (m,), profile (1 + k, bins), step, share (k, n)
+    stars: tuple[NDArray[np.float64], _Floats, _Floats, _Floats, float, _Floats] | None,
+    star_error: float,
 ) -> tuple[_Floats, _Floats, _Floats, _Counts, _Counts, _Counts]: ...
-def combine_reach(radius: int) -> int: ...
+def combine_reach(n: int, kappa_group: float, grow: int) -> int: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -12,12 +13,14 @@ from numpy.typing import ArrayLike, NDArray
 from fastack import _pixels
 from fastack.executor import Executor
 from fastack.options import CombineOptions
-from fastack.types import Array, FloatImage, PixelFlag
-
-#: Pixels around a tile that `combine_tile` wants to see, so that its result does not depend on the tiling.
-HALO = _pixels.combine_reach(3)
+from fastack.types import PSF, Array, FloatImage, PixelFlag
 
 _BETA = 3.0  # of the Moffat profiles that stand for frames of another seeing
+_STAR_REACH = 40.0  # pixels, largest radius out to which stars are modelled
+_STAR_STEP = 0.125  # pixels
+_STAR_COMPONENTS = 4  # of the frames' profiles
+_STAR_LIMIT = 0.3  # sigmas of a sample, least difference between frames that counts
+_MOST_BENT = 3.0  # largest multiple of the curvature
 _UNDERSAMPLED = 2.5  # FWHM in pixels below which interpolation itself moves a star's light
 
 
@@ -124,6 +127,70 @@ class NoiseModel:
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Starlight:
+    """Known stars, and what their light is in each of n frames.
+
+    The frames' profiles are the weighted mean of all and multiples of a few components (compare Lupton et al. 2001,
+    ASP Conf. Ser. 238, 269), so that each component is rendered once for all frames.
+    """
+
+    xy: Array  #: (m, 2) positions in pixels of the output
+    flux: FloatImage  #: (m,) total fluxes on the output's scale
+    radius: FloatImage  #: (m,) pixels beyond which the frames agree within the noise
+    profile: FloatImage  #: (1 + k, bins) mean and components, per pixel, in radial steps of `step`
+    step: float  #: pixel
+    share: FloatImage  #: (k, n) of the components in each frame
+
+    @classmethod
+    def make(
+        cls, xy: ArrayLike, flux: ArrayLike, psfs: Sequence[PSF], noise: float, weights: ArrayLike = 1.0
+    ) -> Starlight | None:
+        """Describe stars by the frames' PSFs.
+
+        Parameters
+        ----------
+        xy : (m, 2) array_like
+            Positions in pixels of the output.
+        flux : (m,) array_like
+            Total fluxes on the output's scale.
+        psfs : sequence of PSF
+            Of the n frames, FWHM in pixels of the output. They are taken for round.
+        noise : float
+            Smallest standard deviation of the sky in one sample, on the output's scale.
+        weights : (n,) array_like
+            Of the frames in the stack.
+
+        Returns
+        -------
+        Starlight or None
+            None where the frames do not differ by more than noise, or a PSF is not known.
+        """
+        xy = np.asarray(xy, float).reshape(-1, 2)
+        flux = np.asarray(flux, float)
+        known = all(np.isfinite(p.fwhm) and p.fwhm > 0 and p.beta > 1 for p in psfs)
+        if not known or not len(flux) or not noise > 0:
+            return None
+        r = np.arange(0, _STAR_REACH + _STAR_STEP, _STAR_STEP)
+        profiles = np.array([_moffat(r * r, p.fwhm, p.beta) for p in psfs])
+        mean = np.average(profiles, axis=0, weights=np.broadcast_to(np.asarray(weights, float), len(psfs)))
+        components, share = _span(profiles - mean, _STAR_COMPONENTS)
+        envelope = np.maximum.accumulate(np.abs(profiles - mean).max(axis=0)[::-1])[::-1]
+        bins = np.array([np.count_nonzero(f * envelope > _STAR_LIMIT * noise) for f in flux], int)
+        use = (bins > 0) & (flux > 0)
+        if not use.any():
+            return None
+        radius = np.minimum(bins[use] * _STAR_STEP / 0.75, _STAR_REACH)  # the last quarter fades out
+        return cls(
+            xy=np.ascontiguousarray(xy[use]),
+            flux=flux[use].astype(np.float32),
+            radius=radius.astype(np.float32),
+            profile=np.ascontiguousarray(np.vstack([mean, components]), np.float32),
+            step=_STAR_STEP,
+            share=np.ascontiguousarray(share, np.float32),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Combined:
     """A stack, or a tile of one."""
 
@@ -141,6 +208,7 @@ def combine(
     *,
     weights: ArrayLike | None = None,
     noise: NoiseModel | None = None,
+    stars: Starlight | None = None,
     mask: ArrayLike | None = None,
     variance: ArrayLike | None = None,
     pedestal: float | None = None,
@@ -157,6 +225,8 @@ def combine(
         Weights of the frames, positive; default those of `noise`, else equal ones.
     noise : NoiseModel, optional
         Where it is not given, ``reject="noise"`` takes `NoiseModel.estimate`.
+    stars : Starlight, optional
+        What ``reject="noise"`` should know of the stars; positions in pixels of the cube.
     mask : (n, ny, nx) array_like of bool, optional
         True where a sample is missing.
     variance : (n, ny, nx) array_like, optional
@@ -208,7 +278,8 @@ def combine(
 
     def run(band: tuple[int, int]) -> Combined:
         window = (band[0], band[1], 0, nx)
-        return _run(samples, None, spread, noise, constants, radius, with_model, pedestal, (0, 0), window, options)
+        place = ((0, 0), window)
+        return _run(samples, None, spread, noise, constants, radius, with_model, pedestal, *place, options, stars)
 
     with Executor(threads) as executor:
         parts = list(executor.map(run, bands))
@@ -229,6 +300,7 @@ def combine_tile(
     saturated_count: NDArray[np.uint16] | None = None,
     flags: NDArray[np.uint8] | None = None,
     variance: FloatImage | None = None,
+    stars: Starlight | None = None,
     options: CombineOptions | None = None,
 ) -> Combined:
     """One tile of a stack; its bits do not depend on how the output is tiled.
@@ -254,6 +326,8 @@ def combine_tile(
         Bits of `PixelFlag` that are already known.
     variance : float32 ndarray of the shape of `cube`, optional
         Variance of each sample, used in place of the one that `noise` predicts.
+    stars : Starlight, optional
+        What ``reject="noise"`` should know of the stars.
     options : CombineOptions, optional
         Rejection, its limits, mean or median.
 
@@ -277,7 +351,7 @@ def combine_tile(
     constants, radius = _constants(noise, options)
     window = (halo, halo + y1 - y0, halo, halo + x1 - x0)
     result = _run(
-        cube, factor, variance, noise, constants, radius, True, pedestal, (y0 - halo, x0 - halo), window, options
+        cube, factor, variance, noise, constants, radius, True, pedestal, (y0 - halo, x0 - halo), window, options, stars
     )
     if flags is not None:
         np.bitwise_or(result.flags, flags, out=result.flags)
@@ -303,6 +377,7 @@ def _run(
     origin: tuple[int, int],
     window: tuple[int, int, int, int],
     options: CombineOptions,
+    stars: Starlight | None = None,
 ) -> Combined:
     n = len(cube)
     data, spread, background, count, low, high = _pixels.combine(
@@ -319,13 +394,16 @@ def _run(
         radius,
         options.reject,
         options.combine == "median",
-        (options.kappa_low, options.kappa_high, options.kappa_pair, options.kappa_grow),
+        (options.kappa_low, options.kappa_high, options.kappa_pair, options.kappa_grow, options.kappa_group),
+        options.grow,
         options.rounds,
         (options.n_low, options.n_high),
         (options.percentile_low, options.percentile_high),
         options.max_outliers,
         _esd_lambda(n, options.significance if options.reject == "esd" else None),
         median_noise_ratios(n),
+        None if stars is None else (stars.xy, stars.flux, stars.radius, stars.profile, stars.step, stars.share),
+        options.star_error,
     )
     rejected = low + high
     flags = np.where(rejected > 0, np.uint8(PixelFlag.REJECTED), np.uint8(0))
@@ -398,6 +476,29 @@ def _constants(noise: NoiseModel, options: CombineOptions) -> tuple[FloatImage, 
     return np.ascontiguousarray(rows, np.float32), radius
 
 
+def halo(n: int, options: CombineOptions | None = None) -> int:
+    """Pixels around a tile that `combine_tile` wants to see, so that its result does not depend on the tiling.
+
+    Parameters
+    ----------
+    n : int
+        Number of frames.
+    options : CombineOptions, optional
+        Whose groups and growth reach out.
+
+    Returns
+    -------
+    int
+        Pixels on every side.
+    """
+    options = options or CombineOptions()
+    return _pixels.combine_reach(n, options.kappa_group, options.grow)
+
+
+#: Enough for any number of frames and the default options.
+HALO = halo(2)
+
+
 @lru_cache(maxsize=4096)
 def _seeing(fwhm: float, typical: float, radius: int) -> tuple[float, float]:
     """Difference of a star of this FWHM from one of the stack, in units of the stack's curvature.
@@ -421,13 +522,35 @@ def _seeing(fwhm: float, typical: float, radius: int) -> tuple[float, float]:
         light.append(stack / stack.max())
     seen = np.concatenate(light) > 0.02
     bent, delta, bound = (np.concatenate(a)[seen] for a in (curvature, difference, bend))
-    best = minimize_scalar(lambda c: float(np.max(np.abs(delta - c * bent) / bound)), (-1.0, 1.0), tol=1e-3)
+    # a frame so sharp that it would take a larger multiple is not to be had from the stack: only noise would grow
+    best = minimize_scalar(
+        lambda c: float(np.max(np.abs(delta - c * bent) / bound)), bounds=(-_MOST_BENT, _MOST_BENT), method="bounded"
+    )
     return float(best.x), float(best.fun)
 
 
-def _moffat(r2: Array, fwhm: float) -> Array:
-    alpha2 = (fwhm / 2) ** 2 / (2 ** (1 / _BETA) - 1)
-    return np.asarray((_BETA - 1) / (np.pi * alpha2) * (1 + r2 / alpha2) ** -_BETA)
+def _span(rows: Array, most: int) -> tuple[Array, Array]:
+    """At most so many orthonormal rows that span the given ones to 1e-3 of the largest; multiples of them in each.
+
+    Gram and Schmidt, the row that is worst described first; without BLAS, whose threads would wait in a busy loop.
+    """
+    rest = rows.copy()
+    basis: list[Array] = []
+    largest = float(np.sqrt((rest**2).sum(axis=1).max()))
+    while len(basis) < most:
+        norms = np.sqrt((rest**2).sum(axis=1))
+        worst = int(np.argmax(norms))
+        if norms[worst] <= 1e-3 * largest:
+            break
+        basis.append(rest[worst] / norms[worst])
+        rest -= (rest * basis[-1]).sum(axis=1)[:, None] * basis[-1]
+    components = np.array(basis).reshape(-1, rows.shape[1])
+    return components, (rows[None] * components[:, None]).sum(axis=2)
+
+
+def _moffat(r2: Array, fwhm: float, beta: float = _BETA) -> Array:
+    alpha2 = (fwhm / 2) ** 2 / (2 ** (1 / beta) - 1)
+    return np.asarray((beta - 1) / (np.pi * alpha2) * (1 + r2 / alpha2) ** -beta)
 
 
 @lru_cache(maxsize=64)

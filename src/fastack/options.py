@@ -100,7 +100,10 @@ class CombineOptions:
     kappa_high: float = 4.0  #: sigmas above
     kappa_pair: float = 5.0  #: noise: sigmas of the difference of two samples where the higher one goes
     kappa_grow: float = 2.5  #: noise: sigmas beside a rejected pixel of the same frame; 0: as elsewhere
+    kappa_group: float = 5.0  #: noise: sigmas of the mean of 3x3 pixels of one of few frames; 0: no such test
+    grow: int = 0  #: noise: pixels around such a group that go with it; from 1 on with any number of frames
     jitter: float = 0.06  #: noise: part of the local range that registration and sampling may move a sample
+    star_error: float = 0.2  #: noise: part of what seeing changes in a known star that its model may have wrong
     rounds: int = 4  #: of rejection, at most
     n_low: int = 1  #: minmax: samples dropped at the lower end
     n_high: int = 1

@@ -35,7 +35,7 @@ from fastack import (
     transform,
 )
 from fastack import wcs as coordinates
-from fastack.combine import HALO, Combined, NoiseModel, combine_tile
+from fastack.combine import Combined, NoiseModel, Starlight, combine_tile, halo
 from fastack.detect import detect, find_artefacts, survey
 from fastack.errors import FastackError, FrameError, StackError
 from fastack.executor import Executor, make_executor
@@ -495,6 +495,11 @@ def output_grid(
 # Pass 2 ------------------------------------------------------------------------------------------------------------
 
 
+_NO_STAR = StarFlag.SATURATED | StarFlag.EDGE | StarFlag.NO_FIT | StarFlag.SHARP | StarFlag.EXTENDED
+_STAR_FRAMES = 15
+_NEAREST_JITTER = 0.3  # half a pixel is up to this part of the range over 3x3
+
+
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Job:
     """All that a tile needs, small enough to be sent to another machine."""
@@ -505,6 +510,7 @@ class Job:
     transforms: list[Transform]  #: output pixels to frame pixels
     calibration: calibrate.Calibration
     noise: NoiseModel
+    stars: Starlight | None  #: what seeing does to the known stars
     levels: Array  #: sky of each frame, ADU of the frame
     surfaces: normalise.SkySurfaces | None  #: what each sky has beyond its level
     pedestal: float
@@ -529,6 +535,9 @@ class Job:
         def column(values: Iterator[Any]) -> Array:
             return np.array([np.nan if v is None else v for v in values], float)
 
+        if options.resample.kernel == "nearest":  # moves a star's light by up to half a pixel
+            jitter = max(options.combine.jitter, _NEAREST_JITTER)
+            options = replace(options, combine=replace(options.combine, jitter=jitter))
         levels = column(r.sky for r in used)
         measured = column(r.quality.noise if r.quality else None for r in used)
         gain = column(r.frame.gain for r in used)
@@ -553,6 +562,7 @@ class Job:
             transforms=transforms,
             calibration=calibration,
             noise=noise,
+            stars=_starlight(used, transforms, noise) if options.combine.reject == "noise" else None,
             levels=levels,
             surfaces=_surfaces(used, transforms, out, calibration, options) if options.normalise else None,
             pedestal=0.0 if options.subtract_sky else reference.background.sky,
@@ -578,6 +588,35 @@ def _surfaces(
         x0, y0 = (round(a - b) for a, b in zip(whole.origin, out.origin, strict=True))
         area = (min(0, y0), max(ny, y0 + whole.shape[0]), min(0, x0), max(nx, x0 + whole.shape[1]))
     return normalise.sky_surfaces(used, transforms, area, options.match_sky)
+
+
+def _starlight(used: Sequence[FrameRecord], transforms: Sequence[Transform], noise: NoiseModel) -> Starlight | None:
+    """Stars that several frames agree on, at the median of their places and fluxes: some trail crosses one of them."""
+    if len(used) < 2 or not all(r.quality for r in used):
+        return None
+    # some frames, evenly over the night, tell the stars of all
+    some = range(0, len(used), -(-len(used) // _STAR_FRAMES))
+    first = np.empty((0, 2))
+    found: list[list[Array]] = []  # x, y, flux of each star, frame by frame
+    for k in some:
+        stars = used[k].stars
+        assert stars is not None
+        good = stars[~stars.has(_NO_STAR) & (stars.snr > 5)]
+        rows = np.column_stack([transforms[k].inverse(good.xy), used[k].scale * good.flux])
+        pairs = _stars.nearest_pairs(first, np.ascontiguousarray(rows[:, :2]), 1.5)
+        for i, j in pairs:
+            found[i].append(rows[j])
+        new = np.delete(rows, pairs[:, 1], axis=0)
+        first = np.concatenate([first, new[:, :2]])
+        found += [[row] for row in new]
+    table = np.array([np.median(each, axis=0) for each in found if len(each) >= max(2, len(some) // 2)]).reshape(-1, 3)
+    psfs = [
+        replace(r.quality.psf, fwhm=r.quality.fwhm / t.magnification)
+        for r, t in zip(used, transforms, strict=True)
+        if r.quality
+    ]
+    least = float(np.min(noise.scale * noise.area * noise.noise))
+    return Starlight.make(table[:, :2], table[:, 2], psfs, least, noise.weight)
 
 
 def _split_noise(noise: Array, gain: Array, rdnoise: Array, level: Array) -> tuple[Array, Array]:
@@ -638,16 +677,17 @@ def stack_tile(tile: grid.Tile, job: Job) -> Combined:
     """
     y0, y1, x0, x1 = tile
     ny, nx = job.shape
-    shape = (len(job.frames), y1 - y0 + 2 * HALO, x1 - x0 + 2 * HALO)
+    edge = halo(len(job.frames), job.options.combine)
+    shape = (len(job.frames), y1 - y0 + 2 * edge, x1 - x0 + 2 * edge)
     samples, factor = _scratch(shape)
     # variance planes that files bring count before the model
     spread = np.full(shape, np.nan, np.float32) if any(f.variance for f in job.frames) else None
     saturated, flags = np.zeros(shape[1:], np.uint16), np.zeros(shape[1:], np.uint8)
     # nothing lies beyond the output
-    part = (max(y0 - HALO, 0), min(y1 + HALO, ny), max(x0 - HALO, 0), min(x1 + HALO, nx))
-    rows, columns = slice(part[0] - y0 + HALO, part[1] - y0 + HALO), slice(part[2] - x0 + HALO, part[3] - x0 + HALO)
-    for edge in np.s_[:, : rows.start], np.s_[:, rows.stop :], np.s_[..., : columns.start], np.s_[..., columns.stop :]:
-        samples[edge], factor[edge] = np.nan, 0
+    part = (max(y0 - edge, 0), min(y1 + edge, ny), max(x0 - edge, 0), min(x1 + edge, nx))
+    rows, columns = slice(part[0] - y0 + edge, part[1] - y0 + edge), slice(part[2] - x0 + edge, part[3] - x0 + edge)
+    for side in np.s_[:, : rows.start], np.s_[:, rows.stop :], np.s_[..., : columns.start], np.s_[..., columns.stop :]:
+        samples[side], factor[side] = np.nan, 0
     planes = _Planes(
         samples=samples[:, rows, columns],
         factor=factor[:, rows, columns],
@@ -662,17 +702,18 @@ def stack_tile(tile: grid.Tile, job: Job) -> Combined:
         if following:
             job.calibration.ahead(job.frames[i + 1], following, job.prepared[i + 1])
         _resample_frame(i, part, window, planes, job)
-    inner = (slice(HALO, -HALO), slice(HALO, -HALO))
+    inner = (slice(edge, -edge), slice(edge, -edge))
     return combine_tile(
         samples,
         factor,
         job.noise,
         pedestal=job.pedestal,
         tile=tile,
-        halo=HALO,
+        halo=edge,
         saturated_count=np.ascontiguousarray(saturated[inner]),
         flags=np.ascontiguousarray(flags[inner]),
         variance=spread,
+        stars=job.stars,
         options=job.options.combine,
     )
 

@@ -118,20 +118,20 @@ def lower_median(x):
     return x[(len(x) - 1) // 2] if len(x) else np.nan
 
 
-def keep_noise(x, local, k, frames, pedestal, kappa, rounds, near=None, shift=0.0):
+def keep_noise(x, local, k, frames, pedestal, kappa, rounds, near=None, shift=0.0, extra=0.0):
     """Which samples of one pixel the noise model and the structure of the stack allow."""
     start, curvature, bend, span = local
     weight, shot, sky, floor, seeing, tolerance, jitter = frames
-    low, high, pair, grow = kappa
+    low, high, pair, grow, _ = kappa
     x = x - seeing * curvature - shift
     here = np.isfinite(x)
     n = here.sum()
     if not n:
         return here
-    sure, allowance, slack = here, tolerance * bend + jitter * span, 0.0
+    sure, allowance, slack = here, tolerance * bend + jitter * span + extra, 0.0
     if near is not None:
-        sure = here & ~near if (here & ~near).any() else here
-    if near is not None or bend > 0 or span > 0:
+        sure = here & (near == 0) if (here & (near == 0)).any() else here
+    if near is not None or allowance.any():
         start = lower_median(np.where(sure, x, np.nan))
         slack = allowance[x == start].max()
 
@@ -147,10 +147,12 @@ def keep_noise(x, local, k, frames, pedestal, kappa, rounds, near=None, shift=0.
         spread = np.maximum(variance * (own - 2 * share) + of_value, 1e-3 * variance)
         limit = np.where(x > value, pair if n == 2 else high, 1e15 if n <= 2 else low)
         if near is not None:
-            limit = np.where(near, np.minimum(limit, grow or np.inf), limit)
+            limit = np.where(near > 0, np.minimum(limit, grow or np.inf), limit)
         with np.errstate(invalid="ignore"):
             distance = np.maximum(np.abs(x - value) - allowance - slack, 0)
             new = here & (distance**2 <= limit**2 * spread)
+        if near is not None:
+            new &= near < 2
         if not new.any():
             return here & (x == start)
         if (new == keep).all():
@@ -163,50 +165,111 @@ def keep_noise(x, local, k, frames, pedestal, kappa, rounds, near=None, shift=0.
     return keep
 
 
-def smooth_excess(frame, start, pedestal, y, x, distance):
-    """What a frame's surroundings of (y, x) have in excess of the first stack, if that has light there."""
+def patches(frame, start, known, pedestal, y, x, sign):
+    """Excess of a frame over the first stack in eight patches around (y, x); light of the stack that is not known."""
     excess, light = [], 0.0
-    for dy, dx in ((a, b) for a in (-3, 0, 3) for b in (-3, 0, 3) if a or b):
+    for dy, dx in ((a, b) for a in (-3, 0, 3) for b in (-3, 0, 3)):
         at = np.s_[max(y + dy - 1, 0) : max(y + dy + 2, 0), max(x + dx - 1, 0) : max(x + dx + 2, 0)]
         good = np.isfinite(frame[at])
         if good.any():
-            excess.append(np.sign(distance) * (frame[at] - start[at])[good].mean())
-            light = max(light, (start[at][good] - pedestal).mean())
-    if len(excess) < 3 or light < 0.1 * abs(distance):
+            light = max(light, (start[at] - known[at] - pedestal)[good].mean())
+            if dy or dx:
+                excess.append(sign * (frame[at] - start[at])[good].mean())
+    return np.sort(excess), light
+
+
+def smooth_excess(frame, start, known, pedestal, y, x, distance):
+    """What a frame's surroundings of (y, x) have in excess of the first stack, if that has light there."""
+    excess, light = patches(frame, start, known, pedestal, y, x, np.sign(distance))
+    if len(excess) < 3 or light < 0.5 * abs(distance):
         return 0.0
-    return np.sign(distance) * np.clip(lower_median(np.array(excess)), 0, abs(distance))
+    return np.sign(distance) * np.clip(lower_median(excess), 0, abs(distance))
 
 
-def reject_noise(cube, k, frames, pedestal, radius, kappa, rounds):
-    """Kept samples of a whole cube, the second look included."""
+def find_groups(cube, keep, first, maps, known, allowance, frames, pedestal, kappa):
+    """Centres (frame, y, x) of 3x3 pixels that are too far from the first average, and their mean distance."""
+    n = len(cube)
+    shot, sky, floor = frames[1:4, :, None, None]
+    kept = np.where(keep, cube - first, 0)
+    variance = shot * np.maximum(first - pedestal + sky, 0) + floor  # before interpolation
+    sigma = np.sqrt(variance)
+    here = np.isfinite(cube)
+    clipped = np.where(here, np.clip(cube - first, -kappa[0] * sigma, kappa[1] * sigma), 0)
+    share = np.where(keep, 1 - 1 / n, 1 + 1 / n)
+
+    def total(a):
+        return ndimage.correlate(np.where(here, a, 0), np.ones((1, 3, 3)), mode="constant")
+
+    bare = 9 * (1 - 1 / n) * (shot * np.maximum(sky, 0) + floor)
+    candidates = (np.abs(total(cube - first)) > kappa[4] * np.sqrt(bare)).any(0)
+    sums, parts, allowed, spread = total(clipped), total(kept), total(allowance), np.sqrt(total(variance * share))
+    count = total(np.ones(cube.shape))
+    found = []
+    for y, x in np.argwhere(candidates):
+        left = [i for i in range(n) if count[i, y, x]]
+        excess, part = sums[:, y, x].copy(), parts[:, y, x]
+        slack = allowed[:, y, x].sum() / len(left)
+        while len(left) > 1:
+            sigmas = (np.abs(excess) - allowed[:, y, x] - slack) / spread[:, y, x]
+            able = [i for i in left if len(left) > 2 or excess[i] >= 0]
+            worst = max(able, key=lambda i: sigmas[i], default=None)
+            if worst is None or sigmas[worst] <= kappa[4]:
+                break
+            number, sign = count[worst, y, x], np.sign(excess[worst])
+            mean = abs(excess[worst]) / number
+            around, light = patches(cube[worst], maps[0], known, pedestal, y, x, sign)
+            base = 0.0 if len(around) < 3 else mean if light >= 0.5 * mean else max(around[1], 0)
+            if mean * number - allowed[worst, y, x] - slack - base * number > kappa[4] * spread[worst, y, x]:
+                found.append((worst, y, x, mean))
+            left.remove(worst)
+            excess += part[worst] / len(left)
+    return found
+
+
+def reject_noise(cube, k, frames, pedestal, radius, kappa, rounds, stars=None, star_error=0.0, grow=0):
+    """Kept samples of a whole cube, the second look included; `stars`: their mean light and each frame's difference."""
     n, *shape = cube.shape
+    known, difference = stars if stars is not None else (np.zeros(shape), np.zeros(cube.shape))
+    cube = cube - difference
     start, sigma = first_stack(cube, frames[1], frames[3], frames[2], pedestal)
     darkest = pedestal - 5 * np.sqrt((frames[1] * np.maximum(frames[2], 0) + frames[3]).mean())
-    maps = np.stack([start, *structure(np.maximum(start, darkest), sigma, radius)])
+    level = np.maximum(start, darkest)
+    maps = np.stack([start, *structure(level - known, sigma, radius)[:2], structure(level, sigma, radius)[2]])
+    extra = star_error * np.abs(difference)
     keep = np.zeros(cube.shape, bool)
     for y, x in np.ndindex(*shape):
-        keep[:, y, x] = keep_noise(cube[:, y, x], maps[:, y, x], k[:, y, x], frames, pedestal, kappa, rounds)
+        args = (k[:, y, x], frames, pedestal, kappa, rounds)
+        keep[:, y, x] = keep_noise(cube[:, y, x], maps[:, y, x], *args, extra=extra[:, y, x])
     first = average(cube, keep, frames[0])
 
     strength, shift = np.zeros(cube.shape), np.zeros(cube.shape)  # of the artefact next to a sample
+    near = np.zeros(cube.shape, int)
     marked = np.zeros(cube.shape, bool)
-    for i, y, x in np.argwhere(~keep & np.isfinite(cube)):
-        distance = cube[i, y, x] - first[y, x]
-        excess = smooth_excess(cube[i], start, pedestal, y, x, distance)
-        smooth = abs(excess) > 0.4 * abs(distance)
-        reach = 0 if smooth else 1
+
+    def mark(i, y, x, reach, excess, distance, kind):
         for v in range(max(y - reach, 0), min(y + reach + 1, shape[0])):
             for u in range(max(x - reach, 0), min(x + reach + 1, shape[1])):
                 if not marked[i, v, u] or abs(excess) < abs(shift[i, v, u]):
                     shift[i, v, u] = excess
                 marked[i, v, u] = True
-                if not smooth:
-                    strength[i, v, u] = max(strength[i, v, u], abs(distance))
+                near[i, v, u] = max(near[i, v, u], kind)
+                strength[i, v, u] = max(strength[i, v, u], distance)
+
+    for i, y, x in np.argwhere(~keep & np.isfinite(cube)):
+        distance = cube[i, y, x] - first[y, x]
+        excess = smooth_excess(cube[i], start, known, pedestal, y, x, distance)
+        smooth = abs(excess) > 0.4 * abs(distance)
+        mark(i, y, x, 0 if smooth else 1, excess, 0 if smooth else abs(distance), 0 if smooth else 1)
+    if kappa[4] and n > 1 and (n <= 20 or grow):
+        seeing, tolerance, jitter = frames[4:, :, None, None]
+        allowance = np.abs(seeing * maps[1]) + tolerance * maps[2] + jitter * maps[3] + extra
+        for i, y, x, mean in find_groups(cube, keep, first, maps, known, allowance, frames, pedestal, kappa):
+            mark(i, y, x, 1 + grow, 0.0, mean, 2)
     for y, x in np.argwhere(marked.any(0)):
-        near = strength[:, y, x] > 0
-        if (near & np.isfinite(cube[:, y, x])).sum() == np.isfinite(cube[:, y, x]).sum():
-            near = np.arange(n) == (strength[:, y, x].argmax() if near.any() else -1)
-        args = (k[:, y, x], frames, pedestal, kappa, rounds, near, shift[:, y, x])
+        there = near[:, y, x].copy()
+        if ((there > 0) & np.isfinite(cube[:, y, x])).sum() == np.isfinite(cube[:, y, x]).sum():
+            there[np.arange(n) != (strength[:, y, x].argmax() if there.any() else -1)] = 0
+        args = (k[:, y, x], frames, pedestal, kappa, rounds, there, shift[:, y, x], extra[:, y, x])
         keep[:, y, x] = keep_noise(cube[:, y, x], maps[:, y, x], *args)
     return keep
 
