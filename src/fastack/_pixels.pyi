@@ -166,7 +166,6 @@ def combine(
     kappa: tuple[float, float, float, float, float],
     grow: int,
     rounds: int,
-    row_step: int,
     minmax: tuple[int, int],
     percentile: tuple[float, float],
     max_outliers: float,
