@@ -20,6 +20,7 @@ import numpy as np
 from astropy.io import fits
 
 from fastack import (
+    _stars,
     background,
     calibrate,
     dates,
