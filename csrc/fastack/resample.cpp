@@ -408,13 +408,12 @@ Box touched(const Buffer& buffer, const ResamplePlan& plan, int b, int taps) {
     return {q - dq, q + dq + 1, p - dp, p + dp + 1};
 }
 
-/// The same of a straight block, `rows` below the row that its weights along q are expanded about.
-Box touched(const Buffer& buffer, const ResampleAlong& along, const ResamplePlan& center, std::ptrdiff_t rows,
-            int b, int taps) {
+/// The same of a straight block in the row that its weights along q are expanded about.
+Box touched_straight(const Buffer& buffer, const ResamplePlan& center, int b, int taps) {
     const float h = 8 * std::fabs(center.q[1][b]) + 64 * std::fabs(center.q[2][b]) +
                     512 * std::fabs(center.q[3][b]) + 0.01f;
     const auto part = [&](float to) { return static_cast<std::ptrdiff_t>(std::floor(center.q[0][b] + to)); };
-    const std::ptrdiff_t p = along.ip[b] - buffer.p0, q = center.iq[b] - buffer.q0 + rows;
+    const std::ptrdiff_t p = center.ip[b] - buffer.p0, q = center.iq[b] - buffer.q0;
     const std::ptrdiff_t before = (taps - 1) / 2, after = taps / 2;
     return {q + part(-h) - before, q + part(h) + after + 1, p - block_columns / 2 - before,
             p + block_columns / 2 + after};
@@ -500,9 +499,12 @@ void resample_group(const Work& work, const Buffer& buffer, std::ptrdiff_t y0, s
                       .interpolated = interpolated};
     for (int b = b0; b < b1; ++b) {
         task.block = b;
-        const auto touch = [&](int r) {
-            return straight[b] ? touched(buffer, along[r], middle, y0 - center + r, b, taps)
-                               : touched(buffer, plans[r], b, taps);
+        const Box near = touched_straight(buffer, middle, b, taps);
+        const auto touch = [&](int r) -> Box {
+            if (!straight[b])
+                return touched(buffer, plans[r], b, taps);
+            const std::ptrdiff_t dq = y0 - center + r, dp = along[r].ip[b] - middle.ip[b];
+            return {near.y0 + dq, near.y1 + dq, near.x0 + dp, near.x1 + dp};
         };
         const Box all = hull(touch(0), touch(n - 1));
         // A straight block that leaves the buffer leaves the frame: the general way finds nothing there.
@@ -545,13 +547,15 @@ void resample_group(const Work& work, const Buffer& buffer, std::ptrdiff_t y0, s
 }
 
 void resample_blocks(const Work& work, const Map& map) {
-    // Parts whose piece of the frame stays in the second-level cache.
-    constexpr std::ptrdiff_t part_rows = 128, ring = 48;
+    // Parts whose piece of the frame stays in the second-level cache, of like height.
+    constexpr std::ptrdiff_t most_rows = 256, ring = 48;
     const Box tile = work.tile;
     const Box frame = work.turn({0, work.section.ny, 0, work.section.nx});
     const int taps = work.kernel.taps;
+    const std::ptrdiff_t top = round_down(tile.y0, most_group_rows), count = (tile.y1 - top - 1) / most_rows + 1;
+    const std::ptrdiff_t part_rows = round_up((tile.y1 - top + count - 1) / count, most_group_rows);
     Buffer buffer;
-    for (std::ptrdiff_t y = round_down(tile.y0, part_rows); y < tile.y1; y += part_rows)
+    for (std::ptrdiff_t y = top; y < tile.y1; y += part_rows)
         for (std::ptrdiff_t x = round_down(tile.x0, strip_columns); x < tile.x1; x += strip_columns) {
             const Box part = common(tile, {y, y + part_rows, x, x + strip_columns});
             const Box need = footprint(map, part, work.how.kernel);

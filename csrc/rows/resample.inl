@@ -39,6 +39,10 @@ RESAMPLE_INLINE I floor(F x) {
     return whole + (__builtin_convertvector(whole, F) > x);
 }
 
+RESAMPLE_INLINE I not_finite(F x) {
+    return (x - x) != 0.0f;
+}
+
 /// Whether any lane of a comparison holds.
 RESAMPLE_INLINE bool any(I condition) {
     const Bytes bytes = __builtin_convertvector(condition, Bytes);
@@ -332,26 +336,41 @@ __attribute__((noinline)) void straight_masked(const ResampleTask& task, int row
         weights_along<N, true>(task.along[row], task.block, t, w);
     else
         weights_along<N, false>(task.along[row], task.block, t, w);
-    for (int k = 0; k < N; ++k)
+    F whole = {}, squares = {};
+    for (int k = 0; k < N; ++k) {
         magnitude += fabs(w[k]);
+        whole += w[k];
+        squares += w[k] * w[k];
+    }
     Sums sums = {};
-    for (int r = 0; r < N + across.passes; ++r) {
+    for (int r = 0; r < N + across.passes; ++r, source += task.stride) {
         const F v = across.weight[0][r] + s * across.weight[1][r];
+        magnitude_across += fabs(v);
+        I holes = not_finite(load(source + N - 1));
+        for (int k = 0; k < N - 1; k += lanes)
+            holes |= not_finite(load(source + k));
+        if (!any(holes)) { // most rows of pixels near a missing one
+            F value = {};
+            for (int k = 0; k < N; ++k)
+                value += w[k] * load(source + k);
+            sums.value += v * value;
+            sums.weight += v * whole;
+            sums.there += (v * v) * squares;
+            continue;
+        }
         F value = {}, weight = {}, lost = {}, there = {};
         for (int k = 0; k < N; ++k) {
             const F pixel = load(source + k);
-            const I good = (pixel - pixel) == 0.0f;
-            value += w[k] * (good ? pixel : F{});
-            weight += good ? w[k] : F{};
-            lost += good ? F{} : fabs(w[k]);
-            there += good ? w[k] * w[k] : F{};
+            const I bad = not_finite(pixel);
+            value += w[k] * (bad ? F{} : pixel);
+            weight += bad ? F{} : w[k];
+            lost += bad ? fabs(w[k]) : F{};
+            there += bad ? F{} : w[k] * w[k];
         }
         sums.value += v * value;
         sums.weight += v * weight;
         sums.lost += fabs(v) * lost;
         sums.there += (v * v) * there;
-        magnitude_across += fabs(v);
-        source += task.stride;
     }
     sums.total = magnitude * magnitude_across;
     finish_straight<true>(task, row, part, t, across.square[0] + s * across.square[1], sums);

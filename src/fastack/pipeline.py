@@ -744,9 +744,9 @@ def _mask_artefacts(pixels: FloatImage, artefacts: np.ndarray, window: tuple[int
     a, b = artefacts[:, 1].searchsorted(np.array((y0, y1), artefacts.dtype))  # else all of them would be converted
     if a == b:
         return
-    x, y = artefacts[a:b, 0], artefacts[a:b, 1]
-    inside = (x >= x0) & (x < x1)
-    pixels[y[inside] - y0, x[inside] - x0] = np.nan
+    near = artefacts[a:b]
+    near = near[(near[:, 0] >= x0) & (near[:, 0] < x1)]
+    pixels.ravel()[(near[:, 1] - y0) * (x1 - x0) + (near[:, 0] - x0)] = np.nan
 
 
 def _combine(

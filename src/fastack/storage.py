@@ -238,7 +238,7 @@ class Store:
         self._file: int | None = None
         self._end = 0
         self.most_open = most_open or max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
-        self._open: OrderedDict[tuple[int, int], int] = OrderedDict()  # waiting, the longest unused first
+        self._open: OrderedDict[Path, int] = OrderedDict()  # waiting, the longest unused first
 
     def expect(self, nbytes: int) -> None:
         """Hear how many bytes of pixels a run has: only if all find room in memory, plain files are kept there too."""
@@ -272,32 +272,26 @@ class Store:
             return Loaded(plane, plane.load())
         return Scratch(plane, plane.load(), self) if plane.compression else Held(plane, self)
 
-    def take(self, plane: Plane) -> tuple[tuple[int, int], int]:
-        """An open file of a plane and its key, for one reader at a time.
+    def take(self, path: Path) -> int:
+        """An open file, for one reader at a time.
 
         Raises
         ------
         FrameError
-            If the file vanished or changed since the frame was opened.
+            If it cannot be opened.
         """
-        try:
-            status = os.stat(plane.path)
-        except OSError as error:
-            raise unreadable(plane.path, error) from None
-        plane.check(status)
-        key = (status.st_dev, status.st_ino)
         with self._lock:
-            fd = self._open.pop(key, None)
+            fd = self._open.pop(path, None)
         try:
-            return key, os.open(plane.path, os.O_RDONLY) if fd is None else fd
+            return os.open(path, os.O_RDONLY) if fd is None else fd
         except OSError as error:
-            raise unreadable(plane.path, error) from None
+            raise unreadable(path, error) from None
 
-    def give(self, key: tuple[int, int], fd: int) -> None:
+    def give(self, path: Path, fd: int) -> None:
         """Hand an open file back."""
         with self._lock:
-            extra = [self._open.pop(key)] if key in self._open else []
-            self._open[key] = fd
+            extra = [self._open.pop(path)] if path in self._open else []
+            self._open[path] = fd
             while len(self._open) > self.most_open:
                 extra.append(self._open.popitem(last=False)[1])
         for each in extra:
@@ -394,18 +388,19 @@ class Held(_Kept):
 
     def rows(self, window: Window) -> Iterator[tuple[int, Bytes]]:
         """Read a window; see `Plane.rows`."""
-        key, fd = self._store.take(self.plane)
+        self.plane.check_unchanged()
+        fd = self._store.take(self.plane.path)
         try:
             yield from _pread_rows(fd, self.plane, self.plane.offset, window)
         finally:
-            self._store.give(key, fd)
+            self._store.give(self.plane.path, fd)
 
     def ahead(self, window: Window) -> None:
         """Tell the system that a window will soon be read."""
-        key, fd = self._store.take(self.plane)
+        fd = self._store.take(self.plane.path)
         start, count = window[0] * self.plane.row_bytes, (window[1] - window[0]) * self.plane.row_bytes
         _will_need(fd, self.plane.offset + start, count)
-        self._store.give(key, fd)
+        self._store.give(self.plane.path, fd)
 
 
 class Scratch(_Kept):
