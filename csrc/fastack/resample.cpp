@@ -253,11 +253,13 @@ class Buffer {
     std::ptrdiff_t height = 0, width = 0;
     std::ptrdiff_t q0 = 0, p0 = 0;
     bool any_missing = false;
+    Box frame{}; // in pixels of the buffer
 
     const float* data() const { return pixels_.get() + start_; }
 
-    void fill(const Section& section, const Turn& turn, Box box, Box frame) {
+    void fill(const Section& section, const Turn& turn, Box box, Box whole) {
         q0 = box.y0, p0 = box.x0;
+        frame = {whole.y0 - q0, whole.y1 - q0, whole.x0 - p0, whole.x1 - p0};
         height = box.y1 - q0, width = round_up(box.x1 - p0, 16);
         if (const std::ptrdiff_t size = height * width + 32; size > size_) {
             pixels_ = std::make_unique_for_overwrite<float[]>(static_cast<std::size_t>(size));
@@ -267,7 +269,7 @@ class Buffer {
         float* const to = pixels_.get() + start_;
         const Box held =
             turn({section.y0, section.y0 + section.pixels.ny, section.x0, section.x0 + section.pixels.nx});
-        const Box in = common(common(held, frame), {q0, q0 + height, p0, p0 + width});
+        const Box in = common(common(held, whole), {q0, q0 + height, p0, p0 + width});
         missing_.assign(static_cast<std::size_t>(height), ~std::uint64_t{0});
         cell_ = round_up((width + 63) / 64, 8);
         some_.assign(static_cast<std::size_t>(height / some_rows + 1), ~std::uint64_t{0});
@@ -287,9 +289,9 @@ class Buffer {
         rows().resample.turn(from, dp, dq, x1 - x0, y1 - y0, section.level, to + y0 * width + x0, width,
                              suspect_.data() + y0);
         // Beyond the frame all is missing; pixels of the frame that the section does not hold are not needed.
-        const float left = held.x0 <= frame.x0 ? nan : 0, right = held.x1 >= frame.x1 ? nan : 0;
-        std::fill_n(to, y0 * width, held.y0 <= frame.y0 ? nan : 0);
-        std::fill_n(to + y1 * width, (height - y1) * width, held.y1 >= frame.y1 ? nan : 0);
+        const float left = held.x0 <= whole.x0 ? nan : 0, right = held.x1 >= whole.x1 ? nan : 0;
+        std::fill_n(to, y0 * width, held.y0 <= whole.y0 ? nan : 0);
+        std::fill_n(to + y1 * width, (height - y1) * width, held.y1 >= whole.y1 ? nan : 0);
         std::uint64_t beyond = 0; // cells that hold pixels beyond the frame's sides
         if (left != 0)
             beyond |= cells(0, x0);
@@ -507,6 +509,13 @@ void resample_group(const Work& work, const Buffer& buffer, std::ptrdiff_t y0, s
             return {near.y0 + dq, near.y1 + dq, near.x0 + dp, near.x1 + dp};
         };
         const Box all = hull(touch(0), touch(n - 1));
+        const std::ptrdiff_t x = strip + b * block_columns;
+        const std::ptrdiff_t x0 = std::max(x, work.tile.x0),
+                             count = std::min(x + block_columns, work.tile.x1) - x0;
+        if (common(all, buffer.frame).empty()) {
+            write_missing(work, {y0, y1, x0, x0 + count});
+            continue;
+        }
         // A straight block that leaves the buffer leaves the frame: the general way finds nothing there.
         const bool inside = all.x0 >= 0 && all.x1 + block_columns <= buffer.width && all.y0 >= 0 &&
                             all.y1 <= buffer.height;
@@ -515,9 +524,6 @@ void resample_group(const Work& work, const Buffer& buffer, std::ptrdiff_t y0, s
         for (int r = 0; some && r < n; ++r)
             masked[r] = work.how.square || buffer.missing(touch(r));
 
-        const std::ptrdiff_t x = strip + b * block_columns;
-        const std::ptrdiff_t x0 = std::max(x, work.tile.x0),
-                             count = std::min(x + block_columns, work.tile.x1) - x0;
         const std::ptrdiff_t row0 = y0 - work.tile.y0, at = x0 - work.tile.x0;
         const bool direct = count == block_columns;
         task.out = direct ? work.to.out.row(row0) + at : out;
