@@ -260,17 +260,18 @@ def sky_surfaces(
     known = np.isfinite(excess)
     excess[~known] = 0.0
     basis = np.stack([np.ones(len(nodes)), *((nodes - nodes.mean(axis=0)) / np.ptp(nodes, axis=0).max()).T], axis=1)
-    planes = _planes(excess, known, weight, basis)
-    surface = planes @ basis.T
+    surface = _planes(excess, known, weight, basis) @ basis.T
+    rest = np.zeros_like(surface)
     if model == "mesh":
-        from scipy import ndimage  # a third of the start-up time, for nights that need it
-
         rest = np.where(known, excess - surface - _common(excess - surface, known, weight), 0.0)
-        rest = np.stack([ndimage.median_filter(one.reshape(my, mx), 3, mode="nearest").ravel() for one in rest])
-        surface = surface + rest - _common(rest, np.ones_like(known), weight)
-    size = np.sqrt(np.sum(np.where(known, surface, 0.0) ** 2, axis=1) / np.maximum(known.sum(axis=1), 1))
+    size = np.sqrt(np.sum((surface + rest) ** 2, axis=1, where=known) / np.maximum(known.sum(axis=1), 1))
     if not (size > _QUIET * np.where(np.isfinite(noise), noise, 0.0)).any():
         return None
+    if model == "mesh":
+        padded = np.pad(rest.reshape(-1, my, mx), ((0, 0), (1, 1), (1, 1)), mode="edge")
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
+        rest = np.median(windows, axis=(3, 4)).reshape(rest.shape)
+        surface = surface + rest - _common(rest, np.ones_like(known), weight)
     whole = (my * _CELL, mx * _CELL)
     empty = np.zeros((my, mx), np.float32)
     meshes = surface.astype(np.float32).reshape(-1, my, mx)
@@ -290,16 +291,18 @@ def _common(values: Array, known: NDArray[np.bool_], weight: Array) -> Array:
 
 def _planes(excess: Array, known: NDArray[np.bool_], weight: Array, basis: Array) -> Array:
     """(n, 3) coefficients of each frame's plane beside the common sky; cells of odd light do not count."""
-    planes = np.zeros((len(excess), basis.shape[1]))
+    terms = basis.shape[1]
+    products = (basis[:, :, None] * basis[:, None, :]).reshape(len(basis), terms * terms)
+    planes: Array = np.zeros((len(excess), terms))
     counted = known.copy()
     for _ in range(3):
-        normal = np.einsum("nk,ki,kj->nij", counted, basis, basis) + 1e-9 * np.eye(basis.shape[1])
+        normal = (counted.astype(float) @ products).reshape(-1, terms, terms) + 1e-9 * np.eye(terms)
         for _ in range(_TURNS):
             left = excess - _common(excess - planes @ basis.T, counted, weight)
-            moment = np.einsum("nk,ki->ni", np.where(counted, left, 0.0), basis)
+            moment = np.where(counted, left, 0.0) @ basis
             new = np.linalg.solve(normal, moment[..., None])[..., 0]
-            new -= weight @ new / weight.sum()
-            change, planes = np.abs(new - planes).max(), new
+            new = new - weight @ new / weight.sum()
+            change, planes = np.abs(new - planes).max(), np.asarray(new, float)
             if change <= 1e-4 * np.abs(planes).max():
                 break
         rest = excess - planes @ basis.T

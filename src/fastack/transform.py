@@ -211,7 +211,9 @@ class _Pairs:
                 break
             higher = self.settle(model, keep)
             keep = higher.near
-            if higher.keep.sum() >= ENOUGH[model] and self.better(below, higher):
+            # where some pairs are wrong, others may be: the more stars must speak for a model
+            enough = ENOUGH[model] * (2 if higher.keep.mean() < 0.95 else 1)
+            if higher.keep.sum() >= enough and self.better(below, higher):
                 best, below = higher, model
             if self.hopeless(below, model, higher):
                 break
@@ -219,14 +221,27 @@ class _Pairs:
 
     def hopeless(self, lower: str, reached: str, last: _Solution) -> bool:
         """Whether no model above the one reached can be better, by far, than the lower one: of many stars alone."""
-        keep, weight = last.near, 1 / last.variance[last.near]
-        n = int(keep.sum())
-        if n < MANY:
-            return False
-        root = np.sqrt(weight)[:, None]
-        q, _ = np.linalg.qr(self.basis[keep] * root)
-        b = self.b[keep] * root
-        chi2 = np.sum(b * b) - np.cumsum(np.sum((q.T @ b) ** 2, axis=1))
+        some = last.near
+        for _ in range(ROUNDS):
+            keep, n = some, int(some.sum())
+            if n < MANY:
+                return False
+            basis, b, weight = self.basis[keep], self.b[keep], 1 / last.variance[keep]
+            weighted = basis.T * weight
+            try:
+                root = np.linalg.cholesky(weighted @ basis)
+            except np.linalg.LinAlgError:  # the stars do not span the highest model
+                return False
+            terms = np.linalg.solve(root, weighted @ b)
+            # wrong pairs make every model look bad: they are told by what the highest one leaves
+            rest = b - basis @ np.linalg.solve(root.T, terms)
+            left = np.sqrt(np.sum(rest * rest, axis=1) * weight)
+            inside = left <= self.clip * _median(left) / 1.1774
+            if inside.all():
+                break
+            some = keep.copy()
+            some[keep] = inside
+        chi2 = weight @ np.sum(b * b, axis=1) - np.cumsum(np.sum(terms**2, axis=1))
         low = self.chi2(self.solve(lower, keep, last.variance), keep, last.variance)
         for model in LADDER[LADDER.index(reached) + 1 :]:
             high = float(max(chi2[TERMS[model] - 1], 1e-12 * low))
