@@ -29,7 +29,7 @@ Window = tuple[int, int, int, int]
 
 _CHUNK = 1 << 19  # bytes read and decoded at once: they stay in the second-level cache
 _INFLATED = 1 << 22  # bytes inflated by one call
-_TILE = (64, 512)  # rows and columns that lie together in the scratch file
+_TILE = (128, 128)  # rows and columns that lie together in the scratch file
 
 
 class Rows(Protocol):
@@ -265,12 +265,21 @@ class Store:
             If there is no room for the scratch file.
         """
         wanted = bool(plane.compression) or self._plain
-        with self._lock:
-            room = wanted and plane.nbytes <= self.memory - self.used
-            self.used += plane.nbytes if room else 0
-        if room:
+        if wanted and self._claim(plane.nbytes):
             return Loaded(plane, plane.load())
         return Scratch(plane, plane.load(), self) if plane.compression else Held(plane, self)
+
+    def tile(self, plane: Plane) -> Rows:
+        """See to it that narrow windows of a plane can be read; parameters, result and errors as those of `keep`."""
+        raw = plane.load()
+        return Loaded(plane, raw) if self._claim(plane.nbytes) else Scratch(plane, raw, self)
+
+    def _claim(self, nbytes: int) -> bool:
+        """Take memory where there is enough."""
+        with self._lock:
+            room = nbytes <= self.memory - self.used
+            self.used += nbytes if room else 0
+        return room
 
     def take(self, path: Path) -> int:
         """An open file, for one reader at a time.
