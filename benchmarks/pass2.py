@@ -71,7 +71,7 @@ def run(job: pipeline.Job, threads: int) -> float:
     """Wall time of pass 2 up to the cube."""
     rotation = max(abs((t.rotation + 45) % 90 - 45) for t in job.transforms)
     budget = job.options.memory // (2 * threads)
-    size = grid.tile_shape(len(job.frames), job.shape, budget, rotation)
+    size = grid.tile_shape(len(job.frames), job.shape, budget, rotation, threads)
     start = time.perf_counter()
     with Executor(threads) as executor:
         for _ in executor.map(functools.partial(pipeline.stack_tile, job=job), grid.tiles(job.shape, size)):

@@ -770,7 +770,7 @@ def _combine(
 ) -> None:
     rotation = max(abs((t.rotation + 45) % 90 - 45) for t in job.transforms)
     budget = min((job.options.memory - store.used) // (2 * executor.threads), 1 << 28)
-    size = grid.tile_shape(len(used), job.shape, budget, rotation)
+    size = grid.tile_shape(len(used), job.shape, budget, rotation, executor.threads)
     every = list(grid.tiles(job.shape, size))
     _retile(job, every, store)
     reporter.start("combine", len(every), size[0] * size[1] * len(used))

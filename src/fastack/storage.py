@@ -13,7 +13,7 @@ import tempfile
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -306,8 +306,15 @@ class Store:
         for each in extra:
             os.close(each)
 
-    def write(self, data: Bytes) -> int:
+    def write(self, parts: Iterable[Bytes], nbytes: int) -> int:
         """Append to the scratch file.
+
+        Parameters
+        ----------
+        parts : iterable of ndarray
+            Written one after the other.
+        nbytes : int
+            Of all of them.
 
         Returns
         -------
@@ -324,18 +331,20 @@ class Store:
                 if self._file is None:
                     self._file, name = tempfile.mkstemp(prefix="fastack-", dir=self._directory)
                     os.unlink(name)
-                fd, offset = self._file, self._end
-                self._end += data.nbytes
-            view, at = data.data.cast("B"), offset
-            while view:
-                count = os.pwrite(fd, view, at)
-                view, at = view[count:], at + count
+                fd, start = self._file, self._end
+                self._end += nbytes
+            at = start
+            for part in parts:
+                view = part.data.cast("B")
+                while view:
+                    count = os.pwrite(fd, view, at)
+                    view, at = view[count:], at + count
         except OSError as error:
             raise OutputError(
                 f"{self._directory or tempfile.gettempdir()}: no scratch file of {self._end} bytes "
                 f"({error.strerror}); give another directory with --scratch or more --memory"
             ) from None
-        return offset
+        return start
 
     def close(self) -> None:
         """Close all files; the scratch file vanishes."""
@@ -420,8 +429,8 @@ class Scratch(_Kept):
         self._store = store
         width = self._width = _TILE[1] * abs(plane.bitpix) // 8
         bands = (raw[y : y + _TILE[0]] for y in range(0, plane.shape[0], _TILE[0]))
-        tiles = [band[:, x : x + width].ravel() for band in bands for x in range(0, plane.row_bytes, width)]
-        self._offset = store.write(np.concatenate(tiles))
+        tiles = (band[:, x : x + width].ravel() for band in bands for x in range(0, plane.row_bytes, width))
+        self._offset = store.write(tiles, raw.nbytes)
 
     def rows(self, window: Window) -> Iterator[tuple[int, Bytes]]:
         """Read a window; see `Plane.rows`."""
