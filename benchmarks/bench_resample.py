@@ -107,7 +107,7 @@ def bench_resample(benchmark, name: str, degrees: float) -> None:
     benchmark.pedantic(run, rounds=3, iterations=1)
 
 
-def cpu(run, rounds: int = 3) -> float:
+def cpu(run, rounds: int = 12) -> float:
     """Least CPU time of this thread, ns a pixel."""
     best = np.inf
     for _ in range(rounds):

@@ -16,6 +16,7 @@ import fastack
 from fastack.errors import FastackError, OutputError, StackError
 from fastack.options import StackOptions
 from fastack.simulate import Night, NightOptions, simulate_night
+from fastack.storage import Plane, Rows, Store
 from fastack.types import PixelFlag
 
 SMALL = {"shape": (256, 320), "n_stars": 120, "flux": (3000.0, 400_000.0), "separation": 8.0}
@@ -147,6 +148,25 @@ def test_same_bits_for_any_threads_and_memory(night: Path) -> None:
     first = bits(fastack.stack(str(night), threads=1, model="affine"))
     for settings in ({"threads": 2}, {"threads": 3}, {"threads": 8}, {"memory": 10_000_000}, {"memory": 10**8}):
         assert bits(fastack.stack(str(night), model="affine", **settings)) == first, settings
+
+
+def test_frames_that_would_be_read_over_and_over_are_laid_out_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frame turned by 90 degrees, whose every row each tile of the output needs; the bits stay."""
+    make(tmp_path, n_frames=3, shape=(512, 512), n_stars=300, rotation=[0.0, 0.5, 90.0])
+    laid, tile = [], Store.tile
+
+    def spy(store: Store, plane: Plane) -> Rows:
+        laid.append(plane.path.name)
+        return tile(store, plane)
+
+    monkeypatch.setattr(Store, "tile", spy)
+    settings = {"threads": 1, "reference": "d0001.fits", "model": "affine"}
+    first = bits(fastack.stack(str(tmp_path), **settings))  # finds room for the pixels in memory
+    assert not laid
+    assert bits(fastack.stack(str(tmp_path), memory=1_500_000, **settings)) == first
+    assert laid == ["d0003.fits"]
 
 
 def test_same_bits_for_any_order_on_the_command_line(night: Path) -> None:

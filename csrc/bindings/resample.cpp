@@ -51,6 +51,8 @@ template <class T> Image<T> tile_plane(std::optional<Plane<T>>& a, Box tile, con
     require(a->ndim() == 2 && a->shape(0) == tile.y1 - tile.y0 && a->shape(1) == tile.x1 - tile.x0,
             std::string(name) + " must have the tile's shape");
     constexpr auto size = static_cast<std::ptrdiff_t>(sizeof(T));
+    if (a->size() == 0)
+        return {};
     if ((a->shape(1) > 1 && a->strides(1) != size) || a->strides(0) % size != 0)
         throw py::type_error(std::string(name) + " must be contiguous along its rows");
     return {a->mutable_data(), a->shape(0), a->shape(1), a->strides(0) / size};

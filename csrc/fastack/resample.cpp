@@ -253,11 +253,13 @@ class Buffer {
     std::ptrdiff_t height = 0, width = 0;
     std::ptrdiff_t q0 = 0, p0 = 0;
     bool any_missing = false;
+    Box frame{}; // in pixels of the buffer
 
     const float* data() const { return pixels_.get() + start_; }
 
-    void fill(const Section& section, const Turn& turn, Box box, Box frame) {
+    void fill(const Section& section, const Turn& turn, Box box, Box whole) {
         q0 = box.y0, p0 = box.x0;
+        frame = {whole.y0 - q0, whole.y1 - q0, whole.x0 - p0, whole.x1 - p0};
         height = box.y1 - q0, width = round_up(box.x1 - p0, 16);
         if (const std::ptrdiff_t size = height * width + 32; size > size_) {
             pixels_ = std::make_unique_for_overwrite<float[]>(static_cast<std::size_t>(size));
@@ -267,7 +269,7 @@ class Buffer {
         float* const to = pixels_.get() + start_;
         const Box held =
             turn({section.y0, section.y0 + section.pixels.ny, section.x0, section.x0 + section.pixels.nx});
-        const Box in = common(common(held, frame), {q0, q0 + height, p0, p0 + width});
+        const Box in = common(common(held, whole), {q0, q0 + height, p0, p0 + width});
         missing_.assign(static_cast<std::size_t>(height), ~std::uint64_t{0});
         cell_ = round_up((width + 63) / 64, 8);
         some_.assign(static_cast<std::size_t>(height / some_rows + 1), ~std::uint64_t{0});
@@ -287,9 +289,9 @@ class Buffer {
         rows().resample.turn(from, dp, dq, x1 - x0, y1 - y0, section.level, to + y0 * width + x0, width,
                              suspect_.data() + y0);
         // Beyond the frame all is missing; pixels of the frame that the section does not hold are not needed.
-        const float left = held.x0 <= frame.x0 ? nan : 0, right = held.x1 >= frame.x1 ? nan : 0;
-        std::fill_n(to, y0 * width, held.y0 <= frame.y0 ? nan : 0);
-        std::fill_n(to + y1 * width, (height - y1) * width, held.y1 >= frame.y1 ? nan : 0);
+        const float left = held.x0 <= whole.x0 ? nan : 0, right = held.x1 >= whole.x1 ? nan : 0;
+        std::fill_n(to, y0 * width, held.y0 <= whole.y0 ? nan : 0);
+        std::fill_n(to + y1 * width, (height - y1) * width, held.y1 >= whole.y1 ? nan : 0);
         std::uint64_t beyond = 0; // cells that hold pixels beyond the frame's sides
         if (left != 0)
             beyond |= cells(0, x0);
@@ -408,13 +410,12 @@ Box touched(const Buffer& buffer, const ResamplePlan& plan, int b, int taps) {
     return {q - dq, q + dq + 1, p - dp, p + dp + 1};
 }
 
-/// The same of a straight block, `rows` below the row that its weights along q are expanded about.
-Box touched(const Buffer& buffer, const ResampleAlong& along, const ResamplePlan& center, std::ptrdiff_t rows,
-            int b, int taps) {
+/// The same of a straight block in the row that its weights along q are expanded about.
+Box touched_straight(const Buffer& buffer, const ResamplePlan& center, int b, int taps) {
     const float h = 8 * std::fabs(center.q[1][b]) + 64 * std::fabs(center.q[2][b]) +
                     512 * std::fabs(center.q[3][b]) + 0.01f;
     const auto part = [&](float to) { return static_cast<std::ptrdiff_t>(std::floor(center.q[0][b] + to)); };
-    const std::ptrdiff_t p = along.ip[b] - buffer.p0, q = center.iq[b] - buffer.q0 + rows;
+    const std::ptrdiff_t p = center.ip[b] - buffer.p0, q = center.iq[b] - buffer.q0;
     const std::ptrdiff_t before = (taps - 1) / 2, after = taps / 2;
     return {q + part(-h) - before, q + part(h) + after + 1, p - block_columns / 2 - before,
             p + block_columns / 2 + after};
@@ -500,11 +501,21 @@ void resample_group(const Work& work, const Buffer& buffer, std::ptrdiff_t y0, s
                       .interpolated = interpolated};
     for (int b = b0; b < b1; ++b) {
         task.block = b;
-        const auto touch = [&](int r) {
-            return straight[b] ? touched(buffer, along[r], middle, y0 - center + r, b, taps)
-                               : touched(buffer, plans[r], b, taps);
+        const Box near = touched_straight(buffer, middle, b, taps);
+        const auto touch = [&](int r) -> Box {
+            if (!straight[b])
+                return touched(buffer, plans[r], b, taps);
+            const std::ptrdiff_t dq = y0 - center + r, dp = along[r].ip[b] - middle.ip[b];
+            return {near.y0 + dq, near.y1 + dq, near.x0 + dp, near.x1 + dp};
         };
         const Box all = hull(touch(0), touch(n - 1));
+        const std::ptrdiff_t x = strip + b * block_columns;
+        const std::ptrdiff_t x0 = std::max(x, work.tile.x0),
+                             count = std::min(x + block_columns, work.tile.x1) - x0;
+        if (common(all, buffer.frame).empty()) {
+            write_missing(work, {y0, y1, x0, x0 + count});
+            continue;
+        }
         // A straight block that leaves the buffer leaves the frame: the general way finds nothing there.
         const bool inside = all.x0 >= 0 && all.x1 + block_columns <= buffer.width && all.y0 >= 0 &&
                             all.y1 <= buffer.height;
@@ -513,9 +524,6 @@ void resample_group(const Work& work, const Buffer& buffer, std::ptrdiff_t y0, s
         for (int r = 0; some && r < n; ++r)
             masked[r] = work.how.square || buffer.missing(touch(r));
 
-        const std::ptrdiff_t x = strip + b * block_columns;
-        const std::ptrdiff_t x0 = std::max(x, work.tile.x0),
-                             count = std::min(x + block_columns, work.tile.x1) - x0;
         const std::ptrdiff_t row0 = y0 - work.tile.y0, at = x0 - work.tile.x0;
         const bool direct = count == block_columns;
         task.out = direct ? work.to.out.row(row0) + at : out;
@@ -545,13 +553,15 @@ void resample_group(const Work& work, const Buffer& buffer, std::ptrdiff_t y0, s
 }
 
 void resample_blocks(const Work& work, const Map& map) {
-    // Parts whose piece of the frame stays in the second-level cache.
-    constexpr std::ptrdiff_t part_rows = 128, ring = 48;
+    // Parts whose piece of the frame stays in the second-level cache, of like height.
+    constexpr std::ptrdiff_t most_rows = 256, ring = 48;
     const Box tile = work.tile;
     const Box frame = work.turn({0, work.section.ny, 0, work.section.nx});
     const int taps = work.kernel.taps;
+    const std::ptrdiff_t top = round_down(tile.y0, most_group_rows), count = (tile.y1 - top - 1) / most_rows + 1;
+    const std::ptrdiff_t part_rows = round_up((tile.y1 - top + count - 1) / count, most_group_rows);
     Buffer buffer;
-    for (std::ptrdiff_t y = round_down(tile.y0, part_rows); y < tile.y1; y += part_rows)
+    for (std::ptrdiff_t y = top; y < tile.y1; y += part_rows)
         for (std::ptrdiff_t x = round_down(tile.x0, strip_columns); x < tile.x1; x += strip_columns) {
             const Box part = common(tile, {y, y + part_rows, x, x + strip_columns});
             const Box need = footprint(map, part, work.how.kernel);

@@ -39,6 +39,10 @@ RESAMPLE_INLINE I floor(F x) {
     return whole + (__builtin_convertvector(whole, F) > x);
 }
 
+RESAMPLE_INLINE I not_finite(F x) {
+    return (x - x) != 0.0f;
+}
+
 /// Whether any lane of a comparison holds.
 RESAMPLE_INLINE bool any(I condition) {
     const Bytes bytes = __builtin_convertvector(condition, Bytes);
@@ -332,26 +336,41 @@ __attribute__((noinline)) void straight_masked(const ResampleTask& task, int row
         weights_along<N, true>(task.along[row], task.block, t, w);
     else
         weights_along<N, false>(task.along[row], task.block, t, w);
-    for (int k = 0; k < N; ++k)
+    F whole = {}, squares = {};
+    for (int k = 0; k < N; ++k) {
         magnitude += fabs(w[k]);
+        whole += w[k];
+        squares += w[k] * w[k];
+    }
     Sums sums = {};
-    for (int r = 0; r < N + across.passes; ++r) {
+    for (int r = 0; r < N + across.passes; ++r, source += task.stride) {
         const F v = across.weight[0][r] + s * across.weight[1][r];
+        magnitude_across += fabs(v);
+        I holes = not_finite(load(source + N - 1));
+        for (int k = 0; k < N - 1; k += lanes)
+            holes |= not_finite(load(source + k));
+        if (!any(holes)) { // most rows of pixels near a missing one
+            F value = {};
+            for (int k = 0; k < N; ++k)
+                value += w[k] * load(source + k);
+            sums.value += v * value;
+            sums.weight += v * whole;
+            sums.there += (v * v) * squares;
+            continue;
+        }
         F value = {}, weight = {}, lost = {}, there = {};
         for (int k = 0; k < N; ++k) {
             const F pixel = load(source + k);
-            const I good = (pixel - pixel) == 0.0f;
-            value += w[k] * (good ? pixel : F{});
-            weight += good ? w[k] : F{};
-            lost += good ? F{} : fabs(w[k]);
-            there += good ? w[k] * w[k] : F{};
+            const I bad = not_finite(pixel);
+            value += w[k] * (bad ? F{} : pixel);
+            weight += bad ? F{} : w[k];
+            lost += bad ? fabs(w[k]) : F{};
+            there += bad ? F{} : w[k] * w[k];
         }
         sums.value += v * value;
         sums.weight += v * weight;
         sums.lost += fabs(v) * lost;
         sums.there += (v * v) * there;
-        magnitude_across += fabs(v);
-        source += task.stride;
     }
     sums.total = magnitude * magnitude_across;
     finish_straight<true>(task, row, part, t, across.square[0] + s * across.square[1], sums);
@@ -436,6 +455,13 @@ RESAMPLE_INLINE void interleave(const Window<6>::V& a, const Window<6>::V& b, Wi
 RESAMPLE_INLINE void interleave(const Window<4>::V& a, const Window<4>::V& b, Window<4>::V* out) {
     out[0] = __builtin_shufflevector(a, b, 0, 4, 1, 5);
     out[1] = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+}
+
+/// Whether any lane of a comparison of eight holds.
+RESAMPLE_INLINE bool any_of_eight(Window<8>::M condition) {
+    std::uint64_t words[4];
+    memcpy(words, &condition, sizeof words);
+    return (words[0] | words[1] | words[2] | words[3]) != 0;
 }
 
 /// A square of width x width numbers, transposed by interleaving its halves log2(width) times.
@@ -581,15 +607,19 @@ __attribute__((noinline)) bool turn_row(const float* __restrict__ src, std::ptrd
     return bad;
 }
 
-/// Transposes 8 x 8 pixels, dq being 1 or -1.
-RESAMPLE_INLINE void turn_square(const float* src, std::ptrdiff_t dp, std::ptrdiff_t dq, float level,
+/// Transposes 8 x 8 pixels, dq being 1 or -1; whether one of them is not finite.
+RESAMPLE_INLINE bool turn_square(const float* src, std::ptrdiff_t dp, std::ptrdiff_t dq, float level,
                                  float* dst, std::ptrdiff_t stride) {
     Window<8>::V x[8];
-    for (int n = 0; n < 8; ++n)
+    Window<8>::M bad = {};
+    for (int n = 0; n < 8; ++n) {
         x[n] = *reinterpret_cast<const Window<8>::Loose*>(src + n * dp + (dq < 0 ? -7 : 0)) - level;
+        bad |= (x[n] - x[n]) != 0.0f;
+    }
     transpose(x);
     for (int n = 0; n < 8; ++n)
         memcpy(dst + (dq < 0 ? 7 - n : n) * stride, &x[n], sizeof x[n]);
+    return any_of_eight(bad);
 }
 
 void turn(const float* src, std::ptrdiff_t dp, std::ptrdiff_t dq, std::ptrdiff_t nx, std::ptrdiff_t ny,
@@ -599,18 +629,23 @@ void turn(const float* src, std::ptrdiff_t dp, std::ptrdiff_t dq, std::ptrdiff_t
             suspect[j] = (dp == 1 ? turn_row<1> : turn_row<-1>)(src + j * dq, nx, level, dst + j * stride);
         return;
     }
-    memset(suspect, 1, static_cast<size_t>(ny));
+    memset(suspect, 0, static_cast<size_t>(ny));
     // Along the rows of the source, which prefetching follows; the buffer stays in the cache.
     for (std::ptrdiff_t i = 0; i < nx; i += 8)
         for (std::ptrdiff_t j = 0; j < ny; j += 8) {
             const float* from = src + i * dp + j * dq;
             float* to = dst + j * stride + i;
-            if (j + 8 <= ny && i + 8 <= nx)
-                turn_square(from, dp, dq, level, to, stride);
-            else
-                for (std::ptrdiff_t m = 0; m < 8 && j + m < ny; ++m)
-                    for (std::ptrdiff_t n = 0; n < 8 && i + n < nx; ++n)
-                        to[m * stride + n] = from[n * dp + m * dq] - level;
+            if (j + 8 <= ny && i + 8 <= nx) {
+                if (turn_square(from, dp, dq, level, to, stride))
+                    memset(suspect + j, 1, 8);
+                continue;
+            }
+            for (std::ptrdiff_t m = 0; m < 8 && j + m < ny; ++m)
+                for (std::ptrdiff_t n = 0; n < 8 && i + n < nx; ++n) {
+                    const float v = from[n * dp + m * dq] - level;
+                    to[m * stride + n] = v;
+                    suspect[j + m] |= v - v != 0.0f;
+                }
         }
 }
 
@@ -625,11 +660,7 @@ std::uint64_t scan(const float* row, std::ptrdiff_t n, std::ptrdiff_t cell) {
             const V v = *reinterpret_cast<const typename Window<8>::Loose*>(row + at);
             bad |= (v - v) != 0.0f;
         }
-        std::uint64_t words[4], some = 0;
-        memcpy(words, &bad, sizeof words);
-        for (const std::uint64_t word : words)
-            some |= word;
-        bits |= static_cast<std::uint64_t>(some != 0) << bit;
+        bits |= static_cast<std::uint64_t>(any_of_eight(bad)) << bit;
     }
     return bits;
 }

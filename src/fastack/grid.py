@@ -17,6 +17,7 @@ ANCHOR = 16  #: tiles begin at multiples of it, so that the kernels' blocks are 
 _AREA = 1 << 18  # pixels of a tile: larger ones save little
 _SAMPLES = 105_000_000  # bytes of a tile's samples beyond which a tile of `_LEAST` pixels is not enlarged
 _LEAST = 1 << 17
+_SHARE = 4  # tiles for each worker
 
 
 def footprint(
@@ -116,7 +117,9 @@ def _inscribed(border: Array) -> tuple[Array, Array]:
     return np.array([xs[1], ys[1]]), np.array([xs[2], ys[2]])
 
 
-def tile_shape(n_frames: int, shape: tuple[int, int], budget: int, rotation: float) -> tuple[int, int]:
+def tile_shape(
+    n_frames: int, shape: tuple[int, int], budget: int, rotation: float, workers: int = 1
+) -> tuple[int, int]:
     """Height and width of a tile that keeps `n_frames` samples a pixel within `budget`.
 
     Parameters
@@ -129,13 +132,16 @@ def tile_shape(n_frames: int, shape: tuple[int, int], budget: int, rotation: flo
         For the samples of one tile.
     rotation : float, degree
         Largest rotation in the set, taken modulo 90: long rows for straight frames, squarer tiles for turned ones.
+    workers : int
+        Among whom the tiles are shared: there are some for each, so that all end together.
 
     Returns
     -------
     tuple of int
         (height, width), multiples of `ANCHOR`.
     """
-    area = min(_AREA, max(_LEAST, _SAMPLES // (5 * n_frames)), max(ANCHOR * ANCHOR, budget // (5 * n_frames)))
+    share = max(_LEAST // 2, shape[0] * shape[1] // (_SHARE * workers))
+    area = min(_AREA, share, max(_LEAST, _SAMPLES // (5 * n_frames)), max(ANCHOR * ANCHOR, budget // (5 * n_frames)))
     slope = abs(math.sin(math.radians(rotation)))
     # a tile of height h and width w reads h + w * slope rows: w / h = 1 / slope balances the two
     width = max(ANCHOR, min(int(math.sqrt(area / max(slope, 1 / 64))), area // ANCHOR) // ANCHOR * ANCHOR)

@@ -43,7 +43,7 @@ from fastack.executor import Executor, make_executor
 from fastack.measure import measure
 from fastack.options import StackOptions
 from fastack.resample import input_window, resample_tile, resample_variance
-from fastack.storage import Store, Window
+from fastack.storage import Held, Store, Window
 from fastack.types import (
     Array,
     Background,
@@ -56,6 +56,7 @@ from fastack.types import (
     Transform,
 )
 
+_REREAD = 4  # times that a frame may be read in pass 2 before it is laid out in tiles
 _KEPT = 4  # a quarter of the memory may hold stored pixels between the passes
 
 
@@ -207,11 +208,11 @@ def stack(
         job = Job.of(used, reference, transforms, out, calibration, options, maps)
         if target is None:
             sink = output.MemorySink(out.shape, planes)
-            _combine(job, sink, executor, reporter, used, store.used)
+            _combine(job, sink, executor, reporter, used, store)
             measured = _measure_stack(sink, out, reference, options)
         else:
             with output.FitsSink(target, out.shape, planes, primary, overwrite=overwrite) as file:
-                _combine(job, file, executor, reporter, used, store.used)
+                _combine(job, file, executor, reporter, used, store)
                 measured = _measure_stack(file, out, reference, options)
                 header.quality_cards(primary, measured[1])
                 file.finish([report.frames_hdu(records)])
@@ -786,19 +787,34 @@ def _mask_artefacts(pixels: FloatImage, artefacts: np.ndarray, window: tuple[int
     a, b = artefacts[:, 1].searchsorted(np.array((y0, y1), artefacts.dtype))  # else all of them would be converted
     if a == b:
         return
-    x, y = artefacts[a:b, 0], artefacts[a:b, 1]
-    inside = (x >= x0) & (x < x1)
-    pixels[y[inside] - y0, x[inside] - x0] = np.nan
+    near = artefacts[a:b]
+    near = near[(near[:, 0] >= x0) & (near[:, 0] < x1)]
+    pixels.ravel()[(near[:, 1] - y0) * (x1 - x0) + (near[:, 0] - x0)] = np.nan
+
+
+def _retile(job: Job, tiles: Sequence[grid.Tile], store: Store) -> None:
+    """Frames whose rows would be read over and over, as those turned by 90 degrees, are laid out anew."""
+    for i, (frame, to_frame, prepared) in enumerate(zip(job.frames, job.transforms, job.prepared, strict=True)):
+        if not isinstance(prepared.image, Held):
+            continue
+        windows = (input_window(to_frame, tile, frame.shape, job.options.resample) for tile in tiles)
+        if sum(w[1] - w[0] for w in windows if w is not None) > _REREAD * frame.shape[0]:
+            job.prepared[i] = replace(prepared, image=store.tile(frame.plane))
 
 
 def _combine(
-    job: Job, sink: output.Sink, executor: Executor, reporter: report.Reporter, used: Sequence[FrameRecord], kept: int
+    job: Job,
+    sink: output.Sink,
+    executor: Executor,
+    reporter: report.Reporter,
+    used: Sequence[FrameRecord],
+    store: Store,
 ) -> None:
-    """Pass 2; `kept` bytes of memory hold the frames' pixels."""
     rotation = max(abs((t.rotation + 45) % 90 - 45) for t in job.transforms)
-    budget = min((job.options.memory - kept) // (2 * executor.threads), 1 << 28)
-    size = grid.tile_shape(len(used), job.shape, budget, rotation)
+    budget = min((job.options.memory - store.used) // (2 * executor.threads), 1 << 28)
+    size = grid.tile_shape(len(used), job.shape, budget, rotation, executor.threads)
     every = list(grid.tiles(job.shape, size))
+    _retile(job, every, store)
     reporter.start("combine", len(every), size[0] * size[1] * len(used))
     work = functools.partial(stack_tile, job=job)
     for tile, result in zip(every, executor.map(work, every), strict=True):

@@ -13,7 +13,7 @@ import tempfile
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -29,7 +29,7 @@ Window = tuple[int, int, int, int]
 
 _CHUNK = 1 << 19  # bytes read and decoded at once: they stay in the second-level cache
 _INFLATED = 1 << 22  # bytes inflated by one call
-_TILE = (64, 512)  # rows and columns that lie together in the scratch file
+_TILE = (128, 128)  # rows and columns that lie together in the scratch file
 
 
 class Rows(Protocol):
@@ -238,7 +238,7 @@ class Store:
         self._file: int | None = None
         self._end = 0
         self.most_open = most_open or max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
-        self._open: OrderedDict[tuple[int, int], int] = OrderedDict()  # waiting, the longest unused first
+        self._open: OrderedDict[Path, int] = OrderedDict()  # waiting, the longest unused first
 
     def expect(self, nbytes: int) -> None:
         """Hear how many bytes of pixels a run has: only if all find room in memory, plain files are kept there too."""
@@ -265,46 +265,56 @@ class Store:
             If there is no room for the scratch file.
         """
         wanted = bool(plane.compression) or self._plain
-        with self._lock:
-            room = wanted and plane.nbytes <= self.memory - self.used
-            self.used += plane.nbytes if room else 0
-        if room:
+        if wanted and self._claim(plane.nbytes):
             return Loaded(plane, plane.load())
         return Scratch(plane, plane.load(), self) if plane.compression else Held(plane, self)
 
-    def take(self, plane: Plane) -> tuple[tuple[int, int], int]:
-        """An open file of a plane and its key, for one reader at a time.
+    def tile(self, plane: Plane) -> Rows:
+        """See to it that narrow windows of a plane can be read; parameters, result and errors as those of `keep`."""
+        raw = plane.load()
+        return Loaded(plane, raw) if self._claim(plane.nbytes) else Scratch(plane, raw, self)
+
+    def _claim(self, nbytes: int) -> bool:
+        """Take memory where there is enough."""
+        with self._lock:
+            room = nbytes <= self.memory - self.used
+            self.used += nbytes if room else 0
+        return room
+
+    def take(self, path: Path) -> int:
+        """An open file, for one reader at a time.
 
         Raises
         ------
         FrameError
-            If the file vanished or changed since the frame was opened.
+            If it cannot be opened.
         """
-        try:
-            status = os.stat(plane.path)
-        except OSError as error:
-            raise unreadable(plane.path, error) from None
-        plane.check(status)
-        key = (status.st_dev, status.st_ino)
         with self._lock:
-            fd = self._open.pop(key, None)
+            fd = self._open.pop(path, None)
         try:
-            return key, os.open(plane.path, os.O_RDONLY) if fd is None else fd
+            return os.open(path, os.O_RDONLY) if fd is None else fd
         except OSError as error:
-            raise unreadable(plane.path, error) from None
+            raise unreadable(path, error) from None
 
-    def give(self, key: tuple[int, int], fd: int) -> None:
+    def give(self, path: Path, fd: int) -> None:
         """Hand an open file back."""
         with self._lock:
-            extra = [self._open.pop(key)] if key in self._open else []
-            self._open[key] = fd
+            extra = [self._open.pop(path)] if path in self._open else []
+            self._open[path] = fd
             while len(self._open) > self.most_open:
                 extra.append(self._open.popitem(last=False)[1])
         for each in extra:
             os.close(each)
 
-    def write(self, data: Bytes) -> int:
+    def write(self, parts: Iterable[Bytes], nbytes: int) -> int:
         """Append to the scratch file.
+
+        Parameters
+        ----------
+        parts : iterable of ndarray
+            Written one after the other.
+        nbytes : int
+            Of all of them.
 
         Returns
         -------
@@ -321,18 +331,20 @@ class Store:
                 if self._file is None:
                     self._file, name = tempfile.mkstemp(prefix="fastack-", dir=self._directory)
                     os.unlink(name)
-                fd, offset = self._file, self._end
-                self._end += data.nbytes
-            view, at = data.data.cast("B"), offset
-            while view:
-                count = os.pwrite(fd, view, at)
-                view, at = view[count:], at + count
+                fd, start = self._file, self._end
+                self._end += nbytes
+            at = start
+            for part in parts:
+                view = part.data.cast("B")
+                while view:
+                    count = os.pwrite(fd, view, at)
+                    view, at = view[count:], at + count
         except OSError as error:
             raise OutputError(
                 f"{self._directory or tempfile.gettempdir()}: no scratch file of {self._end} bytes "
                 f"({error.strerror}); give another directory with --scratch or more --memory"
             ) from None
-        return offset
+        return start
 
     def close(self) -> None:
         """Close all files; the scratch file vanishes."""
@@ -394,18 +406,19 @@ class Held(_Kept):
 
     def rows(self, window: Window) -> Iterator[tuple[int, Bytes]]:
         """Read a window; see `Plane.rows`."""
-        key, fd = self._store.take(self.plane)
+        self.plane.check_unchanged()
+        fd = self._store.take(self.plane.path)
         try:
             yield from _pread_rows(fd, self.plane, self.plane.offset, window)
         finally:
-            self._store.give(key, fd)
+            self._store.give(self.plane.path, fd)
 
     def ahead(self, window: Window) -> None:
         """Tell the system that a window will soon be read."""
-        key, fd = self._store.take(self.plane)
+        fd = self._store.take(self.plane.path)
         start, count = window[0] * self.plane.row_bytes, (window[1] - window[0]) * self.plane.row_bytes
         _will_need(fd, self.plane.offset + start, count)
-        self._store.give(key, fd)
+        self._store.give(self.plane.path, fd)
 
 
 class Scratch(_Kept):
@@ -416,8 +429,8 @@ class Scratch(_Kept):
         self._store = store
         width = self._width = _TILE[1] * abs(plane.bitpix) // 8
         bands = (raw[y : y + _TILE[0]] for y in range(0, plane.shape[0], _TILE[0]))
-        tiles = [band[:, x : x + width].ravel() for band in bands for x in range(0, plane.row_bytes, width)]
-        self._offset = store.write(np.concatenate(tiles))
+        tiles = (band[:, x : x + width].ravel() for band in bands for x in range(0, plane.row_bytes, width))
+        self._offset = store.write(tiles, raw.nbytes)
 
     def rows(self, window: Window) -> Iterator[tuple[int, Bytes]]:
         """Read a window; see `Plane.rows`."""
