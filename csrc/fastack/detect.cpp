@@ -105,17 +105,19 @@ class Finder {
     std::vector<Detection> run(const std::vector<Maximum>& maxima) {
         if (std::isnan(search_.saturation))
             search_.saturation = plateau_level(maxima);
-        for (const Maximum& m : maxima)
-            if (!saturated_star(m))
-                found_.push_back(star(m));
+        for (std::size_t i = 0; i < maxima.size(); ++i) {
+            if (i + ahead < maxima.size())
+                prefetch(image_, maxima[i + ahead].x, maxima[i + ahead].y, 2 * reach_);
+            if (!saturated_star(maxima[i]))
+                add(star(maxima[i]));
+        }
         const std::size_t singles = found_.size();
         for (const Detection& d : found_)
             near_.add(d.x, d.y);
         for (std::size_t i = 0; i < singles; ++i)
             if (found_[i].snr > deblend_snr && !(found_[i].flags & (sharp | saturated)))
                 deblend(i);
-        std::erase_if(found_,
-                      [&](const Detection& d) { return !(d.flags & (sharp | saturated)) && !stands_out(d); });
+        std::erase_if(found_, [&](const Detection& d) { return !kept_[&d - found_.data()]; });
         std::sort(found_.begin(), found_.end(), [](const Detection& a, const Detection& b) {
             return a.flux != b.flux ? a.flux > b.flux : a.y != b.y ? a.y < b.y : a.x < b.x;
         });
@@ -123,9 +125,17 @@ class Finder {
     }
 
   private:
+    static constexpr std::size_t ahead = 4;     ///< stars whose pixels are asked for beforehand
     static constexpr double sharp_margin = 1.2; ///< sharpness of a real star that is still a star's
     static constexpr float deblend_snr = 15.0f;
     static constexpr int fewest_on_plateau = 4;
+
+    void add(const Detection& d) {
+        found_.push_back(d);
+        kept_.push_back(worth_keeping(d));
+    }
+
+    bool worth_keeping(const Detection& d) const { return d.flags & (sharp | saturated) || stands_out(d); }
 
     Detection star(const Maximum& m) const {
         const Vertex across = vertex(m.snr[3], m.snr[4], m.snr[5]),
@@ -223,10 +233,11 @@ class Finder {
                 if (plateau.n < fewest_on_plateau)
                     return false; // a hot pixel, or a star that is saturated in its peak: the filter knows
                                   // better
-                found_.push_back(star(m));
-                found_.back().x = plateau.x;
-                found_.back().y = plateau.y;
-                found_.back().flags = static_cast<std::uint16_t>((found_.back().flags & ~sharp) | saturated);
+                Detection whole = star(m);
+                whole.x = plateau.x;
+                whole.y = plateau.y;
+                whole.flags = static_cast<std::uint16_t>((whole.flags & ~sharp) | saturated);
+                add(whole);
                 plateaus_.push_back(plateau);
                 return true;
             }
@@ -252,11 +263,13 @@ class Finder {
             if (known(parts[k].x, parts[k].y, index))
                 continue;
             near_.add(parts[k].x, parts[k].y);
-            found_.push_back(describe(parts[k]));
+            add(describe(parts[k]));
             added = true;
         }
-        if (added)
+        if (added) {
             found_[index] = describe(parts[0]);
+            kept_[index] = worth_keeping(found_[index]);
+        }
     }
 
     Detection describe(const Part& p) const {
@@ -279,7 +292,7 @@ class Finder {
 
     /// Whether a detection rises above the ring about it, and not only above the sky's mesh: bumps of noise
     /// on the wing of a bright star, on a nebula or on a vignetted border do not.
-    bool stands_out(const Detection& d) {
+    bool stands_out(const Detection& d) const {
         const std::ptrdiff_t cx = std::lround(d.x), cy = std::lround(d.y);
         /// Calls `count(pixels, n)` for each run of the ring's pixels.
         const auto along_ring = [&](auto&& count) {
@@ -328,6 +341,7 @@ class Finder {
     Deblender deblender_;
     std::vector<Detection> beside_;
     std::vector<Detection> found_;
+    std::vector<char> kept_; ///< whether each of those found is a star or a hit
     std::vector<Plateau> plateaus_;
     std::unordered_set<std::uint64_t> seen_;
 };

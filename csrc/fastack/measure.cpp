@@ -690,6 +690,10 @@ void fit_stars(const StarField& field, Span<const std::int64_t> chosen, int pass
             fits[i] = unfitted(field, i);
             continue;
         }
+        if (const ptrdiff_t next = i + 2; next < field.n && std::abs(field.xy[2 * next]) < 1e9 &&
+                                          std::abs(field.xy[2 * next + 1]) < 1e9)
+            prefetch(field.image, std::lround(field.xy[2 * next]), std::lround(field.xy[2 * next + 1]),
+                     static_cast<ptrdiff_t>(field.radius));
         neighbours.find(i, near);
         fit(i);
         if (!near.empty())
