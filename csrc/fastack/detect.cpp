@@ -127,6 +127,8 @@ class Finder {
   private:
     static constexpr std::size_t ahead = 4;     ///< stars whose pixels are asked for beforehand
     static constexpr double sharp_margin = 1.2; ///< sharpness of a real star that is still a star's
+    static constexpr float bright_part = 0.5f;   ///< of the highest pixel, from which others are tested, too
+    static constexpr float sharp_limit = 3.0f;   ///< sigma
     static constexpr float deblend_snr = 15.0f;
     static constexpr int fewest_on_plateau = 4;
 
@@ -148,16 +150,11 @@ class Finder {
                        float noise) const {
         const double height = snr / std::sqrt(kernel_.norm); // in units of the noise
         float peak = -std::numeric_limits<float>::infinity();
-        std::ptrdiff_t peak_x = px, peak_y = py;
         bool gap = false;
         const Box core(image_, px, py, 1);
         for (std::ptrdiff_t v = core.y0; v < core.y1; ++v)
             for (std::ptrdiff_t u = core.x0; u < core.x1; ++u)
-                if (image_(v, u) > peak) {
-                    peak = image_(v, u);
-                    peak_x = u;
-                    peak_y = v;
-                }
+                peak = std::max(peak, there(image_(v, u)) ? image_(v, u) : peak);
         const Box window(image_, px, py, reach_);
         gap = window.x1 - window.x0 != 2 * reach_ + 1 || window.y1 - window.y0 != 2 * reach_ + 1;
         for (std::ptrdiff_t v = window.y0; v < window.y1 && !gap && gaps_; ++v)
@@ -168,9 +165,7 @@ class Finder {
         const double part = kernel_.height(dx * dx + dy * dy);
         const double sharpness = (image_(py, px) - sky) / (noise * height * part);
         const double error = std::sqrt(std::max(0.0, 1 - part * part / kernel_.norm)) / (height * part);
-        const bool hit =
-            psf_.too_sharp(Vicinity(image_, peak_x, peak_y, sky, noise), shot(sky, noise), 3.5f) ||
-            hit_in_core(px, py, sky, noise);
+        const bool hit = hit_beside(px, py, peak, sky, noise) || hit_in_core(px, py, sky, noise);
         std::uint16_t flags = 0;
         if (gap)
             flags |= edge;
@@ -182,6 +177,18 @@ class Finder {
         return {x,          y,   static_cast<float>(snr * scale), static_cast<float>(scale),
                 peak - sky, sky, static_cast<float>(sharpness),   static_cast<float>(snr),
                 flags};
+    }
+
+    /// Whether one of the bright pixels of the 3x3 about a maximum is a hit; a track has several, each of them with its own
+    /// noise.
+    bool hit_beside(std::ptrdiff_t px, std::ptrdiff_t py, float peak, float sky, float noise) const {
+        const Box core(image_, px, py, 1);
+        for (std::ptrdiff_t v = core.y0; v < core.y1; ++v)
+            for (std::ptrdiff_t u = core.x0; u < core.x1; ++u)
+                if (image_(v, u) - sky >= bright_part * (peak - sky) &&
+                    psf_.too_sharp(Vicinity(image_, u, v, sky, noise), shot(sky, noise), sharp_limit))
+                    return true;
+        return false;
     }
 
     /// Hits that the filter has merged into one broad maximum: the brightest pixel within half the FWHM.
