@@ -567,9 +567,9 @@ double MoffatShape::volume() const {
     return pi * eta / ((std::exp2(eta) - 1) * (1 - eta) * std::sqrt(determinant()));
 }
 
-void star_rings(const StarField& field, double* fwhm, double* peak) {
+void star_rings(Image<const float> image, const double* xy, const double* skies, ptrdiff_t n, double* fwhm,
+                double* peak) {
     constexpr int reach = 20;
-    const Image<const float>& image = field.image;
     std::vector<std::vector<std::pair<int, int>>> rings(reach);
     std::vector<double> radii(reach, 0);
     for (int dy = -reach; dy <= reach; ++dy)
@@ -586,9 +586,9 @@ void star_rings(const StarField& field, double* fwhm, double* peak) {
         return y < 0 || y >= image.ny || x < 0 || x >= image.nx ? std::numeric_limits<float>::quiet_NaN()
                                                                 : image(y, x);
     };
-    for (ptrdiff_t i = 0; i < field.n; ++i) {
+    for (ptrdiff_t i = 0; i < n; ++i) {
         fwhm[i] = peak[i] = nan;
-        const double x = field.xy[2 * i], y = field.xy[2 * i + 1], sky = field.sky[i];
+        const double x = xy[2 * i], y = xy[2 * i + 1], sky = skies[i];
         if (!(std::abs(x) < 1e9 && std::abs(y) < 1e9))
             continue;
         const ptrdiff_t cx = std::lround(x), cy = std::lround(y);

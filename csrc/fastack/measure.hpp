@@ -57,7 +57,7 @@ struct StarFit {
 
 /// Half maximum in ring means about the brightest of the nine pixels around each position: a first guess of
 /// the width, good to 20 %, and the height of that pixel above the sky.
-void star_rings(const StarField&, double* fwhm, double* peak);
+void star_rings(Image<const float>, const double* xy, const double* sky, std::ptrdiff_t n, double* fwhm, double* peak);
 
 /// Median and 1.4826 MAD of the pixels between two radii.
 void sky_annulus(Image<const float>, const double* xy, std::ptrdiff_t n, double inner, double outer,

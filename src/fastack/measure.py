@@ -44,10 +44,6 @@ _SHARP = 0.7  # width over the PSF's, below: no star
 _EXTENDED = 1.3  # above: no single star
 
 
-# image, xy, peak, sky, noise, shape, radius, inverse gain, saturation
-_Arguments = tuple[FloatImage, Array, Array, Array, Array, tuple[float, float, float, float, bool], float, float, float]
-
-
 class _Shape(NamedTuple):
     """Inverse squared half widths at half maximum and 1/beta, as the kernels take them."""
 
@@ -200,18 +196,19 @@ class _Frame:
         self.xy: Array
         self.peak: Array
 
-    def arguments(self, xy: Array, peak: Array, shape: _Shape, radius: float | None = None) -> _Arguments:
-        """List what all fits take; by default with the usual radius of the window."""
+    def field(self, xy: Array, peak: Array, shape: _Shape, radius: float | None = None) -> _pixels.StarField:
+        """Take the stars for fits with a shape; by default with the usual radius of the window."""
         if radius is None:
             radius = min(max(_WINDOW * shape.width, _MIN_WINDOW), _MAX_WINDOW)
-        limits = (self.inverse_gain, self.saturation)
-        return (self.pixels, xy, peak, self.sky, self.noise, shape, radius, *limits)
+        return _pixels.StarField(
+            self.pixels, xy, peak, self.sky, self.noise, shape, radius, self.inverse_gain, self.saturation
+        )
 
     def fit(
         self, xy: Array, peak: Array, shape: _Shape, passes: int, rows: NDArray[np.int64] | None = None
     ) -> NDArray[np.void]:
         """Fit every star, or some, with one shape."""
-        fits = _pixels.fit_stars(*self.arguments(xy, peak, shape), passes, rows)
+        fits = self.field(xy, peak, shape).fit_stars(passes, rows)
         good = fits["converged"] > 0
         self.xy = np.where(good[:, None], np.stack([fits["x"], fits["y"]], axis=1), xy)
         self.peak = np.where(good, fits["peak"], peak)
@@ -230,7 +227,7 @@ class _Frame:
         _, start, rows, self.xy, self.peak = max(tried, key=lambda trial: trial[0])
         kinds = (True, False) if start.width < _UNDERSAMPLED else (False,)
         starts = [start._replace(integrated=kind) for kind in kinds]
-        single = [_pixels.fit_moffat(*self.arguments(self.xy, self.peak, start), rows=rows) for start in starts]
+        single = [self.field(self.xy, self.peak, start).fit_moffat(rows) for start in starts]
         agree = np.all([_agreeing(fits) for fits in single], axis=0)
         if not agree.any():
             return None
@@ -246,7 +243,7 @@ class _Frame:
     def common(self, start: _Shape, rows: NDArray[np.int64], window: float, least: float) -> tuple[_Shape, float]:
         """Fit one shape to many stars; -2 log likelihood is infinite where that fails and the start stays."""
         radius = min(max(window * start.width, least), max(_MAX_SHAPE_WINDOW, _WINDOW * start.width))
-        found, squares = _pixels.fit_shape(*self.arguments(self.xy, self.peak, start, radius), rows)
+        found, squares = self.field(self.xy, self.peak, start, radius).fit_shape(rows)
         return (_Shape(*found), squares) if np.isfinite(squares) else (start, np.inf)
 
     def first_fits(
