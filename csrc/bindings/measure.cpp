@@ -77,15 +77,20 @@ Array<StarFit> fit_moffat_of(const HeldField& held, const Array<std::int64_t>& r
     return fits;
 }
 
-std::pair<ShapeTuple, double> fit_shape_of(const HeldField& held, const Array<std::int64_t>& rows) {
+std::optional<std::pair<ShapeTuple, DoubleArray>> fit_shape_of(const HeldField& held,
+                                                               const Array<std::int64_t>& rows) {
     const Span<const std::int64_t> list = as_rows(rows, held.field.n);
+    auto likelihood = new_span<double>(list.size);
+    double* out = likelihood.mutable_data();
     MoffatShape found;
-    double squares;
+    bool converged;
     {
         py::gil_scoped_release release;
-        squares = fit_shape(held.field, list, found);
+        converged = fit_shape(held.field, list, found, out);
     }
-    return {ShapeTuple{found.a, found.b, found.c, found.eta, found.integrated}, squares};
+    if (!converged)
+        return std::nullopt;
+    return std::pair{ShapeTuple{found.a, found.b, found.c, found.eta, found.integrated}, likelihood};
 }
 
 std::pair<DoubleArray, DoubleArray> rings(const FloatArray& image, const DoubleArray& xy, const DoubleArray& sky) {

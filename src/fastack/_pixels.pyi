@@ -75,6 +75,7 @@ def star_rings(
 def sky_annulus(
     image: NDArray[np.float32], xy: NDArray[np.float64], inner: float, outer: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
+
 class StarField:
     def __init__(
         self,
@@ -90,8 +91,8 @@ class StarField:
     ) -> None: ...
     def fit_stars(self, passes: int, rows: NDArray[np.int64] | None = None) -> NDArray[np.void]: ...
     def fit_moffat(self, rows: NDArray[np.int64]) -> NDArray[np.void]: ...
-    # and -2 log likelihood, NaN where it did not converge
-    def fit_shape(self, rows: NDArray[np.int64]) -> tuple[_MoffatShape, float]: ...
+    # and -2 log likelihood of each star, NaN where it had no part; None where the fit did not converge
+    def fit_shape(self, rows: NDArray[np.int64]) -> tuple[_MoffatShape, NDArray[np.float64]] | None: ...
 
 # --- resample
 
@@ -145,7 +146,6 @@ def combine(
     median: bool,
     kappa: tuple[float, float, float, float],
     rounds: int,
-    row_step: int,
     minmax: tuple[int, int],
     percentile: tuple[float, float],
     max_outliers: float,

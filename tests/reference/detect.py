@@ -73,7 +73,8 @@ def hits(image, level, noise, narrow, shot, full):
 
     y, x = np.nonzero(z[2:-2, 2:-2] > 6)
     top = (full - level) / noise
-    found = [p for p in zip(x, y, strict=True) if (patch(*p) >= top).sum() < 4 and too_sharp(patch(*p), shot, narrow, 4)]
+    cores = [p for p in zip(x, y, strict=True) if too_sharp(patch(*p), shot, narrow, 4)]
+    found = [p for p in cores if (patch(*p) >= top).sum() < 4]
     g = np.exp(-0.5 * (2.3548200450309493 / (0.9 * narrow)) ** 2)
     for x, y in found:  # grows
         around = np.sort(patch(x, y)[np.isfinite(patch(x, y))])
