@@ -39,7 +39,7 @@ def cutouts(frame: reference.Frame) -> list[tuple[Any, Any]]:
 
 
 def free_fastack(frame: reference.Frame) -> Any:
-    fits = _pixels.fit_moffat(*arguments(frame), np.arange(len(frame.xy)))
+    fits = _pixels.StarField(*arguments(frame)).fit_moffat(np.arange(len(frame.xy)))
     return np.stack([fits["x"], fits["y"]], 1), 2 / (fits["a"] * fits["c"] - fits["b"] ** 2) ** 0.25
 
 
@@ -102,7 +102,7 @@ def bench_free_fits(benchmark: Any, frame: reference.Frame, name: str) -> None:
 
 
 def fixed_fastack(frame: reference.Frame) -> Any:
-    fits = _pixels.fit_stars(*arguments(frame), 0)
+    fits = _pixels.StarField(*arguments(frame)).fit_stars(0)
     return np.stack([fits["x"], fits["y"]], axis=1)
 
 

@@ -1,6 +1,6 @@
 """Detection against known truth: completeness, purity and hits, with Clopper-Pearson intervals, beside sep.
 
-    python benchmarks/truth_detect.py [--frames N]
+    python benchmarks/truth_detect.py [--frames N] [--seed FIRST] [--fwhm FWHM ...]
 
 Each frame holds isolated stars of matched-filter SNR 10 (Moffat profile, beta 3, any sub-pixel phase) and
 twice as many hits: 70 % single pixels, 30 % tracks of 2 to 8 pixels, 6 to 1000 sigma. Stars within 2 FWHM +
@@ -73,13 +73,16 @@ def sep_list(image, fwhm):
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, default=4, help="of each width")
-    frames = parser.parse_args().frames
-    print(f"{frames} frames of {SIZE}x{SIZE} a width, seeds 0 to {frames - 1}; 95 % intervals")
+    parser.add_argument("--seed", type=int, default=0, help="of the first frame")
+    parser.add_argument("--fwhm", type=float, nargs="*", default=(1.5, 1.8, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0))
+    given = parser.parse_args()
+    frames, first = given.frames, given.seed
+    print(f"{frames} frames of {SIZE}x{SIZE} a width, seeds {first} to {first + frames - 1}; 95 % intervals")
     print("FWHM   complete            pure                  sep complete / pure  hits caught  false px   cores")
     missed = False
-    for fwhm in (1.5, 1.8, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0):
+    for fwhm in given.fwhm:
         counts = np.zeros(12, int)
-        for seed in range(frames):
+        for seed in range(first, first + frames):
             rng = np.random.default_rng(seed)
             image, xy, every, strong = render(rng, fwhm, 350)
             sky = background.estimate(image)

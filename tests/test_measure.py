@@ -36,7 +36,7 @@ def kernel_arguments(frame: reference.Frame, shape: tuple[float, ...], radius: f
 def test_fit_of_one_shape_equals_twin(isa: str, integrated: bool) -> None:
     frame = reference.isolated_stars(np.random.default_rng(1), 12, 40, fwhm=2.6, ellipticity=0.2, theta=0.5)
     shape = (0.55, -0.06, 0.62, 0.31, integrated)
-    fits = _pixels.fit_stars(*kernel_arguments(frame, shape, 6.0), 0)
+    fits = _pixels.StarField(*kernel_arguments(frame, shape, 6.0)).fit_stars(0)
     for fit, (x, y), flux in zip(fits, frame.first, frame.flux, strict=True):
         start = np.array([x, y, flux * 0.08, frame.sky, *shape[:4]])
         twin = reference.fit(
@@ -58,7 +58,7 @@ def test_fit_of_one_shape_equals_twin(isa: str, integrated: bool) -> None:
 def test_free_fit_equals_twin(isa: str, integrated: bool) -> None:
     frame = reference.isolated_stars(np.random.default_rng(2), 6, 80, fwhm=3.0, ellipticity=0.2, theta=0.5)
     shape = (0.45, 0.0, 0.45, 0.33, integrated)
-    fits = _pixels.fit_moffat(*kernel_arguments(frame, shape, 7.0), np.arange(6))
+    fits = _pixels.StarField(*kernel_arguments(frame, shape, 7.0)).fit_moffat(np.arange(6))
     for fit, (x, y), flux in zip(fits, frame.first, frame.flux, strict=True):
         start = np.array([x, y, flux * 0.08, frame.sky, *shape[:4]])
         twin = reference.fit(
@@ -110,11 +110,11 @@ def test_kernels_refuse_what_does_not_fit() -> None:
         (7, -1.0),
     ):
         with pytest.raises(ValueError, match="must"):
-            _pixels.fit_stars(*good[:place], wrong, *good[place + 1 :], 0)
+            _pixels.StarField(*good[:place], wrong, *good[place + 1 :])
     with pytest.raises(ValueError, match="rows"):
-        _pixels.fit_moffat(*good, np.array([2]))
+        _pixels.StarField(*good).fit_moffat(np.array([2]))
     with pytest.raises(TypeError):
-        _pixels.fit_stars(frame.image.astype(float), *good[1:], 0)
+        _pixels.StarField(frame.image.astype(float), *good[1:])
 
 
 # The stage against the truth -------------------------------------------------------------------------

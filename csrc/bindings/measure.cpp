@@ -14,11 +14,19 @@ namespace {
 
 using ShapeTuple = std::tuple<double, double, double, double, bool>;
 
-/// Lists of one length and numbers that make sense, or an error that says which does not.
-StarField star_field(const FloatArray& image, const DoubleArray& xy, const DoubleArray& peak,
-                     const DoubleArray& sky, const DoubleArray& noise, const ShapeTuple& shape, double radius,
-                     double inverse_gain, double saturation) {
+/// A field of stars and the arrays that it looks at.
+struct HeldField {
+    FloatArray image;
+    DoubleArray xy, peak, sky, noise;
     StarField field;
+};
+
+/// Lists of one length and numbers that make sense, or an error that says which does not.
+HeldField hold_field(const FloatArray& image, const DoubleArray& xy, const DoubleArray& peak, const DoubleArray& sky,
+                     const DoubleArray& noise, const ShapeTuple& shape, double radius, double inverse_gain,
+                     double saturation) {
+    HeldField held{image, xy, peak, sky, noise, {}};
+    StarField& field = held.field;
     field.image = as_image(image, "image");
     require(xy.ndim() == 2 && xy.shape(1) == 2, "xy must have the shape (n, 2)");
     field.n = xy.shape(0);
@@ -37,7 +45,7 @@ StarField star_field(const FloatArray& image, const DoubleArray& xy, const Doubl
     field.radius = radius;
     field.inverse_gain = inverse_gain;
     field.saturation = std::isnan(saturation) ? std::numeric_limits<double>::infinity() : saturation;
-    return field;
+    return held;
 }
 
 Span<const std::int64_t> as_rows(const Array<std::int64_t>& rows, std::ptrdiff_t n) {
@@ -45,6 +53,73 @@ Span<const std::int64_t> as_rows(const Array<std::int64_t>& rows, std::ptrdiff_t
     for (const std::int64_t row : list)
         require(row >= 0 && row < n, "rows: beyond the list of stars");
     return list;
+}
+
+Array<StarFit> fit_stars_of(const HeldField& held, int passes, const std::optional<Array<std::int64_t>>& rows) {
+    std::vector<std::int64_t> every(rows ? 0 : held.field.n);
+    std::iota(every.begin(), every.end(), 0);
+    const Span<const std::int64_t> list =
+        rows ? as_rows(*rows, held.field.n)
+             : Span<const std::int64_t>{every.data(), static_cast<std::ptrdiff_t>(every.size())};
+    auto fits = new_span<StarFit>(held.field.n);
+    StarFit* out = fits.mutable_data();
+    py::gil_scoped_release release;
+    fit_stars(held.field, list, passes, out);
+    return fits;
+}
+
+Array<StarFit> fit_moffat_of(const HeldField& held, const Array<std::int64_t>& rows) {
+    const Span<const std::int64_t> list = as_rows(rows, held.field.n);
+    auto fits = new_span<StarFit>(list.size);
+    StarFit* out = fits.mutable_data();
+    py::gil_scoped_release release;
+    fit_moffat(held.field, list, out);
+    return fits;
+}
+
+std::optional<std::pair<ShapeTuple, DoubleArray>> fit_shape_of(const HeldField& held,
+                                                               const Array<std::int64_t>& rows) {
+    const Span<const std::int64_t> list = as_rows(rows, held.field.n);
+    auto likelihood = new_span<double>(list.size);
+    double* out = likelihood.mutable_data();
+    MoffatShape found;
+    bool converged;
+    {
+        py::gil_scoped_release release;
+        converged = fit_shape(held.field, list, found, out);
+    }
+    if (!converged)
+        return std::nullopt;
+    return std::pair{ShapeTuple{found.a, found.b, found.c, found.eta, found.integrated}, likelihood};
+}
+
+std::pair<DoubleArray, DoubleArray> rings(const FloatArray& image, const DoubleArray& xy, const DoubleArray& sky) {
+    const auto view = as_image(image, "image");
+    require(xy.ndim() == 2 && xy.shape(1) == 2, "xy must have the shape (n, 2)");
+    const std::ptrdiff_t n = xy.shape(0);
+    require(sky.ndim() == 1 && sky.shape(0) == n, "sky must be as long as xy");
+    auto fwhm = new_span<double>(n), peak = new_span<double>(n);
+    double *widths = fwhm.mutable_data(), *peaks = peak.mutable_data();
+    {
+        py::gil_scoped_release release;
+        star_rings(view, xy.data(), sky.data(), n, widths, peaks);
+    }
+    return {fwhm, peak};
+}
+
+std::pair<DoubleArray, DoubleArray> annulus(const FloatArray& image, const DoubleArray& xy, double inner,
+                                            double outer) {
+    require(xy.ndim() == 2 && xy.shape(1) == 2, "xy must have the shape (n, 2)");
+    require(0 <= inner && inner < outer && outer <= 1000, "annulus: 0 <= inner < outer <= 1000 is needed");
+    const Image<const float> view = as_image(image, "image");
+    const std::ptrdiff_t n = xy.shape(0);
+    auto level = new_span<double>(n), noise = new_span<double>(n);
+    double *levels = level.mutable_data(), *noises = noise.mutable_data();
+    {
+        py::gil_scoped_release release;
+        sky_annulus(view, xy.data(), n, inner, outer, levels, noises);
+    }
+    return {level, noise};
 }
 
 } // namespace
@@ -55,95 +130,15 @@ void bind_measure(py::module_& m) {
     PYBIND11_NUMPY_DTYPE(StarFit, x, y, peak, sky, xy_err, peak_err, top, width, width_err, a, b, c, eta,
                          chi2, pixels, missing, saturated, neighbours, converged, padding);
 
-    m.def(
-        "star_rings",
-        [](const FloatArray& image, const DoubleArray& xy, const DoubleArray& sky) {
-            const StarField field = star_field(image, xy, sky, sky, sky, {1.0, 0.0, 1.0, 0.3, false}, 1, 0,
-                                               std::numeric_limits<double>::quiet_NaN());
-            auto fwhm = new_span<double>(field.n), peak = new_span<double>(field.n);
-            double *widths = fwhm.mutable_data(), *peaks = peak.mutable_data();
-            {
-                py::gil_scoped_release release;
-                star_rings(field, widths, peaks);
-            }
-            return std::pair(fwhm, peak);
-        },
-        "image"_a.noconvert(), "xy"_a.noconvert(), "sky"_a.noconvert(),
-        "First guess of width and peak of stars.");
-    m.def(
-        "sky_annulus",
-        [](const FloatArray& image, const DoubleArray& xy, double inner, double outer) {
-            require(xy.ndim() == 2 && xy.shape(1) == 2, "xy must have the shape (n, 2)");
-            require(0 <= inner && inner < outer && outer <= 1000,
-                    "annulus: 0 <= inner < outer <= 1000 is needed");
-            const Image<const float> view = as_image(image, "image");
-            const std::ptrdiff_t n = xy.shape(0);
-            auto level = new_span<double>(n), noise = new_span<double>(n);
-            double *levels = level.mutable_data(), *noises = noise.mutable_data();
-            const double* positions = xy.data();
-            {
-                py::gil_scoped_release release;
-                sky_annulus(view, positions, n, inner, outer, levels, noises);
-            }
-            return std::pair(level, noise);
-        },
-        "image"_a.noconvert(), "xy"_a.noconvert(), "inner"_a, "outer"_a,
-        "Median and scatter of the sky around stars.");
-    m.def(
-        "fit_stars",
-        [](const FloatArray& image, const DoubleArray& xy, const DoubleArray& peak, const DoubleArray& sky,
-           const DoubleArray& noise, const ShapeTuple& shape, double radius, double inverse_gain,
-           double saturation, int passes, const std::optional<Array<std::int64_t>>& rows) {
-            const StarField field =
-                star_field(image, xy, peak, sky, noise, shape, radius, inverse_gain, saturation);
-            std::vector<std::int64_t> every(rows ? 0 : field.n);
-            std::iota(every.begin(), every.end(), 0);
-            const Span<const std::int64_t> list =
-                rows ? as_rows(*rows, field.n)
-                     : Span<const std::int64_t>{every.data(), static_cast<std::ptrdiff_t>(every.size())};
-            auto fits = new_span<StarFit>(field.n);
-            StarFit* out = fits.mutable_data();
-            py::gil_scoped_release release;
-            fit_stars(field, list, passes, out);
-            return fits;
-        },
-        "image"_a.noconvert(), "xy"_a.noconvert(), "peak"_a.noconvert(), "sky"_a.noconvert(),
-        "noise"_a.noconvert(), "shape"_a, "radius"_a, "inverse_gain"_a, "saturation"_a, "passes"_a,
-        "rows"_a.noconvert() = py::none(),         "Position, peak and sky of stars of one shape.");
-    m.def(
-        "fit_moffat",
-        [](const FloatArray& image, const DoubleArray& xy, const DoubleArray& peak, const DoubleArray& sky,
-           const DoubleArray& noise, const ShapeTuple& shape, double radius, double inverse_gain,
-           double saturation, const Array<std::int64_t>& rows) {
-            const StarField field =
-                star_field(image, xy, peak, sky, noise, shape, radius, inverse_gain, saturation);
-            const Span<const std::int64_t> list = as_rows(rows, field.n);
-            auto fits = new_span<StarFit>(list.size);
-            StarFit* out = fits.mutable_data();
-            py::gil_scoped_release release;
-            fit_moffat(field, list, out);
-            return fits;
-        },
-        "image"_a.noconvert(), "xy"_a.noconvert(), "peak"_a.noconvert(), "sky"_a.noconvert(),
-        "noise"_a.noconvert(), "shape"_a, "radius"_a, "inverse_gain"_a, "saturation"_a, "rows"_a.noconvert(),
-        "Single stars with all parameters free.");
-    m.def(
-        "fit_shape",
-        [](const FloatArray& image, const DoubleArray& xy, const DoubleArray& peak, const DoubleArray& sky,
-           const DoubleArray& noise, const ShapeTuple& shape, double radius, double inverse_gain,
-           double saturation, const Array<std::int64_t>& rows) -> std::pair<ShapeTuple, double> {
-            const StarField field =
-                star_field(image, xy, peak, sky, noise, shape, radius, inverse_gain, saturation);
-            const Span<const std::int64_t> list = as_rows(rows, field.n);
-            MoffatShape found;
-            double squares;
-            {
-                py::gil_scoped_release release;
-                squares = fit_shape(field, list, found);
-            }
-            return {ShapeTuple{found.a, found.b, found.c, found.eta, found.integrated}, squares};
-        },
-        "image"_a.noconvert(), "xy"_a.noconvert(), "peak"_a.noconvert(), "sky"_a.noconvert(),
-        "noise"_a.noconvert(), "shape"_a, "radius"_a, "inverse_gain"_a, "saturation"_a, "rows"_a.noconvert(),
-        "One shape for many stars.");
+    m.def("star_rings", &rings, "image"_a.noconvert(), "xy"_a.noconvert(), "sky"_a.noconvert(),
+          "First guess of width and peak of stars.");
+    m.def("sky_annulus", &annulus, "image"_a.noconvert(), "xy"_a.noconvert(), "inner"_a, "outer"_a,
+          "Median and scatter of the sky around stars.");
+    py::class_<HeldField>(m, "StarField", "An image and all stars known in it, to be fitted.")
+        .def(py::init(&hold_field), "image"_a.noconvert(), "xy"_a.noconvert(), "peak"_a.noconvert(),
+             "sky"_a.noconvert(), "noise"_a.noconvert(), "shape"_a, "radius"_a, "inverse_gain"_a, "saturation"_a)
+        .def("fit_stars", &fit_stars_of, "passes"_a, "rows"_a.noconvert() = py::none(),
+             "Position, peak and sky of stars of one shape.")
+        .def("fit_moffat", &fit_moffat_of, "rows"_a.noconvert(), "Single stars with all parameters free.")
+        .def("fit_shape", &fit_shape_of, "rows"_a.noconvert(), "One shape for many stars.");
 }

@@ -105,17 +105,19 @@ class Finder {
     std::vector<Detection> run(const std::vector<Maximum>& maxima) {
         if (std::isnan(search_.saturation))
             search_.saturation = plateau_level(maxima);
-        for (const Maximum& m : maxima)
-            if (!saturated_star(m))
-                found_.push_back(star(m));
+        for (std::size_t i = 0; i < maxima.size(); ++i) {
+            if (i + ahead < maxima.size())
+                prefetch(image_, maxima[i + ahead].x, maxima[i + ahead].y, 2 * reach_);
+            if (!saturated_star(maxima[i]))
+                add(star(maxima[i]));
+        }
         const std::size_t singles = found_.size();
         for (const Detection& d : found_)
             near_.add(d.x, d.y);
         for (std::size_t i = 0; i < singles; ++i)
             if (found_[i].snr > deblend_snr && !(found_[i].flags & (sharp | saturated)))
                 deblend(i);
-        std::erase_if(found_,
-                      [&](const Detection& d) { return !(d.flags & (sharp | saturated)) && !stands_out(d); });
+        std::erase_if(found_, [&](const Detection& d) { return !kept_[&d - found_.data()]; });
         std::sort(found_.begin(), found_.end(), [](const Detection& a, const Detection& b) {
             return a.flux != b.flux ? a.flux > b.flux : a.y != b.y ? a.y < b.y : a.x < b.x;
         });
@@ -123,9 +125,19 @@ class Finder {
     }
 
   private:
+    static constexpr std::size_t ahead = 4;     ///< stars whose pixels are asked for beforehand
     static constexpr double sharp_margin = 1.2; ///< sharpness of a real star that is still a star's
+    static constexpr float faint_peak = 15.0f;   ///< sigma
+    static constexpr float bright_part = 0.5f;   ///< of a faint highest pixel, from which others are tested, too
     static constexpr float deblend_snr = 15.0f;
     static constexpr int fewest_on_plateau = 4;
+
+    void add(const Detection& d) {
+        found_.push_back(d);
+        kept_.push_back(worth_keeping(d));
+    }
+
+    bool worth_keeping(const Detection& d) const { return d.flags & (sharp | saturated) || stands_out(d); }
 
     Detection star(const Maximum& m) const {
         const Vertex across = vertex(m.snr[3], m.snr[4], m.snr[5]),
@@ -138,16 +150,11 @@ class Finder {
                        float noise) const {
         const double height = snr / std::sqrt(kernel_.norm); // in units of the noise
         float peak = -std::numeric_limits<float>::infinity();
-        std::ptrdiff_t peak_x = px, peak_y = py;
         bool gap = false;
         const Box core(image_, px, py, 1);
         for (std::ptrdiff_t v = core.y0; v < core.y1; ++v)
             for (std::ptrdiff_t u = core.x0; u < core.x1; ++u)
-                if (image_(v, u) > peak) {
-                    peak = image_(v, u);
-                    peak_x = u;
-                    peak_y = v;
-                }
+                peak = std::max(peak, there(image_(v, u)) ? image_(v, u) : peak);
         const Box window(image_, px, py, reach_);
         gap = window.x1 - window.x0 != 2 * reach_ + 1 || window.y1 - window.y0 != 2 * reach_ + 1;
         for (std::ptrdiff_t v = window.y0; v < window.y1 && !gap && gaps_; ++v)
@@ -158,9 +165,7 @@ class Finder {
         const double part = kernel_.height(dx * dx + dy * dy);
         const double sharpness = (image_(py, px) - sky) / (noise * height * part);
         const double error = std::sqrt(std::max(0.0, 1 - part * part / kernel_.norm)) / (height * part);
-        const bool hit =
-            psf_.too_sharp(Vicinity(image_, peak_x, peak_y, sky, noise), shot(sky, noise), 3.5f) ||
-            hit_in_core(px, py, sky, noise);
+        const bool hit = hit_beside(px, py, peak, sky, noise) || hit_in_core(px, py, sky, noise);
         std::uint16_t flags = 0;
         if (gap)
             flags |= edge;
@@ -172,6 +177,21 @@ class Finder {
         return {x,          y,   static_cast<float>(snr * scale), static_cast<float>(scale),
                 peak - sky, sky, static_cast<float>(sharpness),   static_cast<float>(snr),
                 flags};
+    }
+
+    /// Whether the highest pixel of the 3x3 about a maximum is a hit; if it is faint, whether any of its bright ones is: a
+    /// track has several, each of them with its own noise. In bright sources not the noise but the difference between
+    /// point-spread functions and Gaussians decides.
+    bool hit_beside(std::ptrdiff_t px, std::ptrdiff_t py, float peak, float sky, float noise) const {
+        const bool faint = peak - sky < faint_peak * noise;
+        const float least = faint ? sky + bright_part * (peak - sky) : peak, limit = faint ? 3.0f : 3.5f; // sigma
+        const Box core(image_, px, py, 1);
+        for (std::ptrdiff_t v = core.y0; v < core.y1; ++v)
+            for (std::ptrdiff_t u = core.x0; u < core.x1; ++u)
+                if (image_(v, u) >= least &&
+                    psf_.too_sharp(Vicinity(image_, u, v, sky, noise), shot(sky, noise), limit))
+                    return true;
+        return false;
     }
 
     /// Hits that the filter has merged into one broad maximum: the brightest pixel within half the FWHM.
@@ -223,10 +243,11 @@ class Finder {
                 if (plateau.n < fewest_on_plateau)
                     return false; // a hot pixel, or a star that is saturated in its peak: the filter knows
                                   // better
-                found_.push_back(star(m));
-                found_.back().x = plateau.x;
-                found_.back().y = plateau.y;
-                found_.back().flags = static_cast<std::uint16_t>((found_.back().flags & ~sharp) | saturated);
+                Detection whole = star(m);
+                whole.x = plateau.x;
+                whole.y = plateau.y;
+                whole.flags = static_cast<std::uint16_t>((whole.flags & ~sharp) | saturated);
+                add(whole);
                 plateaus_.push_back(plateau);
                 return true;
             }
@@ -252,11 +273,13 @@ class Finder {
             if (known(parts[k].x, parts[k].y, index))
                 continue;
             near_.add(parts[k].x, parts[k].y);
-            found_.push_back(describe(parts[k]));
+            add(describe(parts[k]));
             added = true;
         }
-        if (added)
+        if (added) {
             found_[index] = describe(parts[0]);
+            kept_[index] = worth_keeping(found_[index]);
+        }
     }
 
     Detection describe(const Part& p) const {
@@ -279,7 +302,7 @@ class Finder {
 
     /// Whether a detection rises above the ring about it, and not only above the sky's mesh: bumps of noise
     /// on the wing of a bright star, on a nebula or on a vignetted border do not.
-    bool stands_out(const Detection& d) {
+    bool stands_out(const Detection& d) const {
         const std::ptrdiff_t cx = std::lround(d.x), cy = std::lround(d.y);
         /// Calls `count(pixels, n)` for each run of the ring's pixels.
         const auto along_ring = [&](auto&& count) {
@@ -328,6 +351,7 @@ class Finder {
     Deblender deblender_;
     std::vector<Detection> beside_;
     std::vector<Detection> found_;
+    std::vector<char> kept_; ///< whether each of those found is a star or a hit
     std::vector<Plateau> plateaus_;
     std::unordered_set<std::uint64_t> seen_;
 };

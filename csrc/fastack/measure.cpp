@@ -567,9 +567,9 @@ double MoffatShape::volume() const {
     return pi * eta / ((std::exp2(eta) - 1) * (1 - eta) * std::sqrt(determinant()));
 }
 
-void star_rings(const StarField& field, double* fwhm, double* peak) {
+void star_rings(Image<const float> image, const double* xy, const double* skies, ptrdiff_t n, double* fwhm,
+                double* peak) {
     constexpr int reach = 20;
-    const Image<const float>& image = field.image;
     std::vector<std::vector<std::pair<int, int>>> rings(reach);
     std::vector<double> radii(reach, 0);
     for (int dy = -reach; dy <= reach; ++dy)
@@ -586,9 +586,9 @@ void star_rings(const StarField& field, double* fwhm, double* peak) {
         return y < 0 || y >= image.ny || x < 0 || x >= image.nx ? std::numeric_limits<float>::quiet_NaN()
                                                                 : image(y, x);
     };
-    for (ptrdiff_t i = 0; i < field.n; ++i) {
+    for (ptrdiff_t i = 0; i < n; ++i) {
         fwhm[i] = peak[i] = nan;
-        const double x = field.xy[2 * i], y = field.xy[2 * i + 1], sky = field.sky[i];
+        const double x = xy[2 * i], y = xy[2 * i + 1], sky = skies[i];
         if (!(std::abs(x) < 1e9 && std::abs(y) < 1e9))
             continue;
         const ptrdiff_t cx = std::lround(x), cy = std::lround(y);
@@ -690,6 +690,10 @@ void fit_stars(const StarField& field, Span<const std::int64_t> chosen, int pass
             fits[i] = unfitted(field, i);
             continue;
         }
+        if (const ptrdiff_t next = i + 2; next < field.n && std::abs(field.xy[2 * next]) < 1e9 &&
+                                          std::abs(field.xy[2 * next + 1]) < 1e9)
+            prefetch(field.image, std::lround(field.xy[2 * next]), std::lround(field.xy[2 * next + 1]),
+                     static_cast<ptrdiff_t>(field.radius));
         neighbours.find(i, near);
         fit(i);
         if (!near.empty())
@@ -759,7 +763,7 @@ void fit_moffat(const StarField& field, Span<const std::int64_t> chosen, StarFit
     }
 }
 
-double fit_shape(const StarField& field, Span<const std::int64_t> chosen, MoffatShape& shape) {
+bool fit_shape(const StarField& field, Span<const std::int64_t> chosen, MoffatShape& shape, double* likelihood) {
     constexpr int P = measure_shape;
     // Shapes differ over a frame by some per cent; more than that a bright star must not count.
     constexpr double intrinsic = 0.02;
@@ -770,6 +774,7 @@ double fit_shape(const StarField& field, Span<const std::int64_t> chosen, Moffat
 
     struct Star {
         ptrdiff_t row;
+        double* likelihood;
         Parameters p;
         double own[4][4], mixed[4][4], gradient[4]; // inverse of the private block, coupling to the shape
         bool used;
@@ -777,9 +782,10 @@ double fit_shape(const StarField& field, Span<const std::int64_t> chosen, Moffat
     std::vector<Star> stars;
     std::vector<ptrdiff_t> near;
     Window window(field);
-    for (const std::int64_t i : chosen)
+    std::fill_n(likelihood, chosen.size, nan);
+    for (const std::int64_t& i : chosen)
         if (field.peak[i] > 0)
-            stars.push_back({i,
+            stars.push_back({i, likelihood + (&i - chosen.data),
                              parameters(field.xy[2 * i], field.xy[2 * i + 1], field.peak[i], 0, field.shape),
                              {},
                              {},
@@ -792,6 +798,7 @@ double fit_shape(const StarField& field, Span<const std::int64_t> chosen, Moffat
         Normal<4> total{};
         double squares = 0, samples = 0;
         for (Star& star : stars) {
+            *star.likelihood = nan;
             star.used = window.read(star.row) && window.pixels > 2 * P;
             if (!star.used)
                 continue;
@@ -841,7 +848,8 @@ double fit_shape(const StarField& field, Span<const std::int64_t> chosen, Moffat
             if (invert(shared.matrix, inverse))
                 deviation = step_of(inverse, shared.gradient, step) * flattened;
             const double weight = flattened / (1 + deviation / outlying);
-            squares += sums[measure_sums(P) - 1] + log_variance(pixels, window.model_weight());
+            *star.likelihood = sums[measure_sums(P) - 1] + log_variance(pixels, window.model_weight());
+            squares += *star.likelihood;
             samples += static_cast<double>(pixels.n);
             for (int r = 0; r < 4; ++r) {
                 total.gradient[r] += weight * shared.gradient[r];
@@ -853,12 +861,12 @@ double fit_shape(const StarField& field, Span<const std::int64_t> chosen, Moffat
         total.matrix[3][3] += 1 / (eta_prior_sigma * eta_prior_sigma);
         total.gradient[3] += (eta_prior - shape.eta) / (eta_prior_sigma * eta_prior_sigma);
         if (!invert(total.matrix, inverse))
-            return nan;
+            return false;
         double gain = step_of(inverse, total.gradient, step);
         if ((shape.eta <= eta_min && step[3] < 0) || (shape.eta >= eta_max && step[3] > 0)) {
             hold(total, 3);
             if (!invert(total.matrix, inverse))
-                return nan;
+                return false;
             gain = step_of(inverse, total.gradient, step);
         }
         MoffatShape next = {shape.a + step[0], shape.b + step[1], shape.c + step[2],
@@ -868,7 +876,7 @@ double fit_shape(const StarField& field, Span<const std::int64_t> chosen, Moffat
             !(next.a > 0 && next.determinant() > 0 && std::abs(std::log(next.fwhm() / shape.fwhm())) < 0.3)) {
             part /= 2;
             if (part < 1e-3)
-                return nan;
+                return false;
             next = {shape.a + part * step[0], shape.b + part * step[1], shape.c + part * step[2],
                     std::clamp(shape.eta + part * step[3], eta_min, eta_max), shape.integrated};
         }
@@ -891,9 +899,9 @@ double fit_shape(const StarField& field, Span<const std::int64_t> chosen, Moffat
             star.p.v[3] += own_step[3];
         }
         if (round > 0 && part == 1 && gain < 1e-3 * (1 + std::abs(squares) / samples))
-            return squares;
+            return true;
     }
-    return nan;
+    return false;
 }
 
 } // namespace fastack

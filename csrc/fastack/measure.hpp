@@ -57,7 +57,7 @@ struct StarFit {
 
 /// Half maximum in ring means about the brightest of the nine pixels around each position: a first guess of
 /// the width, good to 20 %, and the height of that pixel above the sky.
-void star_rings(const StarField&, double* fwhm, double* peak);
+void star_rings(Image<const float>, const double* xy, const double* sky, std::ptrdiff_t n, double* fwhm, double* peak);
 
 /// Median and 1.4826 MAD of the pixels between two radii.
 void sky_annulus(Image<const float>, const double* xy, std::ptrdiff_t n, double inner, double outer,
@@ -73,8 +73,8 @@ void fit_stars(const StarField&, Span<const std::int64_t> rows, int passes, Star
 void fit_moffat(const StarField&, Span<const std::int64_t> rows, StarFit* fits);
 
 /// One shape for the stars `rows`, each with its own position, peak and sky: Gauss-Newton on all stars at
-/// once, those that disagree with the others weighted down. Returns the sum of squares, or NaN where
-/// the fit does not converge.
-double fit_shape(const StarField&, Span<const std::int64_t> rows, MoffatShape& shape);
+/// once, those that disagree with the others weighted down. `likelihood`: -2 log likelihood of each of them, NaN where it
+/// had no part. False where the fit does not converge.
+bool fit_shape(const StarField&, Span<const std::int64_t> rows, MoffatShape& shape, double* likelihood);
 
 } // namespace fastack

@@ -28,6 +28,16 @@ template <class T> struct Image {
     explicit operator bool() const { return data != nullptr; }
 };
 
+/// Asks the cache for the square of pixels within r of (x, y), which will be needed soon.
+inline void prefetch(const Image<const float>& image, std::ptrdiff_t x, std::ptrdiff_t y, std::ptrdiff_t r) {
+    if (x < r || y < r || x + r >= image.nx || y + r >= image.ny)
+        return;
+    for (std::ptrdiff_t v = y - r; v <= y + r; ++v) {
+        __builtin_prefetch(image.row(v) + x - r);
+        __builtin_prefetch(image.row(v) + x + r);
+    }
+}
+
 /// N images of one shape, one after the other.
 template <class T> struct Stack {
     T* data = nullptr;

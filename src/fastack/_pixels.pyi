@@ -75,43 +75,24 @@ def star_rings(
 def sky_annulus(
     image: NDArray[np.float32], xy: NDArray[np.float64], inner: float, outer: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
-def fit_stars(
-    image: NDArray[np.float32],
-    xy: NDArray[np.float64],
-    peak: NDArray[np.float64],
-    sky: NDArray[np.float64],
-    noise: NDArray[np.float64],
-    shape: _MoffatShape,
-    radius: float,
-    inverse_gain: float,
-    saturation: float,
-    passes: int,
-    rows: NDArray[np.int64] | None = None,
-) -> NDArray[np.void]: ...
-def fit_moffat(
-    image: NDArray[np.float32],
-    xy: NDArray[np.float64],
-    peak: NDArray[np.float64],
-    sky: NDArray[np.float64],
-    noise: NDArray[np.float64],
-    shape: _MoffatShape,
-    radius: float,
-    inverse_gain: float,
-    saturation: float,
-    rows: NDArray[np.int64],
-) -> NDArray[np.void]: ...
-def fit_shape(
-    image: NDArray[np.float32],
-    xy: NDArray[np.float64],
-    peak: NDArray[np.float64],
-    sky: NDArray[np.float64],
-    noise: NDArray[np.float64],
-    shape: _MoffatShape,
-    radius: float,
-    inverse_gain: float,
-    saturation: float,
-    rows: NDArray[np.int64],
-) -> tuple[_MoffatShape, float]: ...  # and -2 log likelihood, NaN where it did not converge
+
+class StarField:
+    def __init__(
+        self,
+        image: NDArray[np.float32],
+        xy: NDArray[np.float64],
+        peak: NDArray[np.float64],
+        sky: NDArray[np.float64],
+        noise: NDArray[np.float64],
+        shape: _MoffatShape,
+        radius: float,
+        inverse_gain: float,
+        saturation: float,
+    ) -> None: ...
+    def fit_stars(self, passes: int, rows: NDArray[np.int64] | None = None) -> NDArray[np.void]: ...
+    def fit_moffat(self, rows: NDArray[np.int64]) -> NDArray[np.void]: ...
+    # and -2 log likelihood of each star, NaN where it had no part; None where the fit did not converge
+    def fit_shape(self, rows: NDArray[np.int64]) -> tuple[_MoffatShape, NDArray[np.float64]] | None: ...
 
 # --- resample
 
