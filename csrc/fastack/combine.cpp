@@ -51,10 +51,11 @@ struct Region {
 
 /// An image over a region, addressed by the pixels of the cube; NaN around it.
 struct Plane {
-    Region region;
-    ptrdiff_t border, stride;
+    Region region{};
+    ptrdiff_t border = 0, stride = 0;
     std::vector<float> pixels;
 
+    Plane() = default;
     Plane(Region r, ptrdiff_t edge, float fill = NAN)
         : region(r), border(edge), stride(r.nx() + 2 * edge), pixels(stride * (r.ny() + 2 * edge), fill) {}
     float* at(ptrdiff_t y, ptrdiff_t x) {
@@ -72,6 +73,13 @@ struct Glow {
 struct Structure {
     Plane start, curvature, bend, range;
     Glow stars;
+    // Blocks of 16 output pixels all of whose samples lie within the limits; they are averaged already.
+    ptrdiff_t first_row, first_block, blocks;
+    std::vector<uint8_t> quiet;
+
+    uint8_t& is_quiet(ptrdiff_t y, ptrdiff_t block) {
+        return quiet[size_t((y - first_row) * blocks + (block - first_block))];
+    }
 };
 
 /// What the test of groups needs: the mean, and the frames' last three rows, with NaN around them.
@@ -107,16 +115,15 @@ class Combiner {
              const CombineOutput& output)
         : setup_(setup), frames_(frames), input_(input), output_(output),
           window_{input.y0, input.y1, input.x0, input.x1}, n_(frames.n),
-          samples_(size_t(n_) * LANES * WIDE), work_(size_t(n_) * LANES * 2),
+          samples_(size_t(n_) * LANES * WIDE), factors_(input.factor ? samples_.size() : 0), work_(size_t(n_) * LANES * 2),
           has_variance_(frames.shot || input.variance), shot_(has_variance_ ? size_t(n_) * LANES : 0),
-          floor_(shot_.size()), factor_(input.factor ? shot_.size() : 0), shade_(input.shade ? shot_.size() : 0),
+          floor_(shot_.size()), factor_(shot_.size(), uint8_t(255)), shade_(input.shade ? shot_.size() : 0),
           near_(setup.reject == Reject::noise ? size_t(n_) * LANES : 0), shift_(near_.size()),
           stars_(size_t(frames.components) * LANES),
           grouped_(setup.reject == Reject::noise && combine_groups(n_, setup.kappa_group, setup.grow)),
           margin_(combine_margin(grouped_, setup.grow)),
-          plain_(setup.reject == Reject::noise && !setup.median && frames.shot && input.factor && !input.variance &&
-                 !input.shade) {
-        if (plain_)
+          modelled_(setup.reject == Reject::noise) {
+        if (modelled_)
             sum_constants();
     }
 
@@ -130,21 +137,18 @@ class Combiner {
 
   private:
     void sum_constants() {
-        for (std::vector<float>* each : {&light_, &rest_, &shadow_})
-            each->resize(size_t(n_));
+        light_.resize(size_t(n_));
+        rest_.resize(size_t(n_));
         const auto [least, most] = std::minmax_element(frames_.weight, frames_.weight + n_);
         frames_.most_weight = *most / *least;
         frames_.least_sky = *std::min_element(frames_.sky, frames_.sky + n_);
-        for (int i = 0; i < n_; ++i) {
+        for (int i = 0; frames_.shot && i < n_; ++i) {
             const double unit = double(frames_.weight[i]) * frames_.weight[i] / 255;
-            const double shot = frames_.shot[i], sky = frames_.sky[i], floor = frames_.floor[i];
-            light_[i] = float(unit * shot);
-            rest_[i] = float(unit * (shot * sky + floor));
-            shadow_[i] = float(unit * (shot * std::max(sky, 0.0) + floor));
+            light_[i] = float(unit * frames_.shot[i]);
+            rest_[i] = float(unit * frames_.floor[i]);
         }
         frames_.light = light_.data();
         frames_.rest = rest_.data();
-        frames_.shadow = shadow_.data();
     }
 
     /// Row by row, the second look one row behind the first, while the samples are still in the cache.
@@ -181,7 +185,7 @@ class Combiner {
         for (const Mark& mark : rejected)
             groups.rejected[size_t(groups.place(mark.frame, y, mark.x))] = 1;
         for (ptrdiff_t x = region.x0; !structure.stars.components.empty() && x < region.x1; ++x)
-            if (*structure.stars.components[0].at(y, x) != 0.0f)
+            if (*structure.stars.mean.at(y, x) != 0.0f)
                 for (int i = 0; i < n_; ++i)
                     *groups.at(i, y, x) -= star_difference(structure, i, y, x);
     }
@@ -320,19 +324,37 @@ class Combiner {
         const Region all = window_.grown(combine_reach(radius, margin_), input_);
         Glow glow = render_stars(all);
         Plane start(all, radius + 2), sigma(all, 0); // NaN around it
+        Structure structure;
+        structure.first_block = block_of(all.x0);
+        structure.blocks = block_of(all.x1 - 1) + 1 - structure.first_block;
+        structure.first_row = all.y0;
+        structure.quiet.assign(size_t(std::max<ptrdiff_t>(structure.blocks * all.ny(), 0)), 0);
         for (ptrdiff_t y = all.y0; y < all.y1; ++y)
             for_blocks(all.x0, all.x1, [&](ptrdiff_t x, int width) {
                 load(y, x, width);
+                load_factors(y, x, width);
                 for (int at = 0; at < width; at += LANES) {
+                    const int lanes = std::min(LANES, width - at);
                     float value[LANES], noise[LANES];
-                    if (set_stars(glow.components, y, x + at, std::min(LANES, width - at), 0))
-                        rows().combine.take_stars(frames_, stars_.data(), block_samples(at));
+                    CombineBlock block = make_block(block_samples(at), nullptr);
+                    if (input_.factor)
+                        block.factor = factors_.data() + ptrdiff_t(at) * n_;
                     if (input_.variance)
-                        load_variance(y, x + at, std::min(LANES, width - at));
-                    rows().combine.first_stack(frames_, block_samples(at), input_.variance ? floor_.data() : nullptr,
-                                               value, noise);
-                    std::copy_n(value, std::min(LANES, width - at), start.at(y, x + at));
-                    std::copy_n(noise, std::min(LANES, width - at), sigma.at(y, x + at));
+                        load_variance(y, x + at, lanes);
+                    else if (input_.shade)
+                        load_shade(y, x + at, lanes);
+                    const bool lit = is_lit(glow, y, x + at, lanes);
+                    if (lit) {
+                        set_stars(glow.components, y, x + at, lanes, 0);
+                        rows().combine.take_stars(frames_, stars_.data(), block.x);
+                    }
+                    const bool quiet = rows().combine.first_look(setup_, frames_, block, value, noise);
+                    std::copy_n(value, lanes, start.at(y, x + at));
+                    std::copy_n(noise, lanes, sigma.at(y, x + at));
+                    if (quiet && !lit && !setup_.median) {
+                        structure.is_quiet(y, block_of(x + at)) = 1;
+                        write(block, y, x + at, lanes, 0);
+                    }
                 }
             });
 
@@ -367,7 +389,12 @@ class Combiner {
                                            RANGE_NOISE, curvature.at(y, inner.x0), bend.at(y, inner.x0),
                                            range.at(y, inner.x0));
         }
-        return {std::move(start), std::move(curvature), std::move(bend), std::move(range), std::move(glow)};
+        structure.start = std::move(start);
+        structure.curvature = std::move(curvature);
+        structure.bend = std::move(bend);
+        structure.range = std::move(range);
+        structure.stars = std::move(glow);
+        return structure;
     }
 
     /// Every pixel sums the stars in their order, so that it does not matter which of them the region leaves out.
@@ -402,15 +429,17 @@ class Combiner {
         return glow;
     }
 
-    /// Components of the stars' light in some lanes; whether there is any.
-    bool set_stars(std::vector<Plane>& components, ptrdiff_t y, ptrdiff_t x, int lanes, int lane) {
-        bool any = false;
-        for (size_t k = 0; k < components.size(); ++k) {
-            const float* const from = components[k].at(y, x);
-            std::copy_n(from, lanes, stars_.data() + k * LANES + size_t(lane));
-            any |= std::any_of(from, from + lanes, [](float value) { return value != 0.0f; });
-        }
-        return any;
+    static bool is_lit(Glow& glow, ptrdiff_t y, ptrdiff_t x, int lanes) {
+        if (glow.components.empty())
+            return false;
+        const float* const light = glow.mean.at(y, x);
+        return std::any_of(light, light + lanes, [](float value) { return value != 0.0f; });
+    }
+
+    /// Components of the stars' light in some lanes.
+    void set_stars(std::vector<Plane>& components, ptrdiff_t y, ptrdiff_t x, int lanes, int lane) {
+        for (size_t k = 0; k < components.size(); ++k)
+            std::copy_n(components[k].at(y, x), lanes, stars_.data() + k * LANES + size_t(lane));
     }
 
     /// What known stars have more in one frame than in the mean of all.
@@ -540,25 +569,37 @@ class Combiner {
         return patches;
     }
 
-    template <class Function> static void for_blocks(ptrdiff_t x0, ptrdiff_t x1, Function function) {
-        for (ptrdiff_t x = x0; x < x1; x += LANES * WIDE)
-            function(x, int(std::min<ptrdiff_t>(LANES * WIDE, x1 - x)));
+    /// Block of 16 columns of the output that a column of the cube lies in.
+    ptrdiff_t block_of(ptrdiff_t x) const { return (input_.x + x) >> 4; }
+
+    /// Columns from `x` to the end of its block.
+    int lanes_from(ptrdiff_t x, ptrdiff_t x1) const {
+        return int(std::min<ptrdiff_t>(LANES - ((input_.x + x) & (LANES - 1)), x1 - x));
+    }
+
+    /// Blocks of the output's columns, several of them together; within a block there is one shade.
+    template <class Function> void for_blocks(ptrdiff_t x0, ptrdiff_t x1, Function function) {
+        for (ptrdiff_t x = x0; x < x1;) {
+            const int first = lanes_from(x, x1);
+            const int width = first < LANES ? first : int(std::min<ptrdiff_t>(LANES * WIDE, x1 - x));
+            function(x, width);
+            x += width;
+        }
     }
 
     void combine_row(ptrdiff_t y, Region region, Structure* structure, std::vector<Mark>* marks,
                      Groups* groups = nullptr) {
-        for (ptrdiff_t x = region.x0; x < region.x1; x += LANES) {
-            const int lanes = int(std::min<ptrdiff_t>(LANES, region.x1 - x));
+        for (ptrdiff_t x = region.x0, next; x < region.x1; x = next) {
+            const int lanes = lanes_from(x, region.x1);
+            next = x + lanes;
+            if (structure && structure->is_quiet(y, block_of(x)) && flat(*structure, y, x, lanes)) {
+                if (groups)
+                    std::copy_n(structure->start.at(y, x), lanes, groups->level.at(y, x));
+                continue;
+            }
             CombineBlock block = make_block(samples_.data(), structure);
             if (structure && set_structure(*structure, y, x, lanes, 0))
                 block.stars = stars_.data();
-            if (plain_ && lanes == LANES && !block.stars && flat() &&
-                rows().combine.quiet(setup_, frames_, samples_at(y, x), block)) {
-                write(block, y, x, lanes, 0);
-                if (groups)
-                    std::copy_n(block.level, lanes, groups->level.at(y, x));
-                continue;
-            }
             load(y, x, lanes);
             if (has_variance_)
                 load_variance(y, x, lanes);
@@ -571,16 +612,10 @@ class Combiner {
         }
     }
 
-    CombineSamples samples_at(ptrdiff_t y, ptrdiff_t x) const {
-        const Stack<const float>& cube = input_.cube;
-        const Stack<const uint8_t>& factor = input_.factor;
-        return {cube.image(0).row(y) + x, cube.ny * cube.nx, factor.image(0).row(y) + x, factor.ny * factor.nx};
-    }
-
-    /// Whether there is no structure in the block.
-    bool flat() const {
+    static bool flat(Structure& structure, ptrdiff_t y, ptrdiff_t x, int lanes) {
+        const float *const bend = structure.bend.at(y, x), *const range = structure.range.at(y, x);
         const auto zero = [](float value) { return value == 0.0f; };
-        return std::all_of(local_[2], local_[2] + LANES, zero) && std::all_of(local_[3], local_[3] + LANES, zero);
+        return std::all_of(bend, bend + lanes, zero) && std::all_of(range, range + lanes, zero);
     }
 
     CombineBlock make_block(float* x, Structure* structure) {
@@ -591,8 +626,11 @@ class Combiner {
             block.shot = shot_.data();
             block.floor = floor_.data();
         }
-        if (plain_)
+        if (modelled_) {
             block.factor = factor_.data();
+            block.shade = input_.shade && !input_.variance ? shade_.data() : nullptr;
+            block.given = input_.variance ? floor_.data() : nullptr;
+        }
         if (structure) {
             std::fill_n(local_[0], 4 * LANES, 0.0f);
             block.start = local_[0];
@@ -609,7 +647,10 @@ class Combiner {
         std::copy_n(structure.curvature.at(y, x), lanes, local_[1] + lane);
         std::copy_n(structure.bend.at(y, x), lanes, local_[2] + lane);
         std::copy_n(structure.range.at(y, x), lanes, local_[3] + lane);
-        return set_stars(structure.stars.components, y, x, lanes, lane);
+        const bool lit = is_lit(structure.stars, y, x, lanes);
+        if (lit)
+            set_stars(structure.stars.components, y, x, lanes, lane);
+        return lit;
     }
 
     float* block_samples(int at) { return samples_.data() + ptrdiff_t(at) * n_; }
@@ -632,12 +673,30 @@ class Combiner {
                 copy_lanes(input_.variance.image(i).row(y) + x, lanes, floor_.data() + to, 0.0f);
             if (input_.factor)
                 copy_lanes(input_.factor.image(i).row(y) + x, lanes, factor_.data() + to, uint8_t(0));
-            if (input_.shade)
-                for (int l = 0; l < lanes; ++l)
-                    shade_[to + l] = shade(i, y, x + l);
         }
+        if (input_.shade)
+            load_shade(y, x, lanes);
         if (!input_.variance)
             prepare();
+    }
+
+    void load_shade(ptrdiff_t y, ptrdiff_t x, int lanes) {
+        for (int i = 0; i < n_; ++i)
+            if (block_of(x) == block_of(x + lanes - 1))
+                std::fill_n(shade_.data() + ptrdiff_t(i) * LANES, LANES, shade(i, y, x));
+            else
+                for (int l = 0; l < lanes; ++l)
+                    shade_[ptrdiff_t(i) * LANES + l] = shade(i, y, x + l);
+    }
+
+    void load_factors(ptrdiff_t y, ptrdiff_t x, int width) {
+        for (int i = 0; input_.factor && i < n_; ++i) {
+            const uint8_t* from = input_.factor.image(i).row(y) + x;
+            __builtin_prefetch(from + LANES * WIDE);
+            for (int at = 0; at < width; at += LANES)
+                copy_lanes(from + at, std::min(LANES, width - at),
+                           factors_.data() + ptrdiff_t(at) * n_ + ptrdiff_t(i) * LANES, uint8_t(0));
+        }
     }
 
     void gather(ptrdiff_t y, const ptrdiff_t* columns, int lanes) {
@@ -703,7 +762,9 @@ class Combiner {
     const CombineOutput& output_;
     const Region window_;
     const int n_;
-    std::vector<float> samples_, work_;
+    std::vector<float> samples_;
+    std::vector<uint8_t> factors_;
+    std::vector<float> work_;
     const bool has_variance_;
     std::vector<float> shot_, floor_;
     std::vector<uint8_t> factor_;
@@ -713,8 +774,8 @@ class Combiner {
     std::vector<float> stars_; // components of the stars' light in the block
     const bool grouped_;       // whether groups of pixels are tested
     const int margin_;         // around the window, where samples are tested
-    const bool plain_; // the variance is the frames' constants times the factor
-    std::vector<float> light_, rest_, shadow_;
+    const bool modelled_; // whether the average's variance is the model's in each block
+    std::vector<float> light_, rest_;
     float local_[4][LANES];
 };
 
