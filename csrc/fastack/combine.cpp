@@ -73,12 +73,11 @@ struct Glow {
 struct Structure {
     Plane start, curvature, bend, range;
     Glow stars;
-    // Blocks of 16 output pixels all of whose samples lie within the limits; they are averaged already.
-    ptrdiff_t first_row, first_block, blocks;
-    std::vector<uint8_t> quiet;
+    Region region;
+    std::vector<uint8_t> quiet; // 1: all samples lie within the limits, and are averaged already
 
-    uint8_t& is_quiet(ptrdiff_t y, ptrdiff_t block) {
-        return quiet[size_t((y - first_row) * blocks + (block - first_block))];
+    uint8_t* is_quiet(ptrdiff_t y, ptrdiff_t x) {
+        return quiet.data() + (y - region.y0) * region.nx() + (x - region.x0);
     }
 };
 
@@ -132,7 +131,7 @@ class Combiner {
             run_noise();
         else
             for (ptrdiff_t y = window_.y0; y < window_.y1; ++y)
-                combine_row(y, window_, nullptr, nullptr);
+                combine_row(y);
     }
 
   private:
@@ -162,7 +161,7 @@ class Combiner {
         for (ptrdiff_t y = region.y0; y < window_.y1 + margin_; ++y) {
             rejected.clear();
             if (y < region.y1)
-                combine_row(y, region, &structure, &rejected, grouped_ ? &groups : nullptr);
+                test_row(structure, y, region, rejected, grouped_ ? &groups : nullptr);
             for (const Mark& mark : rejected)
                 spread(structure, mark, marks);
             if (grouped_ && y < region.y1)
@@ -325,10 +324,8 @@ class Combiner {
         Glow glow = render_stars(all);
         Plane start(all, radius + 2), sigma(all, 0); // NaN around it
         Structure structure;
-        structure.first_block = block_of(all.x0);
-        structure.blocks = block_of(all.x1 - 1) + 1 - structure.first_block;
-        structure.first_row = all.y0;
-        structure.quiet.assign(size_t(std::max<ptrdiff_t>(structure.blocks * all.ny(), 0)), 0);
+        structure.region = all;
+        structure.quiet.assign(size_t(all.ny() * all.nx()), 0);
         for (ptrdiff_t y = all.y0; y < all.y1; ++y)
             for_blocks(all.x0, all.x1, [&](ptrdiff_t x, int width) {
                 load(y, x, width);
@@ -343,16 +340,16 @@ class Combiner {
                         load_variance(y, x + at, lanes);
                     else if (input_.shade)
                         load_shade(y, x + at, lanes);
-                    const bool lit = is_lit(glow, y, x + at, lanes);
-                    if (lit) {
+                    if (is_lit(glow, y, x + at, lanes)) {
                         set_stars(glow.components, y, x + at, lanes, 0);
                         rows().combine.take_stars(frames_, stars_.data(), block.x);
                     }
-                    const bool quiet = rows().combine.first_look(setup_, frames_, block, value, noise);
+                    uint8_t quiet[LANES];
+                    rows().combine.first_look(setup_, frames_, block, value, noise, quiet);
                     std::copy_n(value, lanes, start.at(y, x + at));
                     std::copy_n(noise, lanes, sigma.at(y, x + at));
-                    if (quiet && !lit && !setup_.median) {
-                        structure.is_quiet(y, block_of(x + at)) = 1;
+                    if (!setup_.median) {
+                        std::copy_n(quiet, lanes, structure.is_quiet(y, x + at));
                         write(block, y, x + at, lanes, 0);
                     }
                 }
@@ -479,14 +476,9 @@ class Combiner {
                 ++lanes;
                 at = end;
             }
-            gather(y, columns, lanes);
-            CombineBlock block = make_block(samples_.data(), &structure);
+            CombineBlock block = gather(structure, y, columns, lanes);
             block.near = near_.data();
             block.shift = shift_.data();
-            std::fill(stars_.begin(), stars_.end(), 0.0f);
-            for (int l = 0; l < lanes; ++l)
-                if (set_structure(structure, y, columns[l], 1, l))
-                    block.stars = stars_.data();
             rows().combine.combine(setup_, frames_, block);
             for (int l = 0; l < lanes; ++l)
                 write(block, y, columns[l], 1, l);
@@ -587,35 +579,42 @@ class Combiner {
         }
     }
 
-    void combine_row(ptrdiff_t y, Region region, Structure* structure, std::vector<Mark>* marks,
-                     Groups* groups = nullptr) {
-        for (ptrdiff_t x = region.x0, next; x < region.x1; x = next) {
-            const int lanes = lanes_from(x, region.x1);
-            next = x + lanes;
-            if (structure && structure->is_quiet(y, block_of(x)) && flat(*structure, y, x, lanes)) {
-                if (groups)
-                    std::copy_n(structure->start.at(y, x), lanes, groups->level.at(y, x));
-                continue;
-            }
-            CombineBlock block = make_block(samples_.data(), structure);
-            if (structure && set_structure(*structure, y, x, lanes, 0))
-                block.stars = stars_.data();
+    void combine_row(ptrdiff_t y) {
+        for (ptrdiff_t x = window_.x0; x < window_.x1; x += LANES) {
+            const int lanes = int(std::min<ptrdiff_t>(LANES, window_.x1 - x));
+            CombineBlock block = make_block(samples_.data(), nullptr);
             load(y, x, lanes);
             if (has_variance_)
                 load_variance(y, x, lanes);
             rows().combine.combine(setup_, frames_, block);
             write(block, y, x, lanes, 0);
-            if (groups)
-                std::copy_n(block.level, lanes, groups->level.at(y, x));
-            if (marks)
-                mark_rejected(block, *structure, y, x, lanes, *marks);
         }
     }
 
-    static bool flat(Structure& structure, ptrdiff_t y, ptrdiff_t x, int lanes) {
-        const float *const bend = structure.bend.at(y, x), *const range = structure.range.at(y, x);
-        const auto zero = [](float value) { return value == 0.0f; };
-        return std::all_of(bend, bend + lanes, zero) && std::all_of(range, range + lanes, zero);
+    /// Test the samples of the pixels that the first stack did not settle, sixteen such pixels at a time.
+    void test_row(Structure& structure, ptrdiff_t y, const Region& region, std::vector<Mark>& marks, Groups* groups) {
+        if (groups)
+            std::copy_n(structure.start.at(y, region.x0), region.nx(), groups->level.at(y, region.x0));
+        const uint8_t* const quiet = structure.is_quiet(y, region.x0);
+        const float *const bend = structure.bend.at(y, region.x0), *const range = structure.range.at(y, region.x0);
+        const float* const light = input_.stars.flux ? structure.stars.mean.at(y, region.x0) : nullptr;
+        ptrdiff_t columns[LANES];
+        int lanes = 0;
+        for (ptrdiff_t k = 0; k < region.nx(); ++k) {
+            if (!quiet[k] || bend[k] > 0.0f || range[k] > 0.0f || (light && light[k] != 0.0f))
+                columns[lanes++] = region.x0 + k;
+            if (lanes == 0 || (lanes < LANES && k + 1 < region.nx()))
+                continue;
+            CombineBlock block = gather(structure, y, columns, lanes);
+            rows().combine.combine(setup_, frames_, block);
+            for (int l = 0; l < lanes; ++l) {
+                write(block, y, columns[l], 1, l);
+                if (groups)
+                    *groups->level.at(y, columns[l]) = block.level[l];
+            }
+            mark_rejected(block, structure, y, columns, lanes, marks);
+            lanes = 0;
+        }
     }
 
     CombineBlock make_block(float* x, Structure* structure) {
@@ -642,14 +641,14 @@ class Combiner {
     }
 
     /// Whether there is light of known stars.
-    bool set_structure(Structure& structure, ptrdiff_t y, ptrdiff_t x, int lanes, int lane) {
-        std::copy_n(structure.start.at(y, x), lanes, local_[0] + lane);
-        std::copy_n(structure.curvature.at(y, x), lanes, local_[1] + lane);
-        std::copy_n(structure.bend.at(y, x), lanes, local_[2] + lane);
-        std::copy_n(structure.range.at(y, x), lanes, local_[3] + lane);
-        const bool lit = is_lit(structure.stars, y, x, lanes);
+    bool set_structure(Structure& structure, ptrdiff_t y, ptrdiff_t x, int lane) {
+        local_[0][lane] = *structure.start.at(y, x);
+        local_[1][lane] = *structure.curvature.at(y, x);
+        local_[2][lane] = *structure.bend.at(y, x);
+        local_[3][lane] = *structure.range.at(y, x);
+        const bool lit = is_lit(structure.stars, y, x, 1);
         if (lit)
-            set_stars(structure.stars.components, y, x, lanes, lane);
+            set_stars(structure.stars.components, y, x, 1, lane);
         return lit;
     }
 
@@ -699,7 +698,13 @@ class Combiner {
         }
     }
 
-    void gather(ptrdiff_t y, const ptrdiff_t* columns, int lanes) {
+    /// A block of pixels of one row.
+    CombineBlock gather(Structure& structure, ptrdiff_t y, const ptrdiff_t* columns, int lanes) {
+        CombineBlock block = make_block(samples_.data(), &structure);
+        std::fill(stars_.begin(), stars_.end(), 0.0f);
+        for (int l = 0; l < lanes; ++l)
+            if (set_structure(structure, y, columns[l], l))
+                block.stars = stars_.data();
         std::fill_n(samples_.data(), ptrdiff_t(n_) * LANES, NAN);
         for (int i = 0; i < n_; ++i) {
             const float* from = input_.cube.image(i).row(y);
@@ -715,6 +720,7 @@ class Combiner {
         }
         if (has_variance_ && !input_.variance)
             prepare();
+        return block;
     }
 
     void prepare() {
@@ -745,14 +751,16 @@ class Combiner {
         }
     }
 
-    void mark_rejected(const CombineBlock& block, Structure& structure, ptrdiff_t y, ptrdiff_t x, int lanes, std::vector<Mark>& marks) {
+    void mark_rejected(const CombineBlock& block, Structure& structure, ptrdiff_t y, const ptrdiff_t* columns, int lanes,
+                       std::vector<Mark>& marks) {
         for (int l = 0; l < lanes; ++l)
             if (block.low[l] + block.high[l])
                 for (int i = 0; i < n_; ++i)
                     if (std::isnan(block.x[ptrdiff_t(i) * LANES + l])) {
-                        const float sample = input_.cube.image(i)(y, x + l) - star_difference(structure, i, y, x + l);
+                        const ptrdiff_t x = columns[l];
+                        const float sample = input_.cube.image(i)(y, x) - star_difference(structure, i, y, x);
                         if (!std::isnan(sample))
-                            marks.push_back({y, x + l, i, sample - block.data[l], 0.0f, false});
+                            marks.push_back({y, x, i, sample - block.data[l], 0.0f, false});
                     }
     }
 

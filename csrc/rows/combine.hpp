@@ -84,9 +84,10 @@ struct CombineBlock {
 struct CombineRows {
     /// Average all samples of a block (noise: `data` and what follows it), and give per lane a robust first value with
     /// its sigma: the mean where all samples lie within the limits of `combine` about it, else the sample of rank
-    /// (count - 1) / 2, counted from 0. Whether it was the mean in all lanes: then no sample can be an outlier,
-    /// structure aside.
-    bool (*first_look)(const CombineSetup&, const CombineFrames&, CombineBlock&, float* value, float* sigma);
+    /// (count - 1) / 2, counted from 0. `quiet`: where it was the mean; no sample can be an outlier there, structure
+    /// aside.
+    void (*first_look)(const CombineSetup&, const CombineFrames&, CombineBlock&, float* value, float* sigma,
+                       uint8_t* quiet);
     /// Take what known stars have more in each frame than in their mean off the samples.
     void (*take_stars)(const CombineFrames&, const float* stars, float* x);
     /// Blurred minus sharp (a box of 2 * radius + 1) of one row of an image, and range over 3x3 of another.

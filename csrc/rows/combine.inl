@@ -651,7 +651,8 @@ FASTACK_INLINE VI quiet_lanes(const CombineSetup& setup, const CombineFrames& fr
     return ~unknown & ((count == 0) | ((count > 2) & (worst <= 0.999f * kappa * kappa * load(block.variance))));
 }
 
-bool first_look(const CombineSetup& setup, const CombineFrames& frames, CombineBlock& block, float* value, float* sigma) {
+void first_look(const CombineSetup& setup, const CombineFrames& frames, CombineBlock& block, float* value, float* sigma,
+                uint8_t* quiet_lane) {
     const int n = frames.n;
     average_model(frames, block);
     VI count;
@@ -659,9 +660,8 @@ bool first_look(const CombineSetup& setup, const CombineFrames& frames, CombineB
     const VI quiet = block.given   ? quiet_lanes<false, true>(setup, frames, block, count)
                      : block.shade ? quiet_lanes<true, false>(setup, frames, block, count)
                                    : quiet_lanes<false, false>(setup, frames, block, count);
-    const bool all = !any(~quiet);
     VF level = load(block.data);
-    if (!all)
+    if (any(~quiet))
         level = quiet ? level : select(block.x, n, (count - 1) >> 1);
     VF typical = frames.mean_shot * positive(level - frames.pedestal) + frames.mean_floor;
     if (block.given) {
@@ -679,7 +679,8 @@ bool first_look(const CombineSetup& setup, const CombineFrames& frames, CombineB
     store(block.present, count);
     store(block.low, VI{});
     store(block.high, VI{});
-    return all;
+    const VB byte = __builtin_convertvector(quiet & 1, VB);
+    memcpy(quiet_lane, &byte, sizeof byte);
 }
 
 /// Weighted mean of what is left, and its variance by the model or, without one, from the scatter.
