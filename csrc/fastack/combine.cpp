@@ -15,7 +15,8 @@ namespace {
 using std::ptrdiff_t;
 
 constexpr int LANES = COMBINE_LANES;
-constexpr int WIDE = 4; // blocks loaded together: whole cache lines of every frame
+constexpr int WIDE = 4;  // blocks loaded together: whole cache lines of every frame
+constexpr int AHEAD = 8; // frames whose scattered samples are asked for before their turn
 
 // Structure of the first stack below these multiples of its noise is taken for noise.
 constexpr float BEND_LIMIT = 3.5f;
@@ -705,10 +706,17 @@ class Combiner {
         for (int l = 0; l < lanes; ++l)
             if (set_structure(structure, y, columns[l], l))
                 block.stars = stars_.data();
-        std::fill_n(samples_.data(), ptrdiff_t(n_) * LANES, NAN);
+        if (lanes < LANES)
+            std::fill_n(samples_.data(), ptrdiff_t(n_) * LANES, NAN);
         for (int i = 0; i < n_; ++i) {
             const float* from = input_.cube.image(i).row(y);
             const ptrdiff_t to = ptrdiff_t(i) * LANES;
+            if (i + AHEAD < n_) // no pattern that the processor could foresee
+                for (int l = 0; l < lanes; ++l) {
+                    __builtin_prefetch(input_.cube.image(i + AHEAD).row(y) + columns[l]);
+                    if (input_.factor)
+                        __builtin_prefetch(input_.factor.image(i + AHEAD).row(y) + columns[l]);
+                }
             for (int l = 0; l < lanes; ++l)
                 samples_[to + l] = from[columns[l]];
             for (int l = 0; input_.variance && l < lanes; ++l)
