@@ -15,7 +15,8 @@ namespace {
 using std::ptrdiff_t;
 
 constexpr int LANES = COMBINE_LANES;
-constexpr int WIDE = 4; // blocks loaded together: whole cache lines of every frame
+constexpr int WIDE = 4;  // blocks loaded together: whole cache lines of every frame
+constexpr int AHEAD = 8; // frames whose scattered samples are asked for before their turn
 
 // Structure of the first stack below these multiples of its noise is taken for noise.
 constexpr float BEND_LIMIT = 3.5f;
@@ -51,10 +52,11 @@ struct Region {
 
 /// An image over a region, addressed by the pixels of the cube; NaN around it.
 struct Plane {
-    Region region;
-    ptrdiff_t border, stride;
+    Region region{};
+    ptrdiff_t border = 0, stride = 0;
     std::vector<float> pixels;
 
+    Plane() = default;
     Plane(Region r, ptrdiff_t edge, float fill = NAN)
         : region(r), border(edge), stride(r.nx() + 2 * edge), pixels(stride * (r.ny() + 2 * edge), fill) {}
     float* at(ptrdiff_t y, ptrdiff_t x) {
@@ -72,6 +74,12 @@ struct Glow {
 struct Structure {
     Plane start, curvature, bend, range;
     Glow stars;
+    Region region;
+    std::vector<uint8_t> quiet; // 1: all samples lie within the limits, and are averaged already
+
+    uint8_t* is_quiet(ptrdiff_t y, ptrdiff_t x) {
+        return quiet.data() + (y - region.y0) * region.nx() + (x - region.x0);
+    }
 };
 
 /// What the test of groups needs: the mean, and the frames' last three rows, with NaN around them.
@@ -107,16 +115,15 @@ class Combiner {
              const CombineOutput& output)
         : setup_(setup), frames_(frames), input_(input), output_(output),
           window_{input.y0, input.y1, input.x0, input.x1}, n_(frames.n),
-          samples_(size_t(n_) * LANES * WIDE), work_(size_t(n_) * LANES * 2),
+          samples_(size_t(n_) * LANES * WIDE), factors_(input.factor ? samples_.size() : 0), work_(size_t(n_) * LANES * 2),
           has_variance_(frames.shot || input.variance), shot_(has_variance_ ? size_t(n_) * LANES : 0),
-          floor_(shot_.size()), factor_(input.factor ? shot_.size() : 0), shade_(input.shade ? shot_.size() : 0),
+          floor_(shot_.size()), factor_(shot_.size(), uint8_t(255)), shade_(input.shade ? shot_.size() : 0),
           near_(setup.reject == Reject::noise ? size_t(n_) * LANES : 0), shift_(near_.size()),
           stars_(size_t(frames.components) * LANES),
           grouped_(setup.reject == Reject::noise && combine_groups(n_, setup.kappa_group, setup.grow)),
           margin_(combine_margin(grouped_, setup.grow)),
-          plain_(setup.reject == Reject::noise && !setup.median && frames.shot && input.factor && !input.variance &&
-                 !input.shade) {
-        if (plain_)
+          modelled_(setup.reject == Reject::noise) {
+        if (modelled_)
             sum_constants();
     }
 
@@ -125,26 +132,23 @@ class Combiner {
             run_noise();
         else
             for (ptrdiff_t y = window_.y0; y < window_.y1; ++y)
-                combine_row(y, window_, nullptr, nullptr);
+                combine_row(y);
     }
 
   private:
     void sum_constants() {
-        for (std::vector<float>* each : {&light_, &rest_, &shadow_})
-            each->resize(size_t(n_));
+        light_.resize(size_t(n_));
+        rest_.resize(size_t(n_));
         const auto [least, most] = std::minmax_element(frames_.weight, frames_.weight + n_);
         frames_.most_weight = *most / *least;
         frames_.least_sky = *std::min_element(frames_.sky, frames_.sky + n_);
-        for (int i = 0; i < n_; ++i) {
+        for (int i = 0; frames_.shot && i < n_; ++i) {
             const double unit = double(frames_.weight[i]) * frames_.weight[i] / 255;
-            const double shot = frames_.shot[i], sky = frames_.sky[i], floor = frames_.floor[i];
-            light_[i] = float(unit * shot);
-            rest_[i] = float(unit * (shot * sky + floor));
-            shadow_[i] = float(unit * (shot * std::max(sky, 0.0) + floor));
+            light_[i] = float(unit * frames_.shot[i]);
+            rest_[i] = float(unit * frames_.floor[i]);
         }
         frames_.light = light_.data();
         frames_.rest = rest_.data();
-        frames_.shadow = shadow_.data();
     }
 
     /// Row by row, the second look one row behind the first, while the samples are still in the cache.
@@ -158,7 +162,7 @@ class Combiner {
         for (ptrdiff_t y = region.y0; y < window_.y1 + margin_; ++y) {
             rejected.clear();
             if (y < region.y1)
-                combine_row(y, region, &structure, &rejected, grouped_ ? &groups : nullptr);
+                test_row(structure, y, region, rejected, grouped_ ? &groups : nullptr);
             for (const Mark& mark : rejected)
                 spread(structure, mark, marks);
             if (grouped_ && y < region.y1)
@@ -181,7 +185,7 @@ class Combiner {
         for (const Mark& mark : rejected)
             groups.rejected[size_t(groups.place(mark.frame, y, mark.x))] = 1;
         for (ptrdiff_t x = region.x0; !structure.stars.components.empty() && x < region.x1; ++x)
-            if (*structure.stars.components[0].at(y, x) != 0.0f)
+            if (*structure.stars.mean.at(y, x) != 0.0f)
                 for (int i = 0; i < n_; ++i)
                     *groups.at(i, y, x) -= star_difference(structure, i, y, x);
     }
@@ -320,19 +324,35 @@ class Combiner {
         const Region all = window_.grown(combine_reach(radius, margin_), input_);
         Glow glow = render_stars(all);
         Plane start(all, radius + 2), sigma(all, 0); // NaN around it
+        Structure structure;
+        structure.region = all;
+        structure.quiet.assign(size_t(all.ny() * all.nx()), 0);
         for (ptrdiff_t y = all.y0; y < all.y1; ++y)
             for_blocks(all.x0, all.x1, [&](ptrdiff_t x, int width) {
                 load(y, x, width);
+                load_factors(y, x, width);
                 for (int at = 0; at < width; at += LANES) {
+                    const int lanes = std::min(LANES, width - at);
                     float value[LANES], noise[LANES];
-                    if (set_stars(glow.components, y, x + at, std::min(LANES, width - at), 0))
-                        rows().combine.take_stars(frames_, stars_.data(), block_samples(at));
+                    CombineBlock block = make_block(block_samples(at), nullptr);
+                    if (input_.factor)
+                        block.factor = factors_.data() + ptrdiff_t(at) * n_;
                     if (input_.variance)
-                        load_variance(y, x + at, std::min(LANES, width - at));
-                    rows().combine.first_stack(frames_, block_samples(at), input_.variance ? floor_.data() : nullptr,
-                                               value, noise);
-                    std::copy_n(value, std::min(LANES, width - at), start.at(y, x + at));
-                    std::copy_n(noise, std::min(LANES, width - at), sigma.at(y, x + at));
+                        load_variance(y, x + at, lanes);
+                    else if (input_.shade)
+                        load_shade(y, x + at, lanes);
+                    if (is_lit(glow, y, x + at, lanes)) {
+                        set_stars(glow.components, y, x + at, lanes, 0);
+                        rows().combine.take_stars(frames_, stars_.data(), block.x);
+                    }
+                    uint8_t quiet[LANES];
+                    rows().combine.first_look(setup_, frames_, block, value, noise, quiet);
+                    std::copy_n(value, lanes, start.at(y, x + at));
+                    std::copy_n(noise, lanes, sigma.at(y, x + at));
+                    if (!setup_.median) {
+                        std::copy_n(quiet, lanes, structure.is_quiet(y, x + at));
+                        write(block, y, x + at, lanes, 0);
+                    }
                 }
             });
 
@@ -367,7 +387,12 @@ class Combiner {
                                            RANGE_NOISE, curvature.at(y, inner.x0), bend.at(y, inner.x0),
                                            range.at(y, inner.x0));
         }
-        return {std::move(start), std::move(curvature), std::move(bend), std::move(range), std::move(glow)};
+        structure.start = std::move(start);
+        structure.curvature = std::move(curvature);
+        structure.bend = std::move(bend);
+        structure.range = std::move(range);
+        structure.stars = std::move(glow);
+        return structure;
     }
 
     /// Every pixel sums the stars in their order, so that it does not matter which of them the region leaves out.
@@ -402,15 +427,17 @@ class Combiner {
         return glow;
     }
 
-    /// Components of the stars' light in some lanes; whether there is any.
-    bool set_stars(std::vector<Plane>& components, ptrdiff_t y, ptrdiff_t x, int lanes, int lane) {
-        bool any = false;
-        for (size_t k = 0; k < components.size(); ++k) {
-            const float* const from = components[k].at(y, x);
-            std::copy_n(from, lanes, stars_.data() + k * LANES + size_t(lane));
-            any |= std::any_of(from, from + lanes, [](float value) { return value != 0.0f; });
-        }
-        return any;
+    static bool is_lit(Glow& glow, ptrdiff_t y, ptrdiff_t x, int lanes) {
+        if (glow.components.empty())
+            return false;
+        const float* const light = glow.mean.at(y, x);
+        return std::any_of(light, light + lanes, [](float value) { return value != 0.0f; });
+    }
+
+    /// Components of the stars' light in some lanes.
+    void set_stars(std::vector<Plane>& components, ptrdiff_t y, ptrdiff_t x, int lanes, int lane) {
+        for (size_t k = 0; k < components.size(); ++k)
+            std::copy_n(components[k].at(y, x), lanes, stars_.data() + k * LANES + size_t(lane));
     }
 
     /// What known stars have more in one frame than in the mean of all.
@@ -450,14 +477,9 @@ class Combiner {
                 ++lanes;
                 at = end;
             }
-            gather(y, columns, lanes);
-            CombineBlock block = make_block(samples_.data(), &structure);
+            CombineBlock block = gather(structure, y, columns, lanes);
             block.near = near_.data();
             block.shift = shift_.data();
-            std::fill(stars_.begin(), stars_.end(), 0.0f);
-            for (int l = 0; l < lanes; ++l)
-                if (set_structure(structure, y, columns[l], 1, l))
-                    block.stars = stars_.data();
             rows().combine.combine(setup_, frames_, block);
             for (int l = 0; l < lanes; ++l)
                 write(block, y, columns[l], 1, l);
@@ -540,47 +562,60 @@ class Combiner {
         return patches;
     }
 
-    template <class Function> static void for_blocks(ptrdiff_t x0, ptrdiff_t x1, Function function) {
-        for (ptrdiff_t x = x0; x < x1; x += LANES * WIDE)
-            function(x, int(std::min<ptrdiff_t>(LANES * WIDE, x1 - x)));
+    /// Block of 16 columns of the output that a column of the cube lies in.
+    ptrdiff_t block_of(ptrdiff_t x) const { return (input_.x + x) >> 4; }
+
+    /// Columns from `x` to the end of its block.
+    int lanes_from(ptrdiff_t x, ptrdiff_t x1) const {
+        return int(std::min<ptrdiff_t>(LANES - ((input_.x + x) & (LANES - 1)), x1 - x));
     }
 
-    void combine_row(ptrdiff_t y, Region region, Structure* structure, std::vector<Mark>* marks,
-                     Groups* groups = nullptr) {
-        for (ptrdiff_t x = region.x0; x < region.x1; x += LANES) {
-            const int lanes = int(std::min<ptrdiff_t>(LANES, region.x1 - x));
-            CombineBlock block = make_block(samples_.data(), structure);
-            if (structure && set_structure(*structure, y, x, lanes, 0))
-                block.stars = stars_.data();
-            if (plain_ && lanes == LANES && !block.stars && flat() &&
-                rows().combine.quiet(setup_, frames_, samples_at(y, x), block)) {
-                write(block, y, x, lanes, 0);
-                if (groups)
-                    std::copy_n(block.level, lanes, groups->level.at(y, x));
-                continue;
-            }
+    /// Blocks of the output's columns, several of them together; within a block there is one shade.
+    template <class Function> void for_blocks(ptrdiff_t x0, ptrdiff_t x1, Function function) {
+        for (ptrdiff_t x = x0; x < x1;) {
+            const int first = lanes_from(x, x1);
+            const int width = first < LANES ? first : int(std::min<ptrdiff_t>(LANES * WIDE, x1 - x));
+            function(x, width);
+            x += width;
+        }
+    }
+
+    void combine_row(ptrdiff_t y) {
+        for (ptrdiff_t x = window_.x0; x < window_.x1; x += LANES) {
+            const int lanes = int(std::min<ptrdiff_t>(LANES, window_.x1 - x));
+            CombineBlock block = make_block(samples_.data(), nullptr);
             load(y, x, lanes);
             if (has_variance_)
                 load_variance(y, x, lanes);
             rows().combine.combine(setup_, frames_, block);
             write(block, y, x, lanes, 0);
-            if (groups)
-                std::copy_n(block.level, lanes, groups->level.at(y, x));
-            if (marks)
-                mark_rejected(block, *structure, y, x, lanes, *marks);
         }
     }
 
-    CombineSamples samples_at(ptrdiff_t y, ptrdiff_t x) const {
-        const Stack<const float>& cube = input_.cube;
-        const Stack<const uint8_t>& factor = input_.factor;
-        return {cube.image(0).row(y) + x, cube.ny * cube.nx, factor.image(0).row(y) + x, factor.ny * factor.nx};
-    }
-
-    /// Whether there is no structure in the block.
-    bool flat() const {
-        const auto zero = [](float value) { return value == 0.0f; };
-        return std::all_of(local_[2], local_[2] + LANES, zero) && std::all_of(local_[3], local_[3] + LANES, zero);
+    /// Test the samples of the pixels that the first stack did not settle, sixteen such pixels at a time.
+    void test_row(Structure& structure, ptrdiff_t y, const Region& region, std::vector<Mark>& marks, Groups* groups) {
+        if (groups)
+            std::copy_n(structure.start.at(y, region.x0), region.nx(), groups->level.at(y, region.x0));
+        const uint8_t* const quiet = structure.is_quiet(y, region.x0);
+        const float *const bend = structure.bend.at(y, region.x0), *const range = structure.range.at(y, region.x0);
+        const float* const light = input_.stars.flux ? structure.stars.mean.at(y, region.x0) : nullptr;
+        ptrdiff_t columns[LANES];
+        int lanes = 0;
+        for (ptrdiff_t k = 0; k < region.nx(); ++k) {
+            if (!quiet[k] || bend[k] > 0.0f || range[k] > 0.0f || (light && light[k] != 0.0f))
+                columns[lanes++] = region.x0 + k;
+            if (lanes == 0 || (lanes < LANES && k + 1 < region.nx()))
+                continue;
+            CombineBlock block = gather(structure, y, columns, lanes);
+            rows().combine.combine(setup_, frames_, block);
+            for (int l = 0; l < lanes; ++l) {
+                write(block, y, columns[l], 1, l);
+                if (groups)
+                    *groups->level.at(y, columns[l]) = block.level[l];
+            }
+            mark_rejected(block, structure, y, columns, lanes, marks);
+            lanes = 0;
+        }
     }
 
     CombineBlock make_block(float* x, Structure* structure) {
@@ -591,8 +626,11 @@ class Combiner {
             block.shot = shot_.data();
             block.floor = floor_.data();
         }
-        if (plain_)
+        if (modelled_) {
             block.factor = factor_.data();
+            block.shade = input_.shade && !input_.variance ? shade_.data() : nullptr;
+            block.given = input_.variance ? floor_.data() : nullptr;
+        }
         if (structure) {
             std::fill_n(local_[0], 4 * LANES, 0.0f);
             block.start = local_[0];
@@ -604,12 +642,15 @@ class Combiner {
     }
 
     /// Whether there is light of known stars.
-    bool set_structure(Structure& structure, ptrdiff_t y, ptrdiff_t x, int lanes, int lane) {
-        std::copy_n(structure.start.at(y, x), lanes, local_[0] + lane);
-        std::copy_n(structure.curvature.at(y, x), lanes, local_[1] + lane);
-        std::copy_n(structure.bend.at(y, x), lanes, local_[2] + lane);
-        std::copy_n(structure.range.at(y, x), lanes, local_[3] + lane);
-        return set_stars(structure.stars.components, y, x, lanes, lane);
+    bool set_structure(Structure& structure, ptrdiff_t y, ptrdiff_t x, int lane) {
+        local_[0][lane] = *structure.start.at(y, x);
+        local_[1][lane] = *structure.curvature.at(y, x);
+        local_[2][lane] = *structure.bend.at(y, x);
+        local_[3][lane] = *structure.range.at(y, x);
+        const bool lit = is_lit(structure.stars, y, x, 1);
+        if (lit)
+            set_stars(structure.stars.components, y, x, 1, lane);
+        return lit;
     }
 
     float* block_samples(int at) { return samples_.data() + ptrdiff_t(at) * n_; }
@@ -632,19 +673,50 @@ class Combiner {
                 copy_lanes(input_.variance.image(i).row(y) + x, lanes, floor_.data() + to, 0.0f);
             if (input_.factor)
                 copy_lanes(input_.factor.image(i).row(y) + x, lanes, factor_.data() + to, uint8_t(0));
-            if (input_.shade)
-                for (int l = 0; l < lanes; ++l)
-                    shade_[to + l] = shade(i, y, x + l);
         }
+        if (input_.shade)
+            load_shade(y, x, lanes);
         if (!input_.variance)
             prepare();
     }
 
-    void gather(ptrdiff_t y, const ptrdiff_t* columns, int lanes) {
-        std::fill_n(samples_.data(), ptrdiff_t(n_) * LANES, NAN);
+    void load_shade(ptrdiff_t y, ptrdiff_t x, int lanes) {
+        for (int i = 0; i < n_; ++i)
+            if (block_of(x) == block_of(x + lanes - 1))
+                std::fill_n(shade_.data() + ptrdiff_t(i) * LANES, LANES, shade(i, y, x));
+            else
+                for (int l = 0; l < lanes; ++l)
+                    shade_[ptrdiff_t(i) * LANES + l] = shade(i, y, x + l);
+    }
+
+    void load_factors(ptrdiff_t y, ptrdiff_t x, int width) {
+        for (int i = 0; input_.factor && i < n_; ++i) {
+            const uint8_t* from = input_.factor.image(i).row(y) + x;
+            __builtin_prefetch(from + LANES * WIDE);
+            for (int at = 0; at < width; at += LANES)
+                copy_lanes(from + at, std::min(LANES, width - at),
+                           factors_.data() + ptrdiff_t(at) * n_ + ptrdiff_t(i) * LANES, uint8_t(0));
+        }
+    }
+
+    /// A block of pixels of one row.
+    CombineBlock gather(Structure& structure, ptrdiff_t y, const ptrdiff_t* columns, int lanes) {
+        CombineBlock block = make_block(samples_.data(), &structure);
+        std::fill(stars_.begin(), stars_.end(), 0.0f);
+        for (int l = 0; l < lanes; ++l)
+            if (set_structure(structure, y, columns[l], l))
+                block.stars = stars_.data();
+        if (lanes < LANES)
+            std::fill_n(samples_.data(), ptrdiff_t(n_) * LANES, NAN);
         for (int i = 0; i < n_; ++i) {
             const float* from = input_.cube.image(i).row(y);
             const ptrdiff_t to = ptrdiff_t(i) * LANES;
+            if (i + AHEAD < n_) // no pattern that the processor could foresee
+                for (int l = 0; l < lanes; ++l) {
+                    __builtin_prefetch(input_.cube.image(i + AHEAD).row(y) + columns[l]);
+                    if (input_.factor)
+                        __builtin_prefetch(input_.factor.image(i + AHEAD).row(y) + columns[l]);
+                }
             for (int l = 0; l < lanes; ++l)
                 samples_[to + l] = from[columns[l]];
             for (int l = 0; input_.variance && l < lanes; ++l)
@@ -656,6 +728,7 @@ class Combiner {
         }
         if (has_variance_ && !input_.variance)
             prepare();
+        return block;
     }
 
     void prepare() {
@@ -686,14 +759,16 @@ class Combiner {
         }
     }
 
-    void mark_rejected(const CombineBlock& block, Structure& structure, ptrdiff_t y, ptrdiff_t x, int lanes, std::vector<Mark>& marks) {
+    void mark_rejected(const CombineBlock& block, Structure& structure, ptrdiff_t y, const ptrdiff_t* columns, int lanes,
+                       std::vector<Mark>& marks) {
         for (int l = 0; l < lanes; ++l)
             if (block.low[l] + block.high[l])
                 for (int i = 0; i < n_; ++i)
                     if (std::isnan(block.x[ptrdiff_t(i) * LANES + l])) {
-                        const float sample = input_.cube.image(i)(y, x + l) - star_difference(structure, i, y, x + l);
+                        const ptrdiff_t x = columns[l];
+                        const float sample = input_.cube.image(i)(y, x) - star_difference(structure, i, y, x);
                         if (!std::isnan(sample))
-                            marks.push_back({y, x + l, i, sample - block.data[l], 0.0f, false});
+                            marks.push_back({y, x, i, sample - block.data[l], 0.0f, false});
                     }
     }
 
@@ -703,7 +778,9 @@ class Combiner {
     const CombineOutput& output_;
     const Region window_;
     const int n_;
-    std::vector<float> samples_, work_;
+    std::vector<float> samples_;
+    std::vector<uint8_t> factors_;
+    std::vector<float> work_;
     const bool has_variance_;
     std::vector<float> shot_, floor_;
     std::vector<uint8_t> factor_;
@@ -713,8 +790,8 @@ class Combiner {
     std::vector<float> stars_; // components of the stars' light in the block
     const bool grouped_;       // whether groups of pixels are tested
     const int margin_;         // around the window, where samples are tested
-    const bool plain_; // the variance is the frames' constants times the factor
-    std::vector<float> light_, rest_, shadow_;
+    const bool modelled_; // whether the average's variance is the model's in each block
+    std::vector<float> light_, rest_;
     float local_[4][LANES];
 };
 

@@ -49,20 +49,11 @@ struct CombineFrames {
     // A star's light in frame i differs from that in the mean of all frames by sum_k share[k * n + i] * stars[k]:
     int components = 0;
     const float* share = nullptr;
-    // Weighted sums of variances in units of the 8-bit factor, where that and the constants are all there is:
-    const float* light = nullptr;  // weight^2 shot / 255
-    const float* rest = nullptr;   // weight^2 (shot sky + floor) / 255
-    const float* shadow = nullptr; // the same with 0 for a negative sky
+    // What follows from them for weighted sums of variances in units of the 8-bit factor:
+    const float* light = nullptr; // weight^2 shot / 255
+    const float* rest = nullptr;  // weight^2 floor / 255
     float least_sky = 0;
     float most_weight = 0; // over the least
-};
-
-/// Samples and 8-bit factors of a block where they lie: those of frame i are `stride` times i further on.
-struct CombineSamples {
-    const float* x = nullptr;
-    ptrdiff_t stride = 0;
-    const uint8_t* factor = nullptr;
-    ptrdiff_t factor_stride = 0;
 };
 
 struct CombineBlock {
@@ -70,7 +61,9 @@ struct CombineBlock {
     float* work = nullptr;           // as large as two times x
     const float* shot = nullptr;     // per sample, or nullptr: no variance is known
     const float* floor = nullptr;    // per sample
-    const uint8_t* factor = nullptr; // per sample, where the variance is that of the constants times this / 255
+    const uint8_t* factor = nullptr; // per sample (noise): the variance is that of the constants times this / 255
+    const float* shade = nullptr;    // per sample, or nullptr: 1
+    const float* given = nullptr;    // per sample: variance in place of all that
     const uint8_t* near = nullptr;   // per sample, in the second look (with `shift`): 1 beside a rejected one, 2 out
     const float* shift = nullptr;    // per sample: smooth excess of its frame around it
     const float* start = nullptr;    // [lanes] robust first value (noise)
@@ -89,9 +82,12 @@ struct CombineBlock {
 };
 
 struct CombineRows {
-    /// Per lane the sample of rank (count - 1) / 2, counted from 0, and its sigma by the noise model (or by the
-    /// samples' own variances, where they are given).
-    void (*first_stack)(const CombineFrames&, const float* x, const float* variance, float* value, float* sigma);
+    /// Average all samples of a block (noise: `data` and what follows it), and give per lane a robust first value with
+    /// its sigma: the mean where all samples lie within the limits of `combine` about it, else the sample of rank
+    /// (count - 1) / 2, counted from 0. `quiet`: where it was the mean; no sample can be an outlier there, structure
+    /// aside.
+    void (*first_look)(const CombineSetup&, const CombineFrames&, CombineBlock&, float* value, float* sigma,
+                       uint8_t* quiet);
     /// Take what known stars have more in each frame than in their mean off the samples.
     void (*take_stars)(const CombineFrames&, const float* stars, float* x);
     /// Blurred minus sharp (a box of 2 * radius + 1) of one row of an image, and range over 3x3 of another.
@@ -102,9 +98,6 @@ struct CombineRows {
                             float range_limit, float range_noise, float* curvature, float* bend, float* range);
     /// Reject, then average. Fills everything from `data` on.
     void (*combine)(const CombineSetup&, const CombineFrames&, CombineBlock&);
-    /// Where no sample can be an outlier, average them all and return true. `block` brings `start` and takes what is
-    /// filled from `data` on; there must be no structure.
-    bool (*quiet)(const CombineSetup&, const CombineFrames&, const CombineSamples&, CombineBlock&);
     /// Mark the pixels from whose 3x3 surroundings the sum of samples less level is more than `limit` away from 0;
     /// whether there are any. Rows of nx + 2 pixels; a missing one counts as the level.
     bool (*groups)(const float* const* samples, const float* const* level, ptrdiff_t nx, float limit, float* work,

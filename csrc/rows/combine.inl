@@ -551,44 +551,68 @@ inline void reject_noise(const CombineSetup& setup, const CombineFrames& frames,
         reject_noise_rounds<false>(setup, frames, block);
 }
 
-FASTACK_INLINE VF factor_of(const CombineSamples& from, int i) {
+FASTACK_INLINE VF factor_of(const CombineBlock& block, int i) {
     VB byte;
-    memcpy(&byte, from.factor + (ptrdiff_t)i * from.factor_stride, sizeof byte);
+    memcpy(&byte, block.factor + (ptrdiff_t)i * LANES, sizeof byte);
     return to_float(__builtin_convertvector(byte, VI)); // straight to float GCC goes lane by lane
 }
 
-/// Weighted mean about `start` and its variance by the frames' constants. One function for whole and for clipped
-/// blocks, so that a pixel's bits do not depend on what else its block holds.
-__attribute__((noinline)) void average_model(const CombineFrames& frames, const CombineSamples& from,
-                                             CombineBlock& block) {
+/// Variance of a sample in units of 1/255.
+template <bool SHADE, bool GIVEN>
+FASTACK_INLINE VF noise_of(const CombineFrames& frames, const CombineBlock& block, int i, VF level) {
+    if (GIVEN)
+        return 255.0f * sample(block.given, i);
+    VF light = frames.shot[i] * positive(level + frames.sky[i]), read = splat(frames.floor[i]);
+    if (SHADE) {
+        const VF f = sample(block.shade, i);
+        light *= f;
+        read *= f * f;
+    }
+    return (light + read) * factor_of(block, i);
+}
+
+/// Weighted mean about the first sample, so that a constant stays what it is, and its variance.
+template <bool SHADE, bool GIVEN>
+FASTACK_INLINE void average_as(const CombineFrames& frames, CombineBlock& block) {
     const int n = frames.n;
-    const VF start = load(block.start);
-    const bool dark_sky = frames.least_sky < 0;
+    const bool dark_sky = !GIVEN && frames.least_sky < 0;
+    VF first = sample(block.x, 0);
+    for (int i = 1; i < n && any(first != first); ++i)
+        first = first == first ? first : sample(block.x, i);
     VF sum{}, weights{}, light{}, rest{}, shadow{};
     VI count{};
     for (int i = 0; i < n; ++i) {
-        const VF v = load(from.x + i * from.stride);
-        __builtin_prefetch(from.x + i * from.stride + 2 * LANES); // too many frames for the processor to foresee
+        const VF v = sample(block.x, i);
         const VI here = v == v;
-        const VF w = here ? splat(frames.weight[i]) : VF{}, k = here ? factor_of(from, i) : VF{};
-        sum += w * (here ? v - start : VF{});
+        const VF w = here ? splat(frames.weight[i]) : VF{};
+        sum += w * (here ? v - first : VF{});
         weights += w;
         count -= here;
-        light += frames.light[i] * k;
-        rest += frames.rest[i] * k;
+        if (GIVEN) {
+            rest += w * w * (here ? sample(block.given, i) : VF{});
+            continue;
+        }
+        VF k = here ? factor_of(block, i) : VF{}, read = splat(frames.rest[i]);
+        if (SHADE) {
+            const VF f = sample(block.shade, i);
+            k *= f;
+            read *= f;
+        }
+        const VF seen = frames.light[i] * k;
+        light += seen;
+        rest += frames.sky[i] * seen + read * k;
         if (dark_sky)
-            shadow += frames.shadow[i] * k;
+            shadow += (frames.sky[i] > 0 ? frames.sky[i] : 0) * seen + read * k;
     }
-    const VF value = start + sum / weights, level = value - frames.pedestal;
+    const VF value = first + sum / weights, level = value - frames.pedestal;
     VF total = level * light + rest;
     const VI clipped = level + frames.least_sky < 0.0f; // some frame's variance is cut at no light at all
-    if (any(clipped)) {
+    if (!GIVEN && any(clipped)) {
         VF exact{};
         for (int i = 0; i < n; ++i) {
-            const VF v = load(from.x + i * from.stride);
+            const VF v = sample(block.x, i);
             const float squared = frames.weight[i] * frames.weight[i] * (1.0f / 255.0f);
-            const VF noise = frames.shot[i] * positive(level + frames.sky[i]) + frames.floor[i];
-            exact += v == v ? squared * factor_of(from, i) * noise : VF{};
+            exact += v == v ? squared * noise_of<SHADE, GIVEN>(frames, block, i, level) : VF{};
         }
         total = clipped ? exact : total;
     }
@@ -598,41 +622,71 @@ __attribute__((noinline)) void average_model(const CombineFrames& frames, const 
     store(block.count, count);
 }
 
-/// Whether every sample lies within the limits of `reject_noise_rounds`, whichever of the start and the mean of all
-/// it is held against; averages them.
-bool quiet(const CombineSetup& setup, const CombineFrames& frames, const CombineSamples& from, CombineBlock& block) {
-    average_model(frames, from, block);
-    const int n = frames.n;
-    VI count;
-    memcpy(&count, block.count, sizeof count);
-    if (any((count > 0) & (count < 3)))
-        return false;
-    const VF start = load(block.start), value = load(block.data);
-    const VF middle = 0.5f * (start + value), half = 0.5f * magnitude(start - value);
-    const VF level = smaller(start, value) - frames.pedestal;
+/// One function for whole and for clipped blocks, so that a pixel's bits do not depend on what else its block holds.
+__attribute__((noinline)) void average_model(const CombineFrames& frames, CombineBlock& block) {
+    if (block.given)
+        average_as<false, true>(frames, block);
+    else if (block.shade)
+        average_as<true, false>(frames, block);
+    else
+        average_as<false, false>(frames, block);
+}
+
+/// Lanes whose samples all lie within the limits of `reject_noise_rounds` about their mean.
+template <bool SHADE, bool GIVEN>
+FASTACK_INLINE VI quiet_lanes(const CombineSetup& setup, const CombineFrames& frames, const CombineBlock& block, VI count) {
+    const VF value = load(block.data), level = value - frames.pedestal;
     const float kappa = setup.kappa_low < setup.kappa_high ? setup.kappa_low : setup.kappa_high;
     // a sample is part of the value that it is held against: less than twice its share of the weights
     const VF share = 1.0f - 2.0f * frames.most_weight / to_float(count);
     const VF limit = (0.9999f * kappa * kappa / 255.0f) * share;
     VF worst = splat(-INF);
-    for (int i = 0; i < n; ++i) {
-        const VF distance = magnitude(load(from.x + i * from.stride) - middle) + half;
-        const VF noise = frames.shot[i] * positive(level + frames.sky[i]) + frames.floor[i];
-        worst = larger(distance * distance - limit * (noise * factor_of(from, i)), worst);
+    VI unknown{};
+    for (int i = 0; i < frames.n; ++i) {
+        const VF d = sample(block.x, i) - value, noise = noise_of<SHADE, GIVEN>(frames, block, i, level);
+        worst = larger(d * d - limit * noise, worst);
+        if (GIVEN)
+            unknown |= noise != noise;
     }
-    if (any((worst > 0.999f * kappa * kappa * load(block.variance))))
-        return false;
-    store(block.level, value);
+    return ~unknown & ((count == 0) | ((count > 2) & (worst <= 0.999f * kappa * kappa * load(block.variance))));
+}
+
+void first_look(const CombineSetup& setup, const CombineFrames& frames, CombineBlock& block, float* value, float* sigma,
+                uint8_t* quiet_lane) {
+    const int n = frames.n;
+    average_model(frames, block);
+    VI count;
+    memcpy(&count, block.count, sizeof count);
+    const VI quiet = block.given   ? quiet_lanes<false, true>(setup, frames, block, count)
+                     : block.shade ? quiet_lanes<true, false>(setup, frames, block, count)
+                                   : quiet_lanes<false, false>(setup, frames, block, count);
+    VF level = load(block.data);
+    if (any(~quiet))
+        level = quiet ? level : select(block.x, n, (count - 1) >> 1);
+    VF typical = frames.mean_shot * positive(level - frames.pedestal) + frames.mean_floor;
+    if (block.given) {
+        typical = VF{};
+        for (int i = 0; i < n; ++i) {
+            const VF v = sample(block.given, i);
+            typical += v == v ? v : VF{};
+        }
+        typical /= (float)n;
+    }
+    const VF median = quiet ? splat(1) : splat(1.5707964f); // variance of a median over that of a mean
+    store(value, level);
+    store(sigma, root(typical * (count <= 2 ? splat(1) : median / to_float(count))));
+    store(block.level, load(block.data));
     store(block.present, count);
     store(block.low, VI{});
     store(block.high, VI{});
-    return true;
+    const VB byte = __builtin_convertvector(quiet & 1, VB);
+    memcpy(quiet_lane, &byte, sizeof byte);
 }
 
 /// Weighted mean of what is left, and its variance by the model or, without one, from the scatter.
 inline void average(const CombineFrames& frames, CombineBlock& block) {
     if (block.factor)
-        return average_model(frames, {block.x, LANES, block.factor, LANES}, block);
+        return average_model(frames, block);
     const int n = frames.n;
     VF reference{}, weights{};
     VI count{};
@@ -724,23 +778,6 @@ void combine_block(const CombineSetup& setup, const CombineFrames& frames, Combi
         store(block.level, load(block.data) - mean_difference(frames, block));
         store(block.data, count < n ? load(block.level) : load(block.data));
     }
-}
-
-void first_stack(const CombineFrames& frames, const float* x, const float* variance, float* value, float* sigma) {
-    const int n = frames.n;
-    const VI count = count_present(x, n);
-    const VF level = select(x, n, (count - 1) >> 1), number = to_float(count);
-    VF typical = frames.mean_shot * positive(level - frames.pedestal) + frames.mean_floor;
-    if (variance) {
-        typical = VF{};
-        for (int i = 0; i < n; ++i) {
-            const VF v = sample(variance, i);
-            typical += v == v ? v : VF{};
-        }
-        typical /= (float)n;
-    }
-    store(value, level);
-    store(sigma, root(typical * (count <= 2 ? splat(1) : 1.5707964f / number)));
 }
 
 /// One row of the structure of the first stack, from 2 * radius + 1 rows of nx + 2 * radius pixels: curvature of
@@ -844,7 +881,7 @@ void prepare_variance(const CombineFrames& frames, const uint8_t* factor, const 
     }
 }
 
-constexpr CombineRows combine_rows = {&first_stack, &take_stars, &structure_row, &significant_row,
-                                       &combine_block, &quiet, &groups, &prepare_variance};
+constexpr CombineRows combine_rows = {&first_look,    &take_stars, &structure_row,   &significant_row,
+                                      &combine_block, &groups,     &prepare_variance};
 
 #pragma GCC diagnostic pop

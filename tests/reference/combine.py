@@ -82,14 +82,23 @@ def keep_esd(x, part, significance):
     return drop_ends(x, low, high)
 
 
-def first_stack(cube, shot, floor, sky, pedestal):
-    """Lower median of every pixel, and its sigma by the noise model averaged over the frames."""
-    n = np.isfinite(cube).sum(0)
-    ordered = np.sort(cube, axis=0)
-    value = np.take_along_axis(ordered, np.maximum(n - 1, 0)[None] // 2, 0)[0]
-    level = np.maximum(value - pedestal, 0)
-    variance = shot.mean() * level + (shot * np.maximum(sky, 0) + floor).mean()
-    return value, np.sqrt(variance * np.where(n <= 2, 1, np.pi / 2 / np.maximum(n, 1)))
+def first_stack(cube, k, frames, pedestal, kappa):
+    """Mean of every pixel where no sample is too far from it, else lower median; sigma by the mean noise model."""
+    weight, shot, sky, floor = frames[:4, :, None, None]
+    here = np.isfinite(cube)
+    n = here.sum(0)
+    w = np.where(here, weight, 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = (w * np.where(here, cube, 0)).sum(0) / w.sum(0)
+        noise = k * (shot * np.maximum(mean - pedestal + sky, 0) + floor)
+        of_mean = (w**2 * noise).sum(0) / w.sum(0) ** 2
+        share = 2 * weight.max() / weight.min() / n
+        near = (cube - mean) ** 2 <= kappa**2 * (0.9999 * noise * (1 - share) + 0.999 * of_mean)
+    quiet = (n > 2) & (near | ~here).all(0)
+    median = np.take_along_axis(np.sort(cube, axis=0), np.maximum(n - 1, 0)[None] // 2, 0)[0]
+    value = np.where(quiet, mean, median)
+    variance = shot.mean() * np.maximum(value - pedestal, 0) + (shot * np.maximum(sky, 0) + floor).mean()
+    return value, np.sqrt(variance * np.where(n <= 2, 1, np.where(quiet, 1, np.pi / 2) / np.maximum(n, 1)))
 
 
 def structure(value, sigma, radius):
@@ -231,7 +240,7 @@ def reject_noise(cube, k, frames, pedestal, radius, kappa, rounds, stars=None, s
     n, *shape = cube.shape
     known, difference = stars if stars is not None else (np.zeros(shape), np.zeros(cube.shape))
     cube = cube - difference
-    start, sigma = first_stack(cube, frames[1], frames[3], frames[2], pedestal)
+    start, sigma = first_stack(cube, k, frames, pedestal, min(kappa[:2]))
     darkest = pedestal - 5 * np.sqrt((frames[1] * np.maximum(frames[2], 0) + frames[3]).mean())
     level = np.maximum(start, darkest)
     maps = np.stack([start, *structure(level - known, sigma, radius)[:2], structure(level, sigma, radius)[2]])
