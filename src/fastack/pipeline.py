@@ -362,7 +362,7 @@ def _measure_one(frame: frames.Frame, *, calibration: calibrate.Calibration, opt
             saturated=section.n_saturated,
             n_stars=len(clean),
             n_sharp=len(found) - len(clean),
-            noise=background.pixel_noise(image),
+            noise=_pixel_noise(image, calibration.inv_flat),
         )
         stars = _flag_saturated(stars, section, quality.fwhm)
         artefacts = find_artefacts(
@@ -378,6 +378,14 @@ def _measure_one(frame: frames.Frame, *, calibration: calibrate.Calibration, opt
         return str(error)
     except OSError as error:
         return f"{frame.path}: cannot be read ({error.strerror or error})"
+
+
+def _pixel_noise(image: FloatImage, inv_flat: FloatImage | None, rows: int = 64) -> float:
+    """White noise of a pixel where the flat is 1: elsewhere that of the sky goes with the root of 1/flat."""
+    if inv_flat is None:
+        return background.pixel_noise(image, rows)
+    some = np.unique(np.linspace(0, len(image) - 1, min(rows, len(image))).astype(int))
+    return background.pixel_noise(image[some] / np.sqrt(inv_flat[some]), rows)
 
 
 def _saturation_level(section: calibrate.Section) -> float | None:
