@@ -26,6 +26,7 @@ from fastack import (
     frames,
     grid,
     header,
+    masters,
     normalise,
     output,
     report,
@@ -52,6 +53,8 @@ from fastack.types import (
     Stars,
     Transform,
 )
+
+_LEAST_LEVER = 0.02  # range of the frames' noise, part of their mean, below which no gain can be read from it
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -167,6 +170,7 @@ def stack(
         records, notes = measure_frames(sources, options, reporter, executor, exclude=target)
         select.apply_limits(records, options.select)
         _need(records, "after the selection")
+        notes += _estimate_gain([r for r in records if r.reason is None], options, reporter)
         reference = select.choose_reference(records, options.reference)
         register(records, reference, options, reporter)
         match_levels(records, reference, options)
@@ -225,6 +229,32 @@ def stack(
         options=options,
         notes=tuple(notes),
     )
+
+
+def _estimate_gain(live: Sequence[FrameRecord], options: StackOptions, reporter: report.Reporter) -> list[str]:
+    """Give frames whose headers tell no gain the one that their own noise tells; a note on what came of it."""
+    if len(live) < 3 or any(r.frame.gain for r in live):
+        return []
+    noise = np.array([r.quality.noise if r.quality else np.nan for r in live])
+    sky = np.array([r.quality.sky if r.quality else np.nan for r in live])
+    if np.ptp(noise) < _LEAST_LEVER * noise.mean():
+        reason = f"the sky changes too little, {sky.min():.0f} to {sky.max():.0f} adu"
+    else:
+        order = np.argsort(sky, kind="stable")
+        try:
+            estimate = masters.camera_gain([live[k].frame for k in order], options.calibrate)
+        except FastackError as error:
+            reason = str(error)
+        else:
+            reason = estimate.reason
+    if reason:
+        note = f"gain unknown: no header tells it, and the frames do not either: {reason}; --gain sets it"
+    else:
+        note = f"gain {estimate.gain:.3g} +- {estimate.error:.2g} e-/adu, estimated from {estimate.pairs + 1} frames"
+        for r in live:
+            r.frame, r.gain_err = replace(r.frame, gain=estimate.gain), estimate.error
+    reporter.note(note)
+    return [note]
 
 
 # Pass 1 ------------------------------------------------------------------------------------------------------------
@@ -675,6 +705,7 @@ class Job:
     shape: tuple[int, int]
     options: StackOptions
     maps: bool
+    shared: uncertainty.MasterNoise | None  #: noise of the masters
 
     @classmethod
     def of(
@@ -722,7 +753,38 @@ class Job:
             shape=out.shape,
             options=options,
             maps=maps,
+            shared=_shared_noise(calibration, used, transforms, noise, levels, out.shape, options),
         )
+
+
+def _shared_noise(
+    calibration: calibrate.Calibration,
+    used: Sequence[FrameRecord],
+    transforms: Sequence[Transform],
+    noise: NoiseModel,
+    levels: Array,
+    shape: tuple[int, int],
+    options: StackOptions,
+) -> uncertainty.MasterNoise | None:
+    """Noise that the frames share through masters whose own is known."""
+    dark = float(np.mean([r.prepared.dark_scale for r in used])) if calibration.dark is not None else 0.0
+    inverse = 1.0 if calibration.inv_flat is None else calibration.inv_flat
+    known = {kind: v for kind, v in calibration.variance.items() if np.isfinite(v).any()}
+    # what was subtracted from the darks is subtracted once less from the frames
+    factors = (("bias", (1 - dark) ** 2), ("dark", dark**2))
+    parts = [known[kind] * factor for kind, factor in factors if kind in known]
+    if not known:
+        return None
+    return uncertainty.master_noise(
+        transforms,
+        shape,
+        additive=sum(parts[1:], parts[0]) * inverse**2 if parts else None,
+        relative=known["flat"] * inverse**2 if "flat" in known else None,
+        weight=noise.weight,
+        scale=noise.scale,
+        level=levels,
+        options=options.resample,
+    )
 
 
 def _split_noise(noise: Array, gain: Array, rdnoise: Array, level: Array) -> tuple[Array, Array]:
@@ -825,7 +887,7 @@ def stack_tile(tile: grid.Tile, job: Job) -> Combined:
             resample_variance(known, *place, out=spread[i], options=job.options.resample)
             spread[i] *= scale2
     inner = (slice(HALO, -HALO), slice(HALO, -HALO))
-    return combine_tile(
+    made = combine_tile(
         cube,
         factor,
         job.noise,
@@ -837,6 +899,11 @@ def stack_tile(tile: grid.Tile, job: Job) -> Combined:
         variance=spread,
         options=job.options.combine,
     )
+    if job.shared is not None:
+        total, sky = job.shared.variance(made.data - np.float32(job.pedestal), tile)
+        np.add(made.variance, total, out=made.variance)
+        np.add(made.background_variance, sky, out=made.background_variance)
+    return made
 
 
 _local = threading.local()
@@ -1003,6 +1070,11 @@ def _noise_cards(cards: fits.Header, used: Sequence[FrameRecord], options: Stack
     ratio = float(median_noise_ratios(len(used))[-1]) if options.combine.combine == "median" else 1.0
     cards["GAIN"] = (gain / ratio, "[e-/adu] effective, of the stack")
     cards["EGAIN"] = (gain / ratio, "[e-/adu] effective, of the stack")
+    if used[0].gain_err:
+        cards["GAINERR"] = (
+            gain / ratio * used[0].gain_err / used[0].frame.gain,
+            "[e-/adu] GAIN was estimated from noise",
+        )
     noises = [r.frame.rdnoise for r in used]
     if all(value is not None for value in noises):
         rdnoise = header.effective_rdnoise(weights, scales, gains, noises)

@@ -386,7 +386,9 @@ def summary(result: Any) -> str:
         if gain is not None:
             noise = result.header.get("RDNOISE")
             extra = f", read noise {noise:.2f} e-" if noise is not None else ""
-            lines.append(f"gain        {gain:.3f} e-/adu effective{extra}")
+            origin = ", estimated from the frames" if "GAINERR" in result.header else ""
+            lines.append(f"gain        {gain:.3f} e-/adu effective{extra}{origin}")
+        lines += [note.replace("gain ", f"{'gain':<12}", 1) for note in result.notes if note.startswith("gain unknown")]
     lines += _depth_line(result)
     if result.path is not None or result.sink is not None:
         where = result.path if result.path is not None else "memory"
