@@ -35,15 +35,16 @@ SHAPE = (320, 340)
 LIMIT = 0.03
 
 
-def camera(rng: np.random.Generator) -> dict[str, np.ndarray]:
+def camera(rng: np.random.Generator, *, bad: bool = True) -> dict[str, np.ndarray]:
     """Response and dark current (e-/s) of a detector, and its bad pixels."""
     y, x = np.mgrid[-1 : 1 : SHAPE[0] * 1j, -1 : 1 : SHAPE[1] * 1j]
     flat = (1 - 0.3 * (x * x + y * y) / 2) * (1 + 0.01 * rng.standard_normal(SHAPE))
     dark = np.full(SHAPE, DARK)
     cold, column, hot = np.zeros(SHAPE, bool), np.zeros(SHAPE, bool), np.zeros(SHAPE, bool)
-    cold.flat[rng.choice(flat.size, 25, replace=False)] = True
-    hot.flat[rng.choice(flat.size, 40, replace=False)] = True
-    column[:, 200] = True
+    if bad:
+        cold.flat[rng.choice(flat.size, 25, replace=False)] = True
+        hot.flat[rng.choice(flat.size, 40, replace=False)] = True
+        column[:, 200] = True
     flat[cold] *= 0.4
     flat[column] *= 0.05
     dark[hot] += 30
@@ -121,10 +122,11 @@ def stacking(case: Case, nights: int) -> tuple[float, float, float, float, float
     sky, stars, plain = [], [], []
     for seed in range(nights):
         rng = np.random.default_rng([2, seed])
-        sensor = camera(rng)
+        sensor = camera(rng, bad=False)
         night = simulate_night(
             NightOptions(
-                n_frames=case.lights, shape=SHAPE, seed=seed + 1, n_stars=60, flux=(3e3, 3e5), fwhm=3.5, fwhm_spread=0.0,
+                n_frames=case.lights, shape=SHAPE, seed=seed + 1, n_stars=60, flux=(3e3, 3e5), fwhm=3.5,
+                fwhm_spread=0.0,
                 dither=case.dither, transparency_spread=0.0, sky=case.sky, sky_spread=0.0, gain=GAIN, rdnoise=RDNOISE,
                 bias=BIAS, exposure=EXPOSURE,
             )

@@ -237,7 +237,7 @@ def _estimate_gain(live: Sequence[FrameRecord], options: StackOptions, reporter:
         return []
     noise = np.array([r.quality.noise if r.quality else np.nan for r in live])
     sky = np.array([r.quality.sky if r.quality else np.nan for r in live])
-    if np.ptp(noise) < _LEAST_LEVER * noise.mean():
+    if not np.ptp(noise) > _LEAST_LEVER * noise.mean() > 0:
         reason = f"the sky changes too little, {sky.min():.0f} to {sky.max():.0f} adu"
     else:
         order = np.argsort(sky, kind="stable")
@@ -944,7 +944,8 @@ def _combine(
         sink.write("", y, x, result.data)
         sink.write("UNCERT", y, x, np.sqrt(result.variance))
         sink.write("NCOMB", y, x, result.count)
-        sink.write("WEIGHT", y, x, 1 / result.background_variance)
+        with np.errstate(divide="ignore"):  # frames without noise
+            sink.write("WEIGHT", y, x, 1 / result.background_variance)
         sink.write("FLAGS", y, x, result.flags)
         if job.maps:
             sink.write("REJLOW", y, x, result.rejected_low)
@@ -1094,7 +1095,11 @@ def _error_cards(
     area = np.array([t.magnification**2 for t in transforms])
     noise = np.array([r.quality.noise if r.quality else np.nan for r in used])
     share = (weight * scale * area * noise) ** 2
-    correlation = uncertainty.noise_correlation(transforms, out.shape, share, options.resample, combine=options.combine)
+    widths = [r.quality.fwhm / np.sqrt(a) for r, a in zip(used, area, strict=True) if r.quality]
+    typical = float(np.median(widths)) if np.isfinite(widths).all() else None
+    correlation = uncertainty.noise_correlation(
+        transforms, out.shape, share, options.resample, combine=options.combine, fwhm=typical
+    )
     for keyword, value, comment in correlation.cards():
         cards[keyword] = (value, comment)
     gains = [r.frame.gain for r in used]

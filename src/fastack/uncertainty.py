@@ -48,8 +48,10 @@ class NoiseCorrelation:
     radius: Array  #: (n,) of the aperture, pixel, rising; the last one infinite
     squared: Array  #: (n,) to ``sqrt(sum(m^2 UNCERT^2))``, m the part of a pixel inside: independent pixels
     proportional: Array  #: (n,) to ``sqrt(sum(m UNCERT^2))``, which photutils and SExtractor compute
+    star_squared: Array  #: (n,) as `squared`, for the light of a star in the middle of the aperture
+    star_proportional: Array  #: (n,) as `proportional`
 
-    def at(self, radius: ArrayLike, *, squared: bool = False) -> Array:
+    def at(self, radius: ArrayLike, *, squared: bool = False, star: bool = False) -> Array:
         """Factor for any radius, interpolated in 1/radius.
 
         Parameters
@@ -58,6 +60,8 @@ class NoiseCorrelation:
             Of circular apertures, pixel, at least 1.
         squared : bool
             Partial pixels count squared in the sum of variances, not in proportion.
+        star : bool
+            For the photon noise of a star in the middle, not for that of the sky.
 
         Returns
         -------
@@ -65,7 +69,8 @@ class NoiseCorrelation:
             Of the shape of `radius`.
         """
         inverse = 1 / np.maximum(np.asarray(radius, float), self.radius[0])
-        values = self.squared if squared else self.proportional
+        sky, light = (self.squared, self.star_squared) if squared else (self.proportional, self.star_proportional)
+        values = light if star else sky
         return np.asarray(np.interp(inverse, 1 / self.radius[::-1], values[::-1]))
 
     def cards(self) -> list[tuple[str, Any, str]]:
@@ -73,10 +78,10 @@ class NoiseCorrelation:
         out: list[tuple[str, Any, str]] = [
             ("NOISCORR", round(float(self.squared[-1]), 4), "true error / error by UNCERT, large apertures")
         ]
-        for k, (r, p, q) in enumerate(zip(self.radius[:-1], self.proportional, self.squared, strict=False), 1):
-            out.append((f"NCRAD{k}", float(r), "[pixel] radius of an aperture"))
-            out.append((f"NCSUM{k}", round(float(p), 4), "NOISCORR there, partial pixels in proportion"))
-            out.append((f"NCVAL{k}", round(float(q), 4), "NOISCORR there, partial pixels squared"))
+        for k, r in enumerate(self.radius[:-1]):
+            out.append((f"NCRAD{k + 1}", float(r), "[pixel] radius of an aperture"))
+            for name, what, text in _CARDS:
+                out.append((f"{name}{k + 1}", round(float(getattr(self, what)[k]), 4), text))
         return out
 
     @classmethod
@@ -102,11 +107,20 @@ class NoiseCorrelation:
             raise StackError("the header has no NOISCORR card: stack the frames again with this version of fastack")
         n = next(k for k in range(1, 1000) if f"NCRAD{k}" not in header)
         far = float(header["NOISCORR"])
-        columns = [
-            np.array([*(float(header[f"{name}{k}"]) for k in range(1, n)), last])
-            for name, last in (("NCRAD", np.inf), ("NCVAL", far), ("NCSUM", far))
-        ]
-        return cls(radius=columns[0], squared=columns[1], proportional=columns[2])
+
+        def column(name: str, last: float) -> Array:
+            return np.array([*(float(header.get(f"{name}{k}", far)) for k in range(1, n)), last])
+
+        return cls(radius=column("NCRAD", np.inf), **{what: column(name, far) for name, what, _ in _CARDS})
+
+
+#: Cards of `NoiseCorrelation`, one for each radius: keyword, field, comment.
+_CARDS = (
+    ("NCSUM", "proportional", "NOISCORR there, partial pixels in proportion"),
+    ("NCVAL", "squared", "NOISCORR there, partial pixels squared"),
+    ("NCSTS", "star_proportional", "for photons of a star, in proportion"),
+    ("NCSTV", "star_squared", "for photons of a star, squared"),
+)
 
 
 def noise_covariance(
@@ -202,6 +216,7 @@ def noise_correlation(
     *,
     combine: CombineOptions = CombineOptions(),
     radii: Sequence[float] = RADII,
+    fwhm: float | None = None,
 ) -> NoiseCorrelation:
     """NOISCORR of a stack.
 
@@ -219,6 +234,8 @@ def noise_correlation(
         Mean or median: medians of three and more samples correlate less, by ``2/pi asin(rho)``.
     radii : sequence of float
         Of circular apertures, pixel.
+    fwhm : float, optional
+        Of the stars, pixel of the output; without it, all light of a star counts as far inside the aperture.
 
     Returns
     -------
@@ -228,7 +245,8 @@ def noise_correlation(
     Notes
     -----
     The variance of a sum over an aperture m is ``sum_d A(d) C(d)``, C being the stack's covariance and A(d) the sum
-    of m(p) m(p + d). It holds where all frames have pixels, and averages over the grid: with few frames that are
+    of m(p) m(p + d). For the photons of a star, m is m sqrt(P) with P a Moffat profile of exponent 3. It holds
+    where all frames have pixels, and averages over the grid: with few frames that are
     turned against each other, the phases and with them the errors of single apertures vary around it.
     """
     share = np.ones(len(transforms)) if variance is None else np.asarray(variance, float)
@@ -246,19 +264,30 @@ def noise_correlation(
     if combine.combine == "median" and len(transforms) > 2:
         rho = 2 / np.pi * np.arcsin(np.clip(rho, -1, 1))
     far = np.sqrt(max(rho.sum(), 0.0))
-    squared, proportional = [], []
-    for radius in radii:
-        sums = np.zeros(3)
+    sums = np.zeros((len(radii), 2, 3))  # of sky and star: m m rho, m^2, m
+    for k, radius in enumerate(radii):
         for centre in _CENTRES:
-            aperture = _aperture(float(radius), centre)
-            sums += [float((_lags(aperture, m) * rho).sum()), float((aperture**2).sum()), float(aperture.sum())]
-        squared.append(np.sqrt(sums[0] / sums[1]))
-        proportional.append(np.sqrt(sums[0] / sums[2]))
+            part = _aperture(float(radius), centre)
+            light = np.ones_like(part) if fwhm is None else _profile(len(part), centre, fwhm)
+            for j, weight in enumerate((np.ones_like(part), light)):
+                correlated = float((_lags(part * np.sqrt(weight), m) * rho).sum())
+                sums[k, j] += [correlated, float((part**2 * weight).sum()), float((part * weight).sum())]
+    with_squares, with_parts = (np.sqrt(sums[:, :, 0] / sums[:, :, k]) for k in (1, 2))
+    inside = np.full(len(radii), far)
     return NoiseCorrelation(
         radius=np.array([*radii, np.inf]),
-        squared=np.array([*squared, far]),
-        proportional=np.array([*proportional, far]),
+        squared=np.array([*with_squares[:, 0], far]),
+        proportional=np.array([*with_parts[:, 0], far]),
+        star_squared=np.array([*(inside if fwhm is None else with_squares[:, 1]), far]),
+        star_proportional=np.array([*(inside if fwhm is None else with_parts[:, 1]), far]),
     )
+
+
+def _profile(size: int, centre: tuple[float, float], fwhm: float) -> Array:
+    """Moffat profile of exponent 3 about the centre of an aperture."""
+    at = np.arange(size) - size // 2
+    r2 = (at - centre[0]) ** 2 + (at[:, None] - centre[1]) ** 2
+    return np.asarray((1 + r2 * (2 ** (1 / 3) - 1) / (fwhm / 2) ** 2) ** -3)
 
 
 @lru_cache(maxsize=64)
@@ -306,13 +335,13 @@ def aperture_error(
     Returns
     -------
     (ny, nx) ndarray
-        ``sqrt(N(r)^2 / WEIGHT + N^2 (UNCERT^2 - 1 / WEIGHT))``: noise of the sky is cut by the rim of the aperture and
-        takes the factor N(r) of its radius; a star's own lies inside of it and takes that of large apertures, N.
+        ``sqrt(N(r)^2 / WEIGHT + S(r)^2 (UNCERT^2 - 1 / WEIGHT))``: noise of the sky is cut by the rim of the aperture
+        and takes the factor N(r) of its radius; a star's own lies inside of it and takes S(r), that of the star.
     """
     sky = np.asarray(background_variance, float)
     own = np.maximum(np.asarray(sigma, float) ** 2 - sky, 0.0)
-    far = float(correlation.squared[-1])
-    return np.asarray(np.sqrt(sky * correlation.at(radius, squared=squared) ** 2 + own * far**2))
+    inside = correlation.at(radius, squared=squared, star=True)
+    return np.asarray(np.sqrt(sky * correlation.at(radius, squared=squared) ** 2 + own * inside**2))
 
 
 # ---- noise that frames share through their masters
@@ -672,6 +701,7 @@ class ErrorGuide:
         """
         r = radius or (round(1.5 * self.fwhm, 1) if self.fwhm else 5.0)
         near, far = float(self.correlation.at(r)), float(self.correlation.squared[-1])
+        star = float(self.correlation.at(r, star=True))
         name = self.path.name
         rms = self.path.with_suffix(".rms.fits").name
         lines = [f"{name}: {self.frames} frames" + (f", FWHM {self.fwhm:.2f} px" if self.fwhm else "")]
@@ -690,11 +720,9 @@ class ErrorGuide:
         lines.append(f"Starlink GAIA, aperture photometry, 'photon statistics', aperture radius {r:g} px")
         if self.gain is not None and self.bias is not None:
             lines.append(f"  photons per data unit  {self.gain:.4f}")
-            lines.append(f"  bias level             {self.bias:.3f}")
-            lines.append(
-                "  (the level at which photon noise alone would be zero; it holds the read noise too and may be"
-            )
-            lines.append("  negative. Errors come out right for large apertures, " + self._too_large(near / far) + ".)")
+            lines.append(f"  bias level             {self.bias_at(r):.3f}")
+            lines.append("  (the level at which photon noise alone would be zero, for this radius; it holds the read")
+            lines.append(f"  noise too and may be negative. For large apertures: {self.bias:.3f})")
         else:
             lines.append("  needs the gain")
         lines.append(f"SExtractor, for the image '{name}[0]'")
@@ -709,19 +737,30 @@ class ErrorGuide:
         lines.append("  factor               " + " ".join(f"{v:6.3f}" for v in self.correlation.proportional))
         lines.append("  where your version counts partial pixels squared, and for independent pixels")
         lines.append("  factor               " + " ".join(f"{v:6.3f}" for v in self.correlation.squared))
-        lines.append(
-            f"  radius {r:g} px: {near:.3f}; for stars much brighter than the sky {far:.3f}, whatever the radius"
-        )
+        lines.append(f"  radius {r:g} px: {near:.3f}; for stars much brighter than the sky {star:.3f}")
         low = 100 * (1 - 1 / far)
         lines.append("'sky variance', and any error from the scatter of background pixels")
         lines.append(f"  is {low:.0f} % too small for large apertures, as resampling made neighbouring pixels alike;")
         lines.append(f"  multiply it by {near:.3f} at radius {r:g} px. The object's photon noise is not in it either.")
         return "\n".join(lines)
 
-    @staticmethod
-    def _too_large(ratio: float) -> str:
-        percent = 100 * (1 / ratio - 1)
-        return f"{percent:.0f} % too large at this radius" if percent >= 0.5 else "and at this radius"
+    def bias_at(self, radius: float) -> float | None:
+        """Bias level that makes photon statistics right on the sky for apertures of one radius.
+
+        Parameters
+        ----------
+        radius : float
+            Of the aperture, pixel.
+
+        Returns
+        -------
+        float or None
+            ADU: `bias` moved towards the sky by the square of NOISCORR there over that of large apertures.
+        """
+        if self.bias is None or self.sky is None:
+            return self.bias
+        part = float(self.correlation.at(radius) / self.correlation.squared[-1]) ** 2
+        return self.sky - (self.sky - self.bias) * part
 
 
 def read_guide(path: str | Path) -> ErrorGuide:
