@@ -203,8 +203,8 @@ def main() -> int:
         missed += bad
         print(
             f"{case.lights:6d} {case.bias:4d} {case.darks:5d} {case.flats:5d} {case.level:7.0f} {case.sky:5.0f}"
-            f" {case.dither:6.1f} {case.kernel:9s}  {sky:.3f} +- {2 * sky_error:.3f}  {star:.3f} +- {2 * star_error:.3f}"
-            f"  {plain:.3f}{'  MISSED' if bad else ''}",
+            f" {case.dither:6.1f} {case.kernel:9s}  {sky:.3f} +- {2 * sky_error:.3f}"
+            f"  {star:.3f} +- {2 * star_error:.3f}  {plain:.3f}{'  MISSED' if bad else ''}",
             flush=True,
         )
     print(f"{missed} missed" if missed else "all met")

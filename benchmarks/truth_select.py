@@ -4,10 +4,10 @@
 
 Simulated nights of 12 frames: seeing from 2 to 5 px, sky brighter by up to a factor of four, transparency falling by
 30 %. The point-spread function of each stack is that of its error-free twin; filtering the residual of both with it
-gives the flux error of a faint star, from thousands of places. With DATA, the folder of real frames, the half stacks of
-the even and the odd frames of lowell_night (sky from 1100 to 7100 ADU) are filtered in the same way with the profile
-that was fitted to the stars of the stack: half the scatter of their difference is the error of the whole stack. Gradients
-of twilight and moon, which differ between the halves, are subtracted with a local sky first.
+gives the flux error of a faint star, from thousands of places. With DATA, the folder of real frames, the half stacks
+of the even and the odd frames of lowell_night (sky from 1100 to 7100 ADU) are filtered in the same way with the profile
+that was fitted to the stars of the stack: half the scatter of their difference is the error of the whole stack.
+Gradients of twilight and moon, which differ between the halves, are subtracted with a local sky first.
 
 Exits non-zero where a stack's depth is more than 3 % off the prediction.
 """
@@ -160,8 +160,8 @@ def main() -> int:
             bad = abs(ratio - 1) > LIMIT
             missed += bad
             print(
-                f"{name:20s} {weights:10s} {predicted:13.3f} {measured:13.3f}  {ratio:.3f} +- {1.96 * ratio * error:.3f}"
-                f"{'  MISSED' if bad else ''}",
+                f"{name:20s} {weights:10s} {predicted:13.3f} {measured:13.3f}  {ratio:.3f}"
+                f" +- {1.96 * ratio * error:.3f}{'  MISSED' if bad else ''}",
                 flush=True,
             )
     print(f"{missed} missed" if missed else "all met")

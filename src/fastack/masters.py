@@ -90,7 +90,9 @@ def make(
     bias, dark = None, None
     given = {"bias": options.bias} if kind == "dark" else {"bias": options.bias, "dark": options.dark}
     if kind != "bias" and any(given.values()):
-        base = replace(options, bias=given.get("bias"), dark=given.get("dark"), flat=None, no_flat=True)
+        base = replace(
+            options, bias=given.get("bias"), dark=given.get("dark"), flat=None, no_flat=True, keep_edges=True
+        )
         basis = calibrate.load_calibration(frames, base)
         bias, dark = basis.bias, basis if basis.dark is not None else None
     master = calibrate.make_master(kind, frames, bias=bias, dark=dark, options=options)  # type: ignore[arg-type]
@@ -239,7 +241,7 @@ def camera_gain(frames: Sequence[Frame], options: CalibrateOptions = CalibrateOp
     chosen = [frames[k] for k in np.unique(np.linspace(0, len(frames) - 1, min(len(frames), _MOST_FRAMES)).astype(int))]
     if len(chosen) < 3:
         raise StackError(f"a gain cannot be estimated from {len(chosen)} frames: at least three are needed")
-    calibration = calibrate.load_calibration(chosen, replace(options, flat=None, no_flat=True))
+    calibration = calibrate.load_calibration(chosen, replace(options, flat=None, no_flat=True, keep_edges=True))
     return uncertainty.estimate_gain([calibration.read(f, _middle(f.shape)).pixels for f in chosen])
 
 
