@@ -167,36 +167,39 @@ def scene(night, n, seed, shape, rays=12):
 
 
 def judge(s, method):
-    n = len(s.clean)
     method, _, stars = method.partition(", ")
     kappa = 4.0 if method == "noise" else 3.0
     options = CombineOptions(reject=method, kappa_low=kappa, kappa_high=kappa)
     run = {"noise": s.model, "options": options, "pedestal": SKY, "stars": s.known if stars else None}
+    return figures(s, combine(s.clean, **run).data, combine(s.dirty, **run).data)
+
+
+def figures(s, kept, dirty):
+    """Compare products of the frames without and with artefacts."""
+    n = len(s.clean)
     plain = combine(s.clean, noise=s.model, options=CombineOptions(reject="none"), pedestal=SKY)
-    kept = combine(s.clean, **run)
-    dirty = combine(s.dirty, **run)
     # paired flux of each star, weighted by the noise-free profile of the mean out to 12 pixels
     worst = faint = 0.0
     for x, y, flux in s.stars:
         at = np.s_[int(y) - 12 : int(y) + 13, int(x) - 12 : int(x) + 13]
-        loss = np.nansum(plain.data[at] - kept.data[at], dtype=float) / (flux / GAIN)
+        loss = np.nansum(plain.data[at] - kept[at], dtype=float) / (flux / GAIN)
         if flux > 1e5:
             worst = max(worst, abs(loss))
         else:
             noise = np.sqrt(np.nansum(plain.variance[at])) / (flux / GAIN)
             faint = max(faint, abs(loss) / noise)
     sky = ~s.starry
-    noise = np.nanstd(kept.data[sky]) / np.std(plain.data[sky]) - 1
+    noise = np.nanstd(kept[sky]) / np.std(plain.data[sky]) - 1
     # remaining light of artefacts, in the error-free stack's sigmas
     sigma = np.sqrt(plain.variance)
-    left = np.abs(dirty.data - kept.data) / sigma
+    left = np.abs(dirty - kept) / sigma
     # pixels above 5 sigma of their own error-free value, noise included, that are so because of the artefact
-    high = (np.abs(dirty.data - s.truth) > 5 * sigma) & (left > 2) & s.touched
+    high = (np.abs(dirty - s.truth) > 5 * sigma) & (left > 2) & s.touched
     core = s.light > 10 * np.sqrt(n) * sigma  # a star as bright as ten sigmas of a single frame
     on_sky = ndimage.label(high & ~core)[1]
     on_core = ndimage.label(high & core)[1]
     calm = ~s.touched & ~s.starry
-    false = int((np.abs(dirty.data[calm] - s.truth[calm]) > 6 * sigma[calm]).sum())
+    false = int((np.abs(dirty[calm] - s.truth[calm]) > 6 * sigma[calm]).sum())
     return worst, faint, noise, on_sky, on_core, false
 
 

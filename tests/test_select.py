@@ -10,6 +10,7 @@ import pytest
 
 from fastack import select
 from fastack.options import SelectOptions
+from fastack.select import noise_area, predict_depth
 from fastack.types import FrameQuality, FrameRecord
 
 
@@ -128,3 +129,30 @@ def test_limit_table_knows_that_more_frames_go_deeper_until_the_seeing_spoils_it
     # eight frames of noise 1 and FWHM 2 against twelve whose mean square FWHM is 24
     expected = 2.5 * np.log10(np.sqrt(24 / 12) * 1 / (np.sqrt(4 / 8)))
     assert best.depth == pytest.approx(expected)
+
+
+def test_noise_area_is_that_of_the_pixels() -> None:
+    y, x = np.mgrid[-60:61, -60:61]
+    for fwhm, beta in ((3.0, 2.5), (5.0, 4.0)):
+        alpha2 = (fwhm / 2) ** 2 / (2 ** (1 / beta) - 1)
+        profile = (1 + (x * x + y * y) / alpha2) ** -beta
+        profile /= np.pi * alpha2 / (beta - 1)
+        assert noise_area(fwhm, beta) == pytest.approx(1 / (profile**2).sum(), rel=1e-3)
+    # the mean of two widths lies between them, nearer to the sharper one than the mean of the areas
+    mixed = noise_area([3.0, 6.0], [3.0, 3.0], [0.5, 0.5])
+    assert noise_area(3.0, 3.0) < mixed < (noise_area(3.0, 3.0) + noise_area(6.0, 3.0)) / 2
+
+
+def test_depth_of_equal_frames_grows_with_their_root() -> None:
+    one, many = ([record(k, fwhm=3.0, noise=10.0) for k in range(n)] for n in (1, 16))
+    for how in ("equal", "variance", "depth"):
+        first, last = (predict_depth(records, how) for records in (one, many))
+        assert last.limit == pytest.approx(first.limit / 4)
+        assert last.noise == pytest.approx(2.5)
+    # half of the frames have three times the noise: their inverse variance takes them nearly out
+    half = [record(k, fwhm=3.0, noise=10.0 if k % 2 else 30.0) for k in range(16)]
+    best = np.sqrt(8 / 10**2 + 8 / 30**2)
+    assert predict_depth(half, "variance").noise == pytest.approx(1 / best)
+    assert predict_depth(half, "equal").noise == pytest.approx(np.sqrt(8 * 10**2 + 8 * 30**2) / 16)
+    with pytest.raises(ValueError, match="no measured PSF"):
+        predict_depth([record(0, fwhm=float("nan"), noise=10.0)], "equal")

@@ -227,6 +227,7 @@ def _run_stack(sources: Sequence[str | Path] | None, output: str, overwrite: boo
     if general["dry_run"]:
         print(report.quality_lines(result.records))
         print(report.limits(result.records))
+        print(report.depth_table(result.records, result.options.weights, result.options.weight_table))
     elif general["preview"]:
         report.write_preview(result.data, general["preview"])
     if not general["quiet"]:

@@ -204,6 +204,9 @@ def _noise_cards(cards: fits.Header, used: Sequence[FrameRecord], options: Stack
     ratio = float(median_noise_ratios(len(used))[-1]) if options.combine.combine == "median" else 1.0
     cards["GAIN"] = (gain / ratio, "[e-/adu] effective, of the stack")
     cards["EGAIN"] = (gain / ratio, "[e-/adu] effective, of the stack")
+    if used[0].gain_err:
+        error = gain / ratio * used[0].gain_err / used[0].frame.gain
+        cards["GAINERR"] = (error, "[e-/adu] GAIN was estimated from noise")
     noises = [r.frame.rdnoise for r in used]
     if all(value is not None for value in noises):
         rdnoise = effective_rdnoise(weights, scales, gains, noises)
@@ -223,7 +226,11 @@ def _error_cards(
     area = np.array([t.magnification**2 for t in transforms])
     noise = np.array([r.quality.noise if r.quality else np.nan for r in used])
     share = (weight * scale * area * noise) ** 2
-    correlation = uncertainty.noise_correlation(transforms, out.shape, share, options.resample, combine=options.combine)
+    widths = [r.quality.fwhm / np.sqrt(a) for r, a in zip(used, area, strict=True) if r.quality]
+    typical = float(np.median(widths)) if np.isfinite(widths).all() else None
+    correlation = uncertainty.noise_correlation(
+        transforms, out.shape, share, options.resample, combine=options.combine, fwhm=typical
+    )
     for keyword, value, comment in correlation.cards():
         cards[keyword] = (value, comment)
     gains = [r.frame.gain for r in used]

@@ -28,12 +28,14 @@ from fastack import (
     frames,
     grid,
     header,
+    masters,
     normalise,
     output,
     registration,
     report,
     select,
     transform,
+    uncertainty,
 )
 from fastack import wcs as coordinates
 from fastack.combine import Combined, NoiseModel, Starlight, combine_tile, halo
@@ -58,6 +60,7 @@ from fastack.types import (
 
 _REREAD = 4  # times that a frame may be read in pass 2 before it is laid out in tiles
 _KEPT = 4  # a quarter of the memory may hold stored pixels between the passes
+_LEAST_LEVER = 0.02  # range of the frames' noise, part of their mean, below which no gain can be read from it
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -176,6 +179,8 @@ def stack(
         records, calibration = measure_frames(sources, options, reporter, executor, exclude=target, store=store)
         select.apply_limits(records, options.select)
         _need(records, "after the selection")
+        gain = _estimate_gain([r for r in records if r.reason is None], options, reporter)
+        calibration = replace(calibration, notes=(*calibration.notes, *gain))
         reference = select.choose_reference(records, options.reference)
         registration.register(records, reference, options, reporter)
         normalise.match_levels(records, reference, normalise=options.normalise)
@@ -234,6 +239,32 @@ def stack(
         options=options,
         notes=calibration.notes,
     )
+
+
+def _estimate_gain(live: Sequence[FrameRecord], options: StackOptions, reporter: report.Reporter) -> list[str]:
+    """Give frames whose headers tell no gain the one that their own noise tells; a note on what came of it."""
+    if len(live) < 3 or any(r.frame.gain for r in live):
+        return []
+    noise = np.array([r.quality.noise if r.quality else np.nan for r in live])
+    sky = np.array([r.quality.sky if r.quality else np.nan for r in live])
+    if not np.ptp(noise) > _LEAST_LEVER * noise.mean() > 0:
+        reason = f"the sky changes too little, {sky.min():.0f} to {sky.max():.0f} adu"
+    else:
+        order = np.argsort(sky, kind="stable")
+        try:
+            estimate = masters.camera_gain([live[k].frame for k in order], options.calibrate)
+        except FastackError as error:
+            reason = str(error)
+        else:
+            reason = estimate.reason
+    if reason:
+        note = f"gain unknown: no header tells it, and the frames do not either: {reason}; --gain sets it"
+    else:
+        note = f"gain {estimate.gain:.3g} +- {estimate.error:.2g} e-/adu, estimated from {estimate.pairs + 1} frames"
+        for r in live:
+            r.frame, r.gain_err = replace(r.frame, gain=estimate.gain), estimate.error
+    reporter.note(note)
+    return [note]
 
 
 # Pass 1 ------------------------------------------------------------------------------------------------------------
@@ -386,7 +417,7 @@ def _measure_one(
             quality,
             n_stars=len(clean),
             n_sharp=len(found) - len(clean),
-            noise=background.pixel_noise(image),
+            noise=_pixel_noise(image, calibration.inv_flat),
         )
         stars = _flag_saturated(stars, section, quality.fwhm)
         artefacts = find_artefacts(
@@ -402,6 +433,14 @@ def _measure_one(
         return str(error)
     except OSError as error:
         return f"{frame.path}: cannot be read ({error.strerror or error})"
+
+
+def _pixel_noise(image: FloatImage, inv_flat: FloatImage | None, rows: int = 64) -> float:
+    """White noise of a pixel where the flat is 1: elsewhere that of the sky goes with the root of 1/flat."""
+    if inv_flat is None:
+        return background.pixel_noise(image, rows)
+    some = np.unique(np.linspace(0, len(image) - 1, min(rows, len(image))).astype(int))
+    return background.pixel_noise(image[some] / np.sqrt(inv_flat[some]), rows)
 
 
 def _saturation_level(section: calibrate.Section) -> float | None:
@@ -519,6 +558,7 @@ class Job:
     shape: tuple[int, int]
     options: StackOptions
     maps: bool
+    shared: uncertainty.MasterNoise | None  #: noise of the masters
 
     @classmethod
     def of(
@@ -571,7 +611,38 @@ class Job:
             shape=out.shape,
             options=options,
             maps=maps,
+            shared=_shared_noise(calibration, used, transforms, noise, levels, out.shape, options),
         )
+
+
+def _shared_noise(
+    calibration: calibrate.Calibration,
+    used: Sequence[FrameRecord],
+    transforms: Sequence[Transform],
+    noise: NoiseModel,
+    levels: Array,
+    shape: tuple[int, int],
+    options: StackOptions,
+) -> uncertainty.MasterNoise | None:
+    """Noise that the frames share through masters whose own is known."""
+    dark = float(np.mean([r.prepared.dark_scale for r in used])) if calibration.dark is not None else 0.0
+    inverse = 1.0 if calibration.inv_flat is None else calibration.inv_flat
+    known = {kind: v for kind, v in calibration.variance.items() if np.isfinite(v).any()}
+    # what was subtracted from the darks is subtracted once less from the frames
+    factors = (("bias", (1 - dark) ** 2), ("dark", dark**2))
+    parts = [known[kind] * factor for kind, factor in factors if kind in known]
+    if not known:
+        return None
+    return uncertainty.master_noise(
+        transforms,
+        shape,
+        additive=sum(parts[1:], parts[0]) * inverse**2 if parts else None,
+        relative=known["flat"] * inverse**2 if "flat" in known else None,
+        weight=noise.weight,
+        scale=noise.scale,
+        level=levels,
+        options=options.resample,
+    )
 
 
 def _surfaces(
@@ -705,7 +776,7 @@ def stack_tile(tile: grid.Tile, job: Job) -> Combined:
             job.calibration.ahead(job.frames[i + 1], following, job.prepared[i + 1])
         _resample_frame(i, part, window, planes, job)
     inner = (slice(edge, -edge), slice(edge, -edge))
-    return combine_tile(
+    made = combine_tile(
         samples,
         factor,
         job.noise,
@@ -718,6 +789,11 @@ def stack_tile(tile: grid.Tile, job: Job) -> Combined:
         stars=job.stars,
         options=job.options.combine,
     )
+    if job.shared is not None:
+        total, sky = job.shared.variance(made.data - np.float32(job.pedestal), tile)
+        np.add(made.variance, total, out=made.variance)
+        np.add(made.background_variance, sky, out=made.background_variance)
+    return made
 
 
 class _Planes(NamedTuple):
@@ -822,7 +898,8 @@ def _combine(
         sink.write("", y, x, result.data)
         sink.write("UNCERT", y, x, np.sqrt(result.variance))
         sink.write("NCOMB", y, x, result.count)
-        sink.write("WEIGHT", y, x, 1 / result.background_variance)
+        with np.errstate(divide="ignore"):  # frames without noise
+            sink.write("WEIGHT", y, x, 1 / result.background_variance)
         sink.write("FLAGS", y, x, result.flags)
         if job.maps:
             sink.write("REJLOW", y, x, result.rejected_low)

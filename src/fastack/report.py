@@ -13,7 +13,7 @@ import numpy as np
 from astropy.io import fits
 
 from fastack.errors import FrameError, OutputError
-from fastack.select import limit_table
+from fastack.select import WEIGHTS, Depth, limit_table, predict_depth
 from fastack.types import FloatImage, FrameRecord, Transform
 
 if TYPE_CHECKING:
@@ -386,11 +386,75 @@ def summary(result: Any) -> str:
         if gain is not None:
             noise = result.header.get("RDNOISE")
             extra = f", read noise {noise:.2f} e-" if noise is not None else ""
-            lines.append(f"gain        {gain:.3f} e-/adu effective{extra}")
+            origin = ", estimated from the frames" if "GAINERR" in result.header else ""
+            lines.append(f"gain        {gain:.3f} e-/adu effective{extra}{origin}")
+        lines += [note.replace("gain ", f"{'gain':<12}", 1) for note in result.notes if note.startswith("gain unknown")]
+    lines += _depth_line(result)
+    if result.path is not None or result.sink is not None:
         where = result.path if result.path is not None else "memory"
         lines.append(f"output      {where}, {result.shape[1]} x {result.shape[0]} pixels")
     lines.append(f"time        {result.seconds:.2f} s")
     return "\n".join(lines)
+
+
+def depths(records: Sequence[FrameRecord], weights: str = "equal", table: str | None = None) -> list[Depth]:
+    """Predicted depth of each choice of weights.
+
+    Parameters
+    ----------
+    records : sequence of FrameRecord
+        With scale and quality.
+    weights, table : str
+        Those of the run, which come first.
+
+    Returns
+    -------
+    list of Depth
+        Without the choices that the frames' headers or stars do not allow.
+    """
+    out = []
+    for how in (weights, *(name for name in WEIGHTS if name != weights)):
+        try:
+            out.append(predict_depth(records, how, table if how == weights else None))
+        except ValueError:
+            continue
+    return out
+
+
+def _depth_line(result: Any) -> list[str]:
+    """Predicted depth of the run's weights and of the others, for the summary."""
+    rows = depths(result.records, result.options.weights, result.options.weight_table)
+    if not rows or rows[0].weights != result.options.weights:
+        return []
+    others = ", ".join(f"{row.weights} {row.limit:.4g}" for row in rows[1:])
+    line = f"depth       5 sigma point source {rows[0].limit:.4g} adu with weights {rows[0].weights}"
+    return [f"{line}; {others}" if others else line]
+
+
+def depth_table(records: Sequence[FrameRecord], weights: str = "equal", table: str | None = None) -> str:
+    """Predicted depth of each choice of weights, for the screen.
+
+    Parameters
+    ----------
+    records : sequence of FrameRecord
+        With scale and quality.
+    weights, table : str
+        Those of the run, which come first.
+
+    Returns
+    -------
+    str
+        One line per choice; empty where nothing can be predicted.
+    """
+    rows = depths(records, weights, table)
+    if not rows:
+        return ""
+    lines = ["weights     sky noise/adu  5 sigma point source/adu  depth gain/mag (against the first)"]
+    lines += [
+        f"{row.weights:<10}  {row.noise:13.4g}  {row.limit:24.4g}  {2.5 * np.log10(rows[0].limit / row.limit):+.3f}"
+        for row in rows
+    ]
+    return "\n".join([*lines, ""])
 
 
 def quality_lines(records: Sequence[FrameRecord]) -> str:

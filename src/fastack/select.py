@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fastack.options import SelectOptions
 from fastack.types import Array, FrameRecord
@@ -266,6 +267,12 @@ def weigh(records: Sequence[FrameRecord], how: str, table: str | None = None) ->
         If a weight is missing, negative or not finite.
     """
     live = [r for r in records if r.reason is None]
+    for r, w in zip(live, _weights(live, how, table), strict=True):
+        r.weight = float(w)
+
+
+def _weights(live: Sequence[FrameRecord], how: str, table: str | None = None) -> Array:
+    """Weights of mean 1."""
     if table is not None:
         weights = _weights_from_table(live, how, table)
     elif how == "equal":
@@ -283,8 +290,80 @@ def weigh(records: Sequence[FrameRecord], how: str, table: str | None = None) ->
     if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0):
         bad = next((r.name for r, w in zip(live, weights, strict=True) if not (np.isfinite(w) and w >= 0)), "all")
         raise ValueError(f"weights {how!r}: no usable weight for {bad}")
-    for r, w in zip(live, weights / weights.mean(), strict=True):
-        r.weight = float(w)
+    return np.asarray(weights / weights.mean())
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """What a choice of weights gives; see `predict_depth`."""
+
+    weights: str
+    noise: float  #: standard deviation of the sky per pixel, without the smoothing of a kernel, ADU of the reference
+    area: float  #: noise-equivalent area of the stack's PSF, pixel
+    limit: float  #: flux of a point source of 5 sigma, ADU of the reference
+
+
+def predict_depth(records: Sequence[FrameRecord], how: str, table: str | None = None) -> Depth:
+    """Predict the depth of a stack.
+
+    Parameters
+    ----------
+    records : sequence of FrameRecord
+        With scale and quality.
+    how, table : str
+        Weights; see `weigh`.
+
+    Returns
+    -------
+    Depth
+        Where all frames cover the sky.
+
+    Raises
+    ------
+    ValueError
+        If a weight is missing, or a frame has no measured PSF.
+
+    Notes
+    -----
+    Sources fainter than the sky through the best filter, the PSF P itself: ``limit = 5 sigma sqrt(A)`` with
+    ``1/A = sum(P^2)`` (King 1983, PASP 95, 163), ``sigma^2 = sum(w^2 s^2 sigma_i^2) / (sum w)^2`` and P the weighted
+    mean of the frames' Moffat profiles. Neither the frames' magnification nor the kernel matter.
+    """
+    live = [r for r in records if r.reason is None]
+    weights = _weights(live, how, table)
+    part = weights / weights.sum()
+    noise = np.array([r.scale * r.quality.noise if r.quality else np.nan for r in live])
+    fwhm, beta = (np.array([getattr(r.quality, name, np.nan) for r in live], float) for name in ("fwhm", "beta"))
+    known = np.isfinite(fwhm * beta * noise)
+    if not known.all():
+        bad = next(r.name for r, good in zip(live, known, strict=True) if not good)
+        raise ValueError(f"no depth can be predicted: {bad} has no measured PSF")
+    sigma = float(np.sqrt(np.sum((part * noise) ** 2)))
+    area = noise_area(fwhm, beta, part)
+    return Depth(weights=how, noise=sigma, area=area, limit=5 * sigma * math.sqrt(area))
+
+
+def noise_area(fwhm: ArrayLike, beta: ArrayLike, share: ArrayLike = 1.0) -> float:
+    """Noise-equivalent area of a mean of Moffat profiles.
+
+    Parameters
+    ----------
+    fwhm, beta : (n,) array_like
+        Full widths at half maximum, pixel, and exponents, above 1.
+    share : (n,) array_like
+        Of each profile in the mean; together 1.
+
+    Returns
+    -------
+    float
+        ``(sum P)^2 / sum(P^2)``, square pixel; ``pi alpha^2 (2 beta - 1) / (beta - 1)^2`` for a single profile.
+    """
+    width, b, part = np.broadcast_arrays(*(np.atleast_1d(np.asarray(v, float))[:, None] for v in (fwhm, beta, share)))
+    alpha2 = (width / 2) ** 2 / (2 ** (1 / b) - 1)
+    step = 0.01  # of ln(radius)
+    radius = width.max() * np.exp(np.arange(-7, 5, step))
+    profile = (part * (b - 1) / (np.pi * alpha2) * (1 + radius**2 / alpha2) ** -b).sum(axis=0)
+    return float(1 / np.sum(profile**2 * 2 * np.pi * radius**2 * step))
 
 
 def _weights_from_table(live: Sequence[FrameRecord], column: str, path: str) -> Array:

@@ -367,6 +367,7 @@ class FrameRecord:
     background: Background | None = field(default=None, repr=False)
     artefacts: NDArray[np.int32] | None = field(default=None, repr=False)  #: (k, 2) x, y of hot and cosmic-ray pixels
     transform: Transform | None = None  #: reference pixels to frame pixels
+    gain_err: float | None = None  #: of a gain that was estimated from the frames, e-/ADU
     n_matched: int = 0
     log_odds: float = float("inf")  #: natural logarithm of the odds of the match
     scale: float = 1.0  #: flux scale to the reference

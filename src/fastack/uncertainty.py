@@ -33,6 +33,8 @@ _MIN_POINTS = 16  # of one frame
 _GOLDEN = (0.7548776662466927, 0.5698402909980532)  # Roberts' sequence: evenly spread points in the square
 _SUBPIXELS = 16  # per axis, where an aperture cuts a pixel
 _LEAST_ERROR = 0.02  # of a gain estimate, relative
+_MASTER_PLACES = 1 << 14  # places of the output times frames, where the masters' noise is followed
+_MASTER_CELL = 32  # pixels of a master behind one value of its variance
 _CENTRES = ((0.0, 0.0), (0.5, 0.0), (0.5, 0.5), (0.25, 0.25))  # of apertures, against pixels
 
 
@@ -46,8 +48,10 @@ class NoiseCorrelation:
     radius: Array  #: (n,) of the aperture, pixel, rising; the last one infinite
     squared: Array  #: (n,) to ``sqrt(sum(m^2 UNCERT^2))``, m the part of a pixel inside: independent pixels
     proportional: Array  #: (n,) to ``sqrt(sum(m UNCERT^2))``, which photutils and SExtractor compute
+    star_squared: Array  #: (n,) as `squared`, for the light of a star in the middle of the aperture
+    star_proportional: Array  #: (n,) as `proportional`
 
-    def at(self, radius: ArrayLike, *, squared: bool = False) -> Array:
+    def at(self, radius: ArrayLike, *, squared: bool = False, star: bool = False) -> Array:
         """Factor for any radius, interpolated in 1/radius.
 
         Parameters
@@ -56,6 +60,8 @@ class NoiseCorrelation:
             Of circular apertures, pixel, at least 1.
         squared : bool
             Partial pixels count squared in the sum of variances, not in proportion.
+        star : bool
+            For the photon noise of a star in the middle, not for that of the sky.
 
         Returns
         -------
@@ -63,7 +69,8 @@ class NoiseCorrelation:
             Of the shape of `radius`.
         """
         inverse = 1 / np.maximum(np.asarray(radius, float), self.radius[0])
-        values = self.squared if squared else self.proportional
+        sky, light = (self.squared, self.star_squared) if squared else (self.proportional, self.star_proportional)
+        values = light if star else sky
         return np.asarray(np.interp(inverse, 1 / self.radius[::-1], values[::-1]))
 
     def cards(self) -> list[tuple[str, Any, str]]:
@@ -71,10 +78,10 @@ class NoiseCorrelation:
         out: list[tuple[str, Any, str]] = [
             ("NOISCORR", round(float(self.squared[-1]), 4), "true error / error by UNCERT, large apertures")
         ]
-        for k, (r, p, q) in enumerate(zip(self.radius[:-1], self.proportional, self.squared, strict=False), 1):
-            out.append((f"NCRAD{k}", float(r), "[pixel] radius of an aperture"))
-            out.append((f"NCSUM{k}", round(float(p), 4), "NOISCORR there, partial pixels in proportion"))
-            out.append((f"NCVAL{k}", round(float(q), 4), "NOISCORR there, partial pixels squared"))
+        for k, r in enumerate(self.radius[:-1]):
+            out.append((f"NCRAD{k + 1}", float(r), "[pixel] radius of an aperture"))
+            for name, what, text in _CARDS:
+                out.append((f"{name}{k + 1}", round(float(getattr(self, what)[k]), 4), text))
         return out
 
     @classmethod
@@ -100,11 +107,20 @@ class NoiseCorrelation:
             raise StackError("the header has no NOISCORR card: stack the frames again with this version of fastack")
         n = next(k for k in range(1, 1000) if f"NCRAD{k}" not in header)
         far = float(header["NOISCORR"])
-        columns = [
-            np.array([*(float(header[f"{name}{k}"]) for k in range(1, n)), last])
-            for name, last in (("NCRAD", np.inf), ("NCVAL", far), ("NCSUM", far))
-        ]
-        return cls(radius=columns[0], squared=columns[1], proportional=columns[2])
+
+        def column(name: str, last: float) -> Array:
+            return np.array([*(float(header.get(f"{name}{k}", far)) for k in range(1, n)), last])
+
+        return cls(radius=column("NCRAD", np.inf), **{what: column(name, far) for name, what, _ in _CARDS})
+
+
+#: Cards of `NoiseCorrelation`, one for each radius: keyword, field, comment.
+_CARDS = (
+    ("NCSUM", "proportional", "NOISCORR there, partial pixels in proportion"),
+    ("NCVAL", "squared", "NOISCORR there, partial pixels squared"),
+    ("NCSTS", "star_proportional", "for photons of a star, in proportion"),
+    ("NCSTV", "star_squared", "for photons of a star, squared"),
+)
 
 
 def noise_covariance(
@@ -200,6 +216,7 @@ def noise_correlation(
     *,
     combine: CombineOptions = CombineOptions(),
     radii: Sequence[float] = RADII,
+    fwhm: float | None = None,
 ) -> NoiseCorrelation:
     """NOISCORR of a stack.
 
@@ -217,6 +234,8 @@ def noise_correlation(
         Mean or median: medians of three and more samples correlate less, by ``2/pi asin(rho)``.
     radii : sequence of float
         Of circular apertures, pixel.
+    fwhm : float, optional
+        Of the stars, pixel of the output; without it, all light of a star counts as far inside the aperture.
 
     Returns
     -------
@@ -226,7 +245,8 @@ def noise_correlation(
     Notes
     -----
     The variance of a sum over an aperture m is ``sum_d A(d) C(d)``, C being the stack's covariance and A(d) the sum
-    of m(p) m(p + d). It holds where all frames have pixels, and averages over the grid: with few frames that are
+    of m(p) m(p + d). For the photons of a star, m is m sqrt(P) with P a Moffat profile of exponent 3. It holds
+    where all frames have pixels, and averages over the grid: with few frames that are
     turned against each other, the phases and with them the errors of single apertures vary around it.
     """
     share = np.ones(len(transforms)) if variance is None else np.asarray(variance, float)
@@ -244,19 +264,30 @@ def noise_correlation(
     if combine.combine == "median" and len(transforms) > 2:
         rho = 2 / np.pi * np.arcsin(np.clip(rho, -1, 1))
     far = np.sqrt(max(rho.sum(), 0.0))
-    squared, proportional = [], []
-    for radius in radii:
-        sums = np.zeros(3)
+    sums = np.zeros((len(radii), 2, 3))  # of sky and star: m m rho, m^2, m
+    for k, radius in enumerate(radii):
         for centre in _CENTRES:
-            aperture = _aperture(float(radius), centre)
-            sums += [float((_lags(aperture, m) * rho).sum()), float((aperture**2).sum()), float(aperture.sum())]
-        squared.append(np.sqrt(sums[0] / sums[1]))
-        proportional.append(np.sqrt(sums[0] / sums[2]))
+            part = _aperture(float(radius), centre)
+            light = np.ones_like(part) if fwhm is None else _profile(len(part), centre, fwhm)
+            for j, weight in enumerate((np.ones_like(part), light)):
+                correlated = float((_lags(part * np.sqrt(weight), m) * rho).sum())
+                sums[k, j] += [correlated, float((part**2 * weight).sum()), float((part * weight).sum())]
+    with_squares, with_parts = (np.sqrt(sums[:, :, 0] / sums[:, :, k]) for k in (1, 2))
+    inside = np.full(len(radii), far)
     return NoiseCorrelation(
         radius=np.array([*radii, np.inf]),
-        squared=np.array([*squared, far]),
-        proportional=np.array([*proportional, far]),
+        squared=np.array([*with_squares[:, 0], far]),
+        proportional=np.array([*with_parts[:, 0], far]),
+        star_squared=np.array([*(inside if fwhm is None else with_squares[:, 1]), far]),
+        star_proportional=np.array([*(inside if fwhm is None else with_parts[:, 1]), far]),
     )
+
+
+def _profile(size: int, centre: tuple[float, float], fwhm: float) -> Array:
+    """Moffat profile of exponent 3 about the centre of an aperture."""
+    at = np.arange(size) - size // 2
+    r2 = (at - centre[0]) ** 2 + (at[:, None] - centre[1]) ** 2
+    return np.asarray((1 + r2 * (2 ** (1 / 3) - 1) / (fwhm / 2) ** 2) ** -3)
 
 
 @lru_cache(maxsize=64)
@@ -304,13 +335,173 @@ def aperture_error(
     Returns
     -------
     (ny, nx) ndarray
-        ``sqrt(N(r)^2 / WEIGHT + N^2 (UNCERT^2 - 1 / WEIGHT))``: noise of the sky is cut by the rim of the aperture and
-        takes the factor N(r) of its radius; a star's own lies inside of it and takes that of large apertures, N.
+        ``sqrt(N(r)^2 / WEIGHT + S(r)^2 (UNCERT^2 - 1 / WEIGHT))``: noise of the sky is cut by the rim of the aperture
+        and takes the factor N(r) of its radius; a star's own lies inside of it and takes S(r), that of the star.
     """
     sky = np.asarray(background_variance, float)
     own = np.maximum(np.asarray(sigma, float) ** 2 - sky, 0.0)
-    far = float(correlation.squared[-1])
-    return np.asarray(np.sqrt(sky * correlation.at(radius, squared=squared) ** 2 + own * far**2))
+    inside = correlation.at(radius, squared=squared, star=True)
+    return np.asarray(np.sqrt(sky * correlation.at(radius, squared=squared) ** 2 + own * inside**2))
+
+
+# ---- noise that frames share through their masters
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class MasterNoise:
+    """What the masters' noise adds to the variance of a stack; see `master_noise`."""
+
+    coefficients: FloatImage  #: (3, gy, gx) of 1, D and D^2 in the middles of gy x gx parts of the output
+    shape: tuple[int, int]  #: (ny, nx) of the output
+
+    def variance(self, excess: FloatImage, tile: tuple[int, int, int, int]) -> tuple[FloatImage, FloatImage]:
+        """Variance to be added in a tile; does not depend on how the output is tiled.
+
+        Parameters
+        ----------
+        excess : (h, w) float32 ndarray
+            Light D above the sky, ADU of the output.
+        tile : tuple of int
+            (y0, y1, x0, x1) in the output.
+
+        Returns
+        -------
+        total, background : (h, w) float32 ndarray
+            With that light and without it.
+        """
+        _, gy, gx = self.coefficients.shape
+        y, fy = _between(np.arange(tile[0], tile[1]), self.shape[0], gy)
+        x, fx = _between(np.arange(tile[2], tile[3]), self.shape[1], gx)
+        rows = self.coefficients[:, y] * (1 - fy[:, None]) + self.coefficients[:, y + 1] * fy[:, None]
+        none, first, second = rows[:, :, x] * (1 - fx) + rows[:, :, x + 1] * fx
+        light = np.maximum(excess, np.float32(0))
+        return none + light * (first + light * second), none
+
+
+def _between(pixel: NDArray[Any], size: int, parts: int) -> tuple[NDArray[np.int64], FloatImage]:
+    """Index of the part before each pixel and the way to the next one, 0 to 1."""
+    at = np.clip((pixel + 0.5) * parts / size - 0.5, 0, parts - 1)
+    index = np.minimum(at.astype(int), parts - 2)
+    return index, np.asarray(at - index, np.float32)
+
+
+def master_noise(
+    transforms: Sequence[Transform],
+    shape: tuple[int, int],
+    *,
+    additive: FloatImage | None,
+    relative: FloatImage | None,
+    weight: ArrayLike,
+    scale: ArrayLike,
+    level: ArrayLike,
+    options: ResampleOptions = ResampleOptions(),
+) -> MasterNoise:
+    """Variance that frames share through their masters.
+
+    Parameters
+    ----------
+    transforms : sequence of Transform
+        Output pixels to the pixels of each frame.
+    shape : tuple of int
+        (ny, nx) of the output grid.
+    additive : (h, w) ndarray, optional
+        Variance of what is subtracted from the pixels of the frames (bias, dark), after the flat, ADU^2.
+    relative : (h, w) ndarray, optional
+        Relative variance of the flat.
+    weight, scale, level : (n,) array_like
+        Of the frames: weight w, flux scale s and sky b, ADU.
+    options : ResampleOptions
+        The kernel.
+
+    Returns
+    -------
+    MasterNoise
+        What is missing in a stack's variance.
+
+    Notes
+    -----
+    A pixel j of the detector enters the output pixel p with ``c_j = sum_i w_i s_i a_i k_i(j, p)``, so that its error
+    is divided by the number of frames only as far as the dither brings it to other output pixels: the variance is
+    ``sum_j c_j^2 A_j / (sum w)^2``, for the flat with ``w_i k_i (D + s_i a_i b_i)`` in place of ``w_i s_i a_i k_i``.
+    The noise that was measured in the background of each frame holds its own part of it already, as if frames were
+    independent; that is taken off. A and the flat's variance count as their medians in cells of 32 pixels.
+    """
+    w, s, b = (np.asarray(v, float) for v in (weight, scale, level))
+    n = len(transforms)
+    side = int(np.clip(np.sqrt(_MASTER_PLACES / n), 4, 16))
+    y, x = ((np.arange(side) + 0.5) * size / side - 0.5 for size in shape)
+    places = np.rint(np.stack([v.ravel() for v in np.meshgrid(x, y)], axis=1))
+    maps = [None if v is None else _medians(v) for v in (additive, relative)]
+    frame = next(v.shape for v in (additive, relative) if v is not None)
+    half = int(np.ceil(_REACH.get(options.kernel, 1.0)))
+    taps = np.arange(-half, half + 1)
+    entry: list[Array] = []  # place, pixel and kernel of every tap; of each sample: place, frame, sum k^2
+    sample: list[Array] = []
+    for i, to_frame in enumerate(transforms):
+        at = to_frame(places)
+        inside = ((at > -0.5) & (at < np.array(frame[::-1]) - 0.5)).all(axis=1)
+        which, at = np.flatnonzero(inside), at[inside]
+        near = np.rint(at)
+        kx, ky = (_kernel(options.kernel, taps - (at - near)[:, k : k + 1], 1.0) for k in (0, 1))
+        k = ky[:, :, None] * kx[:, None, :]
+        k /= k.sum(axis=(1, 2), keepdims=True)
+        pixel = (
+            (near[:, 1, None, None] + taps[:, None] + half) * (frame[1] + 2 * half)
+            + near[:, 0, None, None]
+            + taps
+            + half
+        )
+        index = np.broadcast_to(which[:, None, None], k.shape)
+        entry.append(np.stack([index.ravel(), pixel.ravel(), k.ravel(), np.full(k.size, i)]))
+        cells = (np.clip(near, 0, None) // _MASTER_CELL).astype(int)
+        value = [np.zeros(len(near)) if m is None else _at(m, cells) for m in maps]
+        sample.append(np.stack([which, np.full(len(which), i), (k**2).sum(axis=(1, 2)), *value]))
+    place, pixel, k, frames = np.concatenate(entry, axis=1)
+    where, number, square, plus, times = np.concatenate(sample, axis=1)
+    number, where = number.astype(int), where.astype(int)
+    area = np.array([t.magnification**2 for t in transforms])
+    unit = s * area
+    total = np.bincount(where, w[number], side * side)
+
+    def mean(values: Array) -> Array:
+        return np.bincount(where, values, side * side) / np.maximum(np.bincount(where, minlength=side * side), 1)
+
+    _, same = np.unique(place * (pixel.max() + 1) + pixel, return_inverse=True)
+    owner = np.zeros(same.max() + 1, int)
+    owner[same] = place.astype(int)
+    i = frames.astype(int)
+
+    def summed(first: Array, second: Array) -> Array:
+        both = [np.bincount(same, v[i] * k) for v in (first, second)]
+        return np.asarray(np.bincount(owner, both[0] * both[1], side * side), float)
+
+    own = [np.bincount(where, (w[number] * v[number]) ** 2 * square, side * side) for v in (unit, unit * b)]
+    sky = w * unit * b
+    coefficients = [
+        np.maximum(summed(w * unit, w * unit) - own[0], 0) * mean(plus)
+        + np.maximum(summed(sky, sky) - own[1], 0) * mean(times),
+        2 * summed(w, sky) * mean(times),
+        summed(w, w) * mean(times),
+    ]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        out = np.nan_to_num(np.array(coefficients) / total**2).reshape(3, side, side)
+    return MasterNoise(coefficients=out.astype(np.float32), shape=shape)
+
+
+def _medians(image: FloatImage) -> Array:
+    """Medians of cells of a map; NaN does not count."""
+    ny, nx = (-(-n // _MASTER_CELL) for n in image.shape)
+    wide = np.full((ny * _MASTER_CELL, nx * _MASTER_CELL), np.nan, np.float32)
+    wide[: image.shape[0], : image.shape[1]] = image
+    cells = np.sort(wide.reshape(ny, _MASTER_CELL, nx, _MASTER_CELL).swapaxes(1, 2).reshape(ny, nx, -1), axis=-1)
+    count = np.isfinite(cells).sum(axis=-1)
+    middle = np.take_along_axis(cells, np.maximum(count - 1, 0)[..., None] // 2, axis=-1)[..., 0]
+    return np.asarray(np.where(count > 0, middle, 0.0), float)
+
+
+def _at(cells: Array, index: NDArray[np.int64]) -> Array:
+    ny, nx = cells.shape
+    return np.asarray(cells[np.minimum(index[:, 1], ny - 1), np.minimum(index[:, 0], nx - 1)])
 
 
 # ---- the photon-transfer level
@@ -357,6 +548,8 @@ class GainEstimate:
 
     gain: float  #: e-/ADU
     error: float  #: one sigma; see `estimate_gain`
+    spread: float  #: part of `error` that leaving out pairs of frames tells
+    contrast: float  #: part of `error` by which unmasked stars change the gain
     variance: float  #: at level 0, ADU^2: read noise, and what a pedestal in the levels takes from it
     levels: tuple[float, float]  #: lowest and highest of the cells, ADU
     pairs: int  #: of frames
@@ -365,6 +558,19 @@ class GainEstimate:
     def usable(self) -> bool:
         """Whether it says more than nothing: positive, and known to 10 %."""
         return self.gain > 0 and self.error < 0.1 * self.gain
+
+    @property
+    def reason(self) -> str:
+        """Why it is not usable; empty where it is."""
+        if self.usable:
+            return ""
+        low, high = self.levels
+        if not self.gain > 0:
+            return f"the noise does not rise with the sky, {low:.0f} to {high:.0f} adu"
+        spread, contrast = (100 * value / self.gain for value in (self.spread, self.contrast))
+        if contrast > spread:
+            return f"masking the stars changes it by {contrast:.0f} %, so that their light decides and not the sky's"
+        return f"the sky changes too little, {low:.0f} to {high:.0f} adu, and leaves it uncertain by {spread:.0f} %"
 
 
 def estimate_gain(images: Sequence[Any], *, options: BackgroundOptions = BackgroundOptions(cell=32)) -> GainEstimate:
@@ -410,11 +616,14 @@ def estimate_gain(images: Sequence[Any], *, options: BackgroundOptions = Backgro
     n = len(level)
     some = np.array([_line(np.delete(level, k, 0).ravel(), np.delete(variance, k, 0).ravel())[0] for k in range(n)])
     contrast = slope - _line(with_stars[0].ravel(), with_stars[1].ravel())[0]
-    spread = np.sqrt((n - 1) / n * np.sum((some - some.mean()) ** 2) + contrast**2 + (_LEAST_ERROR * slope) ** 2)
+    spread = float(np.sqrt((n - 1) / n * np.sum((some - some.mean()) ** 2)))
     good = slope > 0
+    unit = 1 / slope**2 if good else float("inf")
     return GainEstimate(
         gain=1 / slope if good else float("nan"),
-        error=float(spread / slope**2) if good else float("inf"),
+        error=float(np.hypot(np.hypot(spread, contrast), _LEAST_ERROR * slope)) * unit,
+        spread=spread * unit,
+        contrast=abs(contrast) * unit,
         variance=zero,
         levels=(float(np.nanmin(level)), float(np.nanmax(level))),
         pairs=n,
@@ -469,6 +678,7 @@ class ErrorGuide:
     path: Path
     frames: int
     gain: float | None  #: effective, e-/ADU
+    gain_err: float | None  #: of a gain that was estimated from the frames, e-/ADU
     rdnoise: float | None  #: effective, e-
     bias: float | None  #: level for photon statistics, ADU; see `bias_level`
     sky: float | None  #: ADU
@@ -491,6 +701,7 @@ class ErrorGuide:
         """
         r = radius or (round(1.5 * self.fwhm, 1) if self.fwhm else 5.0)
         near, far = float(self.correlation.at(r)), float(self.correlation.squared[-1])
+        star = float(self.correlation.at(r, star=True))
         name = self.path.name
         rms = self.path.with_suffix(".rms.fits").name
         lines = [f"{name}: {self.frames} frames" + (f", FWHM {self.fwhm:.2f} px" if self.fwhm else "")]
@@ -499,6 +710,8 @@ class ErrorGuide:
         if self.gain is not None:
             lines.append(f"  effective gain {self.gain:.4g} e-/adu: 100 adu of an object are {100 * self.gain:.0f} e-,")
             lines.append(f"  whose photon noise is {100 / np.sqrt(100 * self.gain):.1f} %")
+            if self.gain_err is not None:
+                lines.append(f"  (no header tells the gain: estimated from the frames, +- {self.gain_err:.2g} e-/adu)")
             if self.rdnoise is not None:
                 lines.append(f"  effective read noise {self.rdnoise:.3g} e-")
         else:
@@ -507,11 +720,9 @@ class ErrorGuide:
         lines.append(f"Starlink GAIA, aperture photometry, 'photon statistics', aperture radius {r:g} px")
         if self.gain is not None and self.bias is not None:
             lines.append(f"  photons per data unit  {self.gain:.4f}")
-            lines.append(f"  bias level             {self.bias:.3f}")
-            lines.append(
-                "  (the level at which photon noise alone would be zero; it holds the read noise too and may be"
-            )
-            lines.append("  negative. Errors come out right for large apertures, " + self._too_large(near / far) + ".)")
+            lines.append(f"  bias level             {self.bias_at(r):.3f}")
+            lines.append("  (the level at which photon noise alone would be zero, for this radius; it holds the read")
+            lines.append(f"  noise too and may be negative. For large apertures: {self.bias:.3f})")
         else:
             lines.append("  needs the gain")
         lines.append(f"SExtractor, for the image '{name}[0]'")
@@ -526,19 +737,30 @@ class ErrorGuide:
         lines.append("  factor               " + " ".join(f"{v:6.3f}" for v in self.correlation.proportional))
         lines.append("  where your version counts partial pixels squared, and for independent pixels")
         lines.append("  factor               " + " ".join(f"{v:6.3f}" for v in self.correlation.squared))
-        lines.append(
-            f"  radius {r:g} px: {near:.3f}; for stars much brighter than the sky {far:.3f}, whatever the radius"
-        )
+        lines.append(f"  radius {r:g} px: {near:.3f}; for stars much brighter than the sky {star:.3f}")
         low = 100 * (1 - 1 / far)
         lines.append("'sky variance', and any error from the scatter of background pixels")
         lines.append(f"  is {low:.0f} % too small for large apertures, as resampling made neighbouring pixels alike;")
         lines.append(f"  multiply it by {near:.3f} at radius {r:g} px. The object's photon noise is not in it either.")
         return "\n".join(lines)
 
-    @staticmethod
-    def _too_large(ratio: float) -> str:
-        percent = 100 * (1 / ratio - 1)
-        return f"{percent:.0f} % too large at this radius" if percent >= 0.5 else "and at this radius"
+    def bias_at(self, radius: float) -> float | None:
+        """Bias level that makes photon statistics right on the sky for apertures of one radius.
+
+        Parameters
+        ----------
+        radius : float
+            Of the aperture, pixel.
+
+        Returns
+        -------
+        float or None
+            ADU: `bias` moved towards the sky by the square of NOISCORR there over that of large apertures.
+        """
+        if self.bias is None or self.sky is None:
+            return self.bias
+        part = float(self.correlation.at(radius) / self.correlation.squared[-1]) ** 2
+        return self.sky - (self.sky - self.bias) * part
 
 
 def read_guide(path: str | Path) -> ErrorGuide:
@@ -575,6 +797,7 @@ def read_guide(path: str | Path) -> ErrorGuide:
         path=file,
         frames=int(number("NCOMBINE") or 0),
         gain=number("EGAIN", "GAIN"),
+        gain_err=number("GAINERR"),
         rdnoise=number("RDNOISE"),
         bias=number("BIASLEV"),
         sky=number("SKYLEVEL"),
