@@ -17,9 +17,11 @@ import numpy as np
 from reference import astrometry as ref
 from scipy.stats import beta
 
-from fastack.astrometry import Guess, Solution, solve
-from fastack.catalogue import proper_motion
+from fastack.astrometry import solve
 from fastack.errors import SolveError
+from fastack.guess import Guess
+from fastack.positions import proper_motion
+from fastack.solution import Solution
 
 
 def interval(k: int, n: int) -> tuple[float, float]:

@@ -282,7 +282,7 @@ class _Centre(click.ParamType[tuple[float, float]]):
 @click.option("-q", "--quiet", is_flag=True, help="print nothing but errors")
 def solve(image: str, source: str, output: str, quiet: bool, **rest: Any) -> None:
     """Find the place of IMAGE on the sky, and write it with a WCS and a photometric zero point."""
-    from fastack.solution import solve_file
+    from fastack.platesolve import solve_file
 
     solved = solve_file(image, source, output, **rest)
     if not quiet:
@@ -307,29 +307,29 @@ def catalogue_fetch(
     around: tuple[float, float], radius: float, names: tuple[str, ...], max_mag: float | None, store: str | None
 ) -> None:
     """Fetch a piece of the sky into the local store."""
-    from fastack import catalogue as stage
+    from fastack.catalogue import fetch_into
+    from fastack.store import describe
 
     place = _store(store)
     for name in names or ("ucac4", "gaia"):
-        stage.fetch_into(place, name, *around, radius, max_mag)
-    print(stage.describe(place))
+        fetch_into(place, name, *around, radius, max_mag)
+    print(describe(place))
 
 
 @catalogue.command("list")
 @_STORE
 def catalogue_list(store: str | None) -> None:
     """Show what the local store covers."""
-    from fastack import catalogue as stage
+    from fastack.store import describe
 
-    print(stage.describe(_store(store)))
+    print(describe(_store(store)))
 
 
 def _store(path: str | None) -> Any:
-    from fastack import catalogue as stage
+    from fastack.catalogue import cache, own_store
+    from fastack.store import Store
 
-    if path is not None:
-        return stage.Store(path)
-    return stage.own_store() or stage.cache()
+    return Store(path) if path is not None else own_store() or cache()
 
 
 @cli.command()
@@ -394,8 +394,8 @@ def demo(directory: str, frames: int, size: int, seed: int, threads: int | None,
 
     from fastack import report
     from fastack.executor import available_threads
+    from fastack.platesolve import solve_file
     from fastack.simulate import NightOptions, simulate_night
-    from fastack.solution import solve_file
 
     target = Path(directory)
     night = simulate_night(
@@ -497,7 +497,7 @@ def dfstack_command(
 
 def _solve_both(mosaic: Path, older: Path | None, skip: bool, quiet: bool) -> None:
     """Write amosaic_ucac4.fits and amosaic_gaia.fits, each where its solution is good; say what there is."""
-    from fastack.solution import solve_file
+    from fastack.platesolve import solve_file
 
     lines = [f"{mosaic}: written"]
     complete = True

@@ -15,7 +15,7 @@ import numpy as np
 from astropy.io import fits
 
 from fastack.types import Array
-from fastack.wcs import WCS_CARD, without
+from fastack.wcs import strip_wcs, without
 
 if TYPE_CHECKING:
     from astropy.time import Time
@@ -396,7 +396,7 @@ def base_cards(reference: fits.Header, gain: float | None = None) -> fits.Header
     astropy.io.fits.Header
         Without structure, scaling, times, WCS and calibration sections.
     """
-    kept = without(reference, _DROPPED, _TIMES, WCS_CARD)
+    kept = strip_wcs(without(reference, _DROPPED, _TIMES))
     camera = reference.get("GAIN")
     if isinstance(camera, (int, float)) and not isinstance(camera, bool) and camera != gain:
         kept["CAMGAIN"] = (camera, "GAIN as the camera wrote it: a setting")

@@ -12,8 +12,8 @@ from astropy.wcs import WCS
 
 import fastack
 from fastack.errors import CatalogueError, OutputError, SolveError
+from fastack.platesolve import mean_epoch, solve_file
 from fastack.simulate import NightOptions, simulate_night
-from fastack.solution import mean_epoch, solve_file
 
 
 @pytest.fixture(scope="module")
