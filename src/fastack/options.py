@@ -244,3 +244,35 @@ def flat_names() -> dict[str, tuple[str, str]]:
         plain = key not in names and (keys.count(key) == 1 or stage == "calibrate")
         names[key if plain else f"{stage}_{key}"] = (stage, key)
     return names
+
+
+_SKY: dict[str, Any] = {"catalogue": CatalogueOptions, "astrometry": AstrometryOptions}
+
+
+def sky_names() -> dict[str, tuple[str, str]]:
+    """Every option of the sky coordinates by its flat name.
+
+    Returns
+    -------
+    dict
+        From the flat name to (``"catalogue"`` or ``"astrometry"``, field). A field whose name an option of the stack
+        has too gets its stage in front, because `dfstack` takes both.
+    """
+    taken = {key for _, key in flat_names().values()}
+    return {
+        f"{stage}_{f.name}" if f.name in taken else f.name: (stage, f.name)
+        for stage, options in _SKY.items()
+        for f in fields(options)
+    }
+
+
+def sky_options(**settings: Any) -> tuple[CatalogueOptions, AstrometryOptions]:
+    """Options of the sky coordinates from flat names; see `sky_names`."""
+    names = sky_names()
+    values: dict[str, dict[str, Any]] = {stage: {} for stage in _SKY}
+    for name, value in settings.items():
+        if name not in names:
+            raise TypeError(f"unknown option {name!r}")
+        stage, key = names[name]
+        values[stage][key] = value
+    return CatalogueOptions(**values["catalogue"]), AstrometryOptions(**values["astrometry"])
