@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -290,16 +291,16 @@ def test_an_unwritable_target_keeps_the_old_file(night: Path) -> None:
 
 
 def test_a_frame_that_disappears_between_the_passes(night: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastack import pipeline
+    from fastack import normalise
 
     target = night / "mosaic.fits"
-    original = pipeline.match_levels
+    original = normalise.match_levels
 
-    def vanish(*args: object) -> None:
-        original(*args)
+    def vanish(*args: Any, **kwargs: Any) -> None:
+        original(*args, **kwargs)
         os.unlink(night / "d0002.fits")
 
-    monkeypatch.setattr(pipeline, "match_levels", vanish)
+    monkeypatch.setattr(normalise, "match_levels", vanish)
     result = fastack.stack(str(night), output_path=target)
     assert len(result.used) == 5
     assert "d0002.fits" in reason(result, "d0002.fits")

@@ -105,6 +105,11 @@ _SETTINGS: dict[str, tuple[str, Any, str]] = {
     "weights": ("Combination", str, "equal, variance, exposure, depth, or a column of --weight-table [equal]"),
     "weight_table": ("Combination", str, "table with a weight for each frame"),
     "normalise": ("Combination", bool, "match flux scale and sky to the reference"),
+    "match_sky": (
+        "Combination",
+        click.Choice(("mesh", "plane", "level")),
+        "how finely the frames' skies are made alike before rejection [mesh]",
+    ),
     "subtract_sky": ("Combination", bool, "leave the sky out of the result"),
     # running
     "threads": ("Running", int, "threads [all processors]"),

@@ -182,6 +182,7 @@ class StackOptions:
     weight_table: str | None = None
     max_stars: int = 500  #: brightest stars of a frame that are measured and matched
     normalise: bool = True  #: match flux scale and sky to the reference
+    match_sky: Literal["mesh", "plane", "level"] = "mesh"  #: how finely the frames' skies are made alike
     subtract_sky: bool = False
     threads: int | None = None  #: None: as many as the processors that this process may use
     memory: int = 2_000_000_000  #: byte; working memory that a run may take
