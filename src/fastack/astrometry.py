@@ -22,7 +22,7 @@ from fastack import _sky
 from fastack.errors import SolveError
 from fastack.guess import Guess
 from fastack.options import AstrometryOptions
-from fastack.plate import Plate, power_terms
+from fastack.plate import Plate, fit_plate, power_terms
 from fastack.solution import Solution
 from fastack.sphere import ARCSEC, deproject, local_frame, project, radec, spiral, unit_vectors
 from fastack.types import Array, CatalogueStars, StarFlag, Stars
@@ -107,6 +107,8 @@ class _Solver:
         self.half = max(shape) / 2
         self.width = float(np.sqrt(shape[0] * shape[1]))
         self.diagonal = float(np.hypot(*shape))
+        x, y = (np.linspace(-0.5, size - 0.5, 5) for size in shape[::-1])
+        self.corners = np.stack([v.ravel() for v in np.meshgrid(x, y)], axis=1)  # and places between them
         usable = np.isfinite(stars.xy).all(axis=1) & ~stars.has(StarFlag.SHARP)
         brightness = np.where(np.isfinite(stars.flux), stars.flux, -np.inf)
         rows = np.flatnonzero(usable)
@@ -222,7 +224,6 @@ class _Solver:
         bright = near[np.argsort(sky.brightness[near], kind="stable")]
         tolerance = 5 * np.hypot(self.options.centroid * model.scale, sky.typical_error)
         detections, known = few, bright[: 2 * len(few)]
-        apart = min(self.diagonal * model.scale / np.sqrt(len(bright)), 50 * model.scale)  # mean distance of stars
         last: NDArray[Any] = np.empty(0)
         for step in range(12):
             if step == 3:
@@ -232,10 +233,11 @@ class _Solver:
             pairs = self.match(sky, model, detections, known, tolerance)
             if len(pairs) < 4:
                 return None
-            model = self.fit(sky, model, pairs, 0 if step < 3 else model.order)
+            kind = (0, False) if step < 3 else (model.order, model.radial)
+            model = self.fit(sky, model, pairs, *kind)
             if step >= 3:
                 # distortion that is not in the model yet shows in pairs further apart than the clipping limit
-                wide = self.match(sky, model, detections, known, max(tolerance, 0.15 * apart))
+                wide = self.match(sky, model, detections, known, max(tolerance, self.reach(model, near)))
                 model = self.choose(sky, model, wide)
             noise = self.noise(sky, pairs, model).max(axis=1)
             tolerance = max(self.options.clip * float(np.quantile(noise, 0.9)), 1.0 * model.scale)
@@ -247,6 +249,10 @@ class _Solver:
         if odds < self.options.min_log_odds + np.log(max(self.tried, 1)):
             return None
         return model
+
+    def reach(self, model: Plate, near: Index) -> float:
+        """Distance, radian, within which a star is hardly ever another one: part of the mean distance of stars."""
+        return float(0.15 * model.scale * min(self.diagonal / np.sqrt(len(near)), 50.0))
 
     def match(self, sky: _Sky, model: Plate, ours: Index, theirs: Index, tolerance: float) -> Index:
         """(n, 2) detections and catalogue rows that are each other's nearest within `tolerance` (radian)."""
@@ -263,66 +269,59 @@ class _Solver:
         ours = self.xy_err[pairs[:, 0]] * model.scale
         return np.sqrt(ours[:, None] ** 2 + sky.error[pairs[:, 1]] ** 2 + model.extra**2)
 
-    def fit(self, sky: _Sky, model: Plate, pairs: Index, order: int) -> Plate:
-        """Weighted, clipped least squares of one order, the tangent point moved to the image's centre."""
-        xy, vectors = self.xy[pairs[:, 0]], sky.vectors[pairs[:, 1]]
-        ours2 = ((self.xy_err[pairs[:, 0]] * model.scale) ** 2)[:, None] + sky.error[pairs[:, 1]] ** 2
-        uv = (xy - self.origin) / self.half
-        terms = power_terms(uv, max(order, 1))
-        unknowns = 4 if order == 0 else 2 * terms.shape[1]
-        mirrored = np.linalg.det(model.matrix) > 0
-        ra, dec, extra2 = model.ra, model.dec, model.extra**2
-        keep = np.ones(len(pairs), bool)
-        dof = max(1.0 - unknowns / (2 * len(pairs)), 0.1)
-        for step in range(8):
-            target = project(vectors, ra, dec)
-            variance = ours2 + extra2
-            weight = np.where(keep[:, None], 1 / variance, 0)
-            if order == 0:
-                coefficients, covariance = _similarity(uv, target, weight.mean(axis=1), mirrored)
-            else:
-                coefficients, covariance = _linear(terms, target, weight)
-            residual = target - terms @ coefficients
-            extra2 = _extra_scatter(residual, ours2, dof)
-            z2 = (residual**2 / (ours2 + extra2)).sum(axis=1)
-            now = z2 < self.options.clip**2
-            if now.sum() < max(unknowns / 2 + 1, 0.5 * len(pairs)):
-                now = z2 <= np.median(z2)
-            shift = float(np.hypot(*coefficients[0]))
-            ra, dec = radec(deproject(coefficients[:1], ra, dec)[0])
-            if step > 1 and np.array_equal(now, keep) and shift < 1e-6 * model.scale:
-                break
-            keep = now
-        variance = ours2 + extra2
-        limit = self.options.clip**2
-        deviance = float((np.minimum(residual**2 / variance, limit) + np.log(variance)).sum())
-        coefficients = coefficients.copy()
-        coefficients[0] = 0  # moved into the tangent point
-        return Plate(
-            ra=ra,
-            dec=dec,
-            origin=self.origin,
-            half=self.half,
-            order=order,
-            coefficients=coefficients,
-            covariance=covariance,
-            extra=float(np.sqrt(extra2)),
-            bic=deviance + unknowns * np.log(2 * len(pairs)),
-        )
+    def fit(self, sky: _Sky, model: Plate, pairs: Index, order: int, radial: bool = False) -> Plate:
+        """The plate of one kind that pairs of stars lead to, from `model`."""
+        ours, theirs = pairs.T
+        stars = self.xy[ours], sky.vectors[theirs], self.xy_err[ours], sky.error[theirs]
+        return fit_plate(model, *stars, order=order, radial=radial, clip=self.options.clip)
+
+    def kinds(self, sky: _Sky, model: Plate, pairs: Index) -> list[Plate]:
+        """Plates of every kind for which there are pairs enough, the simplest first."""
+        kinds = [(0, False), (1, False), (3, True), *((n, False) for n in range(2, self.options.max_order + 1))]
+        enough = {0: 4, 1: 5} | {n: 3 * (n + 1) * (n + 2) / 2 for n in range(2, self.options.max_order + 1)}
+        return [
+            self.fit(sky, model, pairs, order, radial)
+            for order, radial in kinds
+            if order <= self.options.max_order and len(pairs) >= (8 if radial else enough[order])
+        ]
 
     def choose(self, sky: _Sky, model: Plate, pairs: Index) -> Plate:
-        """The simplest model that the residuals justify, by the Bayesian information criterion (Schwarz 1978)."""
-        ny, nx = self.shape
-        corners = np.array([[0, 0], [nx - 1, 0], [0, ny - 1], [nx - 1, ny - 1]], float)
-        best = self.fit(sky, model, pairs, 0)
-        for order in range(1, self.options.max_order + 1):
-            unknowns = (order + 1) * (order + 2)
-            if 2 * len(pairs) < 3 * unknowns:
-                break
-            other = self.fit(sky, model, pairs, order)
-            if other.bic < best.bic - self.options.min_bic and other.error(corners).max() < 1:
-                best = other
-        return best
+        """The kind of plate that the residuals justify.
+
+        A bent one has to be far more probable than the straight one (`min_bic`). Among those the one that predicts
+        best is taken, not the simplest: what bends an image has a little of every term.
+        """
+        kinds = self.kinds(sky, model, pairs)
+        straight = kinds[0]
+        if len(kinds) > 1 and kinds[1].bic < straight.bic - self.options.min_bic:
+            straight = kinds[1]
+        bent = []
+        for kind in kinds[2:]:
+            # where the stars end, a larger model may know less than the bend that it corrects
+            bend = np.hypot(*self.deviation(kind, straight).T).max() / straight.scale
+            if kind.bic < straight.bic - self.options.min_bic and kind.error(self.corners).max() < max(1.0, bend / 2):
+                bent.append(kind)
+        return min(bent, key=lambda kind: kind.aic, default=straight)
+
+    def map_error(self, sky: _Sky, model: Plate, pairs: Index) -> float:
+        """One sigma of the coordinates per axis where they are worst in the image, radian.
+
+        That of the fit, and that of not knowing which kind of plate is true: the other kinds deviate from the chosen
+        one, most of all where the stars end, and count by their probability, exp(-BIC / 2).
+        """
+        kinds = self.kinds(sky, model, pairs)
+        weight = np.array([k.bic for k in kinds])
+        weight = np.exp(-0.5 * (weight - weight.min()))
+        variance = np.zeros(len(self.corners))
+        for share, other in zip(weight / weight.sum(), kinds, strict=True):
+            off2 = (self.deviation(other, model) ** 2).sum(axis=1)
+            variance += share * ((other.error(self.corners) * other.scale) ** 2 + off2 / 2)
+        return float(np.sqrt(variance.max()))
+
+    def deviation(self, one: Plate, other: Plate) -> Array:
+        """(n, 2) difference of two plates at `corners`, radian in the tangent plane of the second."""
+        there = project(deproject(one.plane(self.corners), one.ra, one.dec), other.ra, other.dec)
+        return there - other.plane(self.corners)
 
     # -- odds
 
@@ -343,7 +342,7 @@ class _Solver:
         reach = np.abs(model.plane(corner)).max()
         inside = np.flatnonzero((np.abs(plane_all) < 1.1 * reach).all(axis=1))
         order = inside[np.argsort(sky.brightness[field[inside]], kind="stable")]
-        free = max((4 if model.order == 0 else (model.order + 1) * (model.order + 2)) / 2, 2)
+        free = model.free / 2
         best = -np.inf
         mine = model.plane(self.xy[ours])
         for depth in (len(ours), 4 * len(ours), 1 << 62):
@@ -373,57 +372,6 @@ def _area(vectors: Array) -> float:
     """Steradians that a patch of stars covers, by its cap."""
     r = float(np.arccos(np.clip(vectors[:, 2].min(), -1, 1)))
     return float(np.pi * max(r, 1e-9) ** 2)
-
-
-def _linear(terms: Array, target: Array, weight: Array) -> tuple[Array, Array]:
-    """Weighted least squares of both columns and the larger of the two covariances."""
-    coefficients = np.empty((terms.shape[1], 2))
-    covariance = np.zeros((terms.shape[1], terms.shape[1]))
-    for axis in (0, 1):
-        root = np.sqrt(weight[:, axis])
-        unit = float(root.max())
-        q, r = np.linalg.qr(terms * (root / unit)[:, None])
-        coefficients[:, axis] = np.linalg.lstsq(r, q.T @ (target[:, axis] * root / unit), rcond=None)[0]
-        inverse = np.linalg.pinv(r) / unit
-        other = inverse @ inverse.T
-        covariance = other if np.trace(other) > np.trace(covariance) else covariance
-    return coefficients, covariance
-
-
-def _similarity(uv: Array, target: Array, weight: Array, mirrored: bool) -> tuple[Array, Array]:
-    """Shift, turn and scale by least squares; `mirrored` where the determinant is positive."""
-    w = weight / weight.sum()
-    sign = 1.0 if mirrored else -1.0
-    p = (uv[:, 0] + 1j * sign * uv[:, 1]) if not mirrored else uv[:, 0] + 1j * uv[:, 1]
-    t = target[:, 0] + 1j * target[:, 1]
-    p0, t0 = (w * p).sum(), (w * t).sum()
-    spread = (w * np.abs(p - p0) ** 2).sum()
-    z = (w * np.conj(p - p0) * (t - t0)).sum() / spread
-    shift = t0 - z * p0
-    coefficients = np.array([[shift.real, shift.imag], [z.real, z.imag], [-sign * z.imag, sign * z.real]])
-    one = 1 / weight.sum()
-    turn = one / spread
-    c0 = np.array([p0.real, sign * p0.imag])
-    covariance = np.diag([one + turn * float(c0 @ c0), turn, turn])
-    covariance[0, 1:] = covariance[1:, 0] = -turn * c0
-    return coefficients, covariance
-
-
-def _extra_scatter(residual: Array, variance: Array, dof: float) -> float:
-    """Variance per axis beyond the stated errors that gives the residuals their expected median."""
-    r2 = residual**2
-    goal = 2 * np.log(2) * dof  # median of chi^2 with two degrees of freedom
-
-    def median(extra: float) -> float:
-        return float(np.median((r2 / (variance + extra)).sum(axis=1)))
-
-    if median(0.0) <= goal:
-        return 0.0
-    low, high = 0.0, float(r2.sum(axis=1).max())
-    for _ in range(20):
-        middle = (low + high) / 2
-        low, high = (middle, high) if median(middle) > goal else (low, middle)
-    return (low + high) / 2
 
 
 class _Sky:
@@ -513,7 +461,7 @@ def solve(
             need = 0.55 * solver.diagonal * model.scale
             if float(np.arccos(np.clip(there @ leg.centre, -1, 1))) + need > leg.radius:
                 sky = _Sky(catalogue(model.ra, model.dec, float(np.degrees(need))), options)
-        return _solution(solver, sky, model)
+        return _believed(_solution(solver, sky, model), options)
     name = fixed.stars.name if fixed is not None else "the catalogue"
     raise SolveError(
         f"no place on the sky for {len(solver.rows)} stars: {solver.tried} places in {visited} patches of {name} "
@@ -521,6 +469,19 @@ def solve(
         f"tried, best ln(odds) {solver.best:.1f} (needed {options.min_log_odds + np.log(max(solver.tried, 1)):.1f}); "
         f"guess from {guess.source or 'the caller'}: give the centre and the pixel scale"
     )
+
+
+def _believed(solution: Solution, options: AstrometryOptions) -> Solution:
+    """Refuse a place that is true but too vague to give every pixel its coordinates."""
+    worst = solution.map_error / solution.scale
+    if worst > options.max_map_error:
+        raise SolveError(
+            f"{solution.n} stars of {solution.name} tell where the image is (RA {solution.centre[0]:.4f} Dec"
+            f" {solution.centre[1]:+.4f}, ln(odds) {solution.log_odds:.0f}), but leave its coordinates uncertain by"
+            f" {worst:.1f} px in a corner: more stars would help (a deeper stack or catalogue), or accept it with"
+            f" --max-map-error {np.ceil(worst):.0f}"
+        )
+    return solution
 
 
 def _where(guess: Guess, sky: _Sky | None) -> tuple[Array, float]:
@@ -599,13 +560,15 @@ def _solution(solver: _Solver, sky: _Sky, model: Plate) -> Solution:
     pairs = np.empty((0, 2), np.intp)
     for _ in range(3):
         pairs = solver.match(sky, model, np.arange(len(solver.xy)), field_rows, _wide(solver, sky, model, field_rows))
-        model = solver.fit(sky, model, pairs, model.order)
+        model = solver.fit(sky, model, pairs, model.order, model.radial)
         residual = project(sky.vectors[pairs[:, 1]], model.ra, model.dec) - model.plane(solver.xy[pairs[:, 0]])
         noise = solver.noise(sky, pairs, model)
         # the fit is robust and does not need them, but within a pixel it is the same star all the same
         keep = ((residual / noise) ** 2).sum(axis=1) < solver.options.clip**2
         keep |= np.hypot(*residual.T) < model.scale
         pairs, residual, noise = pairs[keep], residual[keep] / ARCSEC, noise[keep] / ARCSEC
+    wide = max(_wide(solver, sky, model, field_rows), solver.reach(model, field_rows))
+    wide_pairs = solver.match(sky, model, np.arange(len(solver.xy)), field_rows, wide)
     matrix = model.matrix
     odds = solver.log_odds(sky, model, field_rows)
     return Solution(
@@ -621,6 +584,7 @@ def _solution(solver: _Solver, sky: _Sky, model: Plate) -> Solution:
         rotation=float(np.degrees(np.arctan2(matrix[0, 1], matrix[1, 1]))),
         parity=-1 if np.linalg.det(matrix) > 0 else 1,
         extra=model.extra / ARCSEC,
+        map_error=solver.map_error(sky, model, wide_pairs) / ARCSEC,
         shape=solver.shape,
         catalogue=sky.stars,
         xy=solver.xy[pairs[:, 0]],

@@ -50,7 +50,8 @@ class SolvedFile:
         s, z = self.solution, self.zero_point
         text = (
             f'{self.path}: {s.n} stars of {s.name}, rms {s.rms_ra:.3f}" {s.rms_dec:.3f}", '
-            f'{s.scale:.4f}"/px, {"TAN" if s.order < 2 else f"SIP order {s.order}"}'
+            f'{s.scale:.4f}"/px, {"TAN" if s.order < 2 else f"SIP order {s.order}"}, '
+            f'corners to {s.map_error:.2g}"'
         )
         if np.isfinite(z.zp):
             band = f"{z.band}, " if z.band else ""

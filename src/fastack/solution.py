@@ -48,6 +48,7 @@ class Solution:
     rotation: float  #: position angle of the image's +y axis, from north through east, degree
     parity: int  #: +1 as on the sky (det CD < 0), -1 mirrored
     extra: float  #: scatter per axis beyond the stated errors, arcsec
+    map_error: float  #: expected error per axis of the coordinates where they are worst in the image, arcsec
     shape: tuple[int, int]  #: of the image
     catalogue: CatalogueStars = field(repr=False)  #: what it was solved against
     xy: Array = field(repr=False)  #: (n, 2) the pairs' pixels
@@ -90,6 +91,7 @@ class Solution:
         header = self.model.cards(self.shape, kind)
         header["ASTRRMS1"] = (self.rms_ra / 3600, "[deg] rms of the stars along RA")
         header["ASTRRMS2"] = (self.rms_dec / 3600, "[deg] rms of the stars along Dec")
+        header["ASTRERR"] = (self.map_error / 3600, "[deg] expected error at the worst corner")
         header["ASTRNUM"] = (self.n, "stars behind the astrometric solution")
         header["ASTRCAT"] = (self.name[:60], "catalogue")
         header["ASTREPOC"] = (round(self.epoch, 6), "[yr] Julian epoch of the catalogue positions")
