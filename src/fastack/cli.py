@@ -152,7 +152,10 @@ _SKY_SETTINGS: dict[str, tuple[Any, str]] = {
     "widen_scale": (float, "factor by which the scale may be wrong at last; 1: never [3]"),
     "max_order": (int, "of the distortion polynomial [5]"),
     "min_bic": (float, "gain in the information criterion that justifies a larger model [10]"),
-    "max_map_error": (float, "error of the coordinates anywhere in the image from which a solution is refused, pixel"),
+    "max_map_error": (
+        float,
+        "a solution with a larger expected error in a corner is refused, pixel [1]",
+    ),
     "astrometry_clip": (float, "pairs further apart are left out, sigma [4]"),
     "centroid": (float, "error of a position that the search allows for, pixel [1]"),
     "position_error": (float, "error of a star whose own is unknown, pixel [0.3]"),
@@ -375,15 +378,16 @@ def catalogue_fetch(
     from fastack.store import describe
 
     place, options = _store(store), CatalogueOptions(**_chosen(rest))
-    failures = []
-    for name in names or ("ucac4", "gaia"):
+    wanted, failures = names or ("ucac4", "gaia"), []
+    for name in wanted:
         try:
             fetch_into(place, name, *around, radius, max_mag, options=options)
         except FastackError as error:  # the other one may still be had
             failures.append(str(error))
     print(describe(place))
     if failures:
-        raise FastackError("; ".join(failures))
+        print("\n".join(failures), file=sys.stderr)
+        raise click.exceptions.Exit(1 if len(failures) == len(wanted) else 3)
 
 
 @catalogue.command("list")
