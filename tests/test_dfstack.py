@@ -134,6 +134,10 @@ def test_a_night_becomes_three_files(archive: Path, sky: Servers, tmp_path: Path
         # of UCAC4 would be off by 0.7"
         assert error_of(tmp_path / name) < 0.05
     assert {p: p.stat().st_mtime_ns for p in archive.rglob("*")} == before
+    if program := shutil.which("fitsverify"):
+        for name in PRODUCTS:
+            checked = subprocess.run([program, "-q", str(tmp_path / name)], capture_output=True, text=True)
+            assert checked.stdout.startswith("verification OK"), checked.stdout
 
 
 def test_an_older_solution_is_the_first_guess(archive: Path, sky: Servers, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from astropy.io import fits
 
-from fastack import background, catalogue, dates
+from fastack import __version__, background, catalogue, dates
 from fastack.astrometry import solve
 from fastack.calibrate import Calibration
 from fastack.detect import detect
@@ -34,6 +34,7 @@ from fastack.types import CatalogueStars, FloatImage, FrameQuality, PixelFlag, S
 from fastack.wcs import read_wcs, strip_wcs
 
 _MAX_STARS = 2000  #: brightest detections that are measured for a solution
+_ROUGH = 0.5  #: error of the centre of a saturated, cut or unfitted star at least, pixel
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -164,13 +165,15 @@ def find_stars(frame: Frame) -> tuple[Stars, FrameQuality]:
     if len(found) < 3:
         raise SolveError(f"{frame.name}: {len(found)} stars found, too few to be placed on the sky")
     stars, quality = measure(pixels, found, background=sky, options=MeasureOptions(saturation=level))
-    # what could not be fitted, most of it saturated and bloomed, keeps its detection, good to half a pixel
+    # what could not be fitted, most of it saturated and bloomed, keeps its detection; neither is a saturated or cut
+    # star's centre where the photon noise of what is left of it says
     lost = ~np.isfinite(stars.flux)
+    rough = lost | found.has(StarFlag.SATURATED | StarFlag.EDGE)
     stars = replace(
         stars,
         flux=np.where(lost, found.flux, stars.flux),
         xy=np.where(lost[:, None], found.xy, stars.xy),
-        xy_err=np.where(lost, 0.5, stars.xy_err),
+        xy_err=np.where(rough, np.fmax(stars.xy_err, _ROUGH), stars.xy_err),
     )
     return stars[np.argsort(-stars.flux, kind="stable")], replace(quality, noise=background.pixel_noise(pixels))
 
@@ -270,6 +273,7 @@ def _write(
 ) -> None:
     """Copy a file with the new WCS in every image of the same size, all or nothing."""
     cards = solution.header(distortion)
+    name = solution.name.encode("ascii", "replace").decode()
     handle, temporary = tempfile.mkstemp(prefix=f".{goal.name}.", suffix=".tmp", dir=goal.parent)
     os.close(handle)
     try:
@@ -287,6 +291,7 @@ def _write(
                 if hdu is file[0]:
                     for keyword, value, comment in _photometry(zero_point):
                         hdu.header[keyword] = (value, comment)
+                    hdu.header.add_history(f"fastack {__version__}: coordinates by {solution.n} stars of {name}"[:72])
             file.writeto(temporary, overwrite=True, checksum=True, output_verify="silentfix+ignore")
         mask = os.umask(0)
         os.umask(mask)
