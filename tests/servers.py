@@ -291,7 +291,11 @@ class Servers:
             table = table[:0]
         if mood == "wrong":
             table.rename_column("ra", "xx")
+        if mood == "hole":
+            table["ra"][0] = np.nan
         data = archive_votable(table, "OVERFLOW" if mood == "overflow" else "OK")
+        if mood == "bad":
+            data = re.sub(rb"(encoding=.base64.>\s*)\w{8}", rb"\1????????", data, count=1)
         # the archive gzips by itself, and does so whether or not it was asked to
         self.answer(handler, mood, gzip.compress(data), "application/x-votable+xml")
 

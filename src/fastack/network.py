@@ -83,7 +83,7 @@ def fetch(
             if len(table) > options.row_limit:
                 raise TooMany(
                     f"more than {options.row_limit} stars within {radius:.3g} degree: ask for a brighter magnitude"
-                    " limit or a smaller circle, or raise the row limit"
+                    " limit or a smaller circle, or raise --row-limit"
                 )
             try:
                 return stars_of(table, served.name, survey=served)
@@ -100,9 +100,8 @@ def fetch(
         except CatalogueError as error:
             failures.append(type(error)(f"{host} {error}"))
     text = f"{served.name}: " + "; ".join(str(f) for f in failures)
-    if all(isinstance(f, _Unreachable) for f in failures):
-        text += " (no network?); use a local file, or a store filled by 'fastack catalogue fetch'"
-    raise CatalogueError(text)
+    text += " (no network?); use" if all(isinstance(f, _Unreachable) for f in failures) else "; try again later, or use"
+    raise CatalogueError(f"{text} a local file, or a store filled by 'fastack catalogue fetch'")
 
 
 def require(name: str) -> str:
@@ -138,7 +137,7 @@ def _named_errors() -> Iterator[None]:
     except (OSError, EOFError, http.client.HTTPException) as error:
         causes = list(_causes(error))
         if any(isinstance(c, (TimeoutError, requests.Timeout)) for c in causes):
-            raise Broken("did not answer in time") from error
+            raise Broken("did not answer in time (--timeout)") from error
         if any(isinstance(c, (socket.gaierror, ConnectionRefusedError)) for c in causes) or any(
             isinstance(c, OSError) and c.errno in _NO_ROUTE for c in causes
         ):
@@ -260,7 +259,8 @@ def _run_job(tap: Any, connection: Any, query: str, patience: float) -> bytes:
         "EXECUTING",
     ):
         if time.monotonic() + pause > deadline:
-            raise Broken(f"had not finished after {patience:g} s")
+            # a busy server is not asked twice: the next one may be idle
+            raise CatalogueError(f"had not finished the job after {patience:g} s (--job-timeout)")
         time.sleep(pause)
         pause = min(2 * pause, 5.0)
     if phase != "COMPLETED":
