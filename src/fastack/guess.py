@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastack.frames import parse_number
 from fastack.wcs import read_wcs
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ _POSITIONS = (
     ("CRVAL1", "CRVAL2"),
 )
 _SCALES = ("SECPIX", "SECPIX1", "SECPIXX", "PIXSCALE", "PIXSCAL", "PIXSCAL1", "IM_SCALE", "SCALE", "CCDSCALE")
-_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eEdD][+-]?\d+)?")
 
 
 def first_guess(
@@ -170,8 +170,7 @@ def _number(value: Any) -> float | None:
     if isinstance(value, (int, float, np.number)):
         plain = float(value)
         return plain if np.isfinite(plain) else None
-    text = str(value).strip().replace(",", ".")
-    return float(re.sub("[dD]", "e", text)) if _NUMBER.fullmatch(text) else None
+    return parse_number(str(value))
 
 
 def _angle(value: Any, *, hours: bool, comment: str = "") -> float | None:

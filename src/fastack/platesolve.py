@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import tempfile
@@ -19,12 +18,13 @@ from fastack import __version__, background, catalogue, dates
 from fastack.astrometry import solve
 from fastack.calibrate import Calibration
 from fastack.detect import detect
-from fastack.errors import OutputError, SolveError
+from fastack.errors import SolveError
 from fastack.frames import Frame, open_frame
 from fastack.guess import Guess, first_guess
 from fastack.measure import measure
 from fastack.network import resolve
 from fastack.options import AstrometryOptions, CatalogueOptions, DetectOptions, MeasureOptions
+from fastack.output import check_target, write_hdus
 from fastack.positions import proper_motion
 from fastack.solution import Solution, ZeroPoint
 from fastack.solution import plots as draw
@@ -116,8 +116,7 @@ def solve_file(
         If the target cannot be written.
     """
     path, goal = Path(image), Path(target)
-    if goal.exists() and not overwrite:
-        raise OutputError(f"{goal} exists: use --overwrite to replace it, or another name with -o")
+    check_target(goal, overwrite=overwrite)
     frame = open_frame(path)
     stars, quality = find_stars(frame)
     guess = first_guess(frame.header, centre=centre, pixel_scale=pixel_scale, shape=frame.shape)
@@ -274,33 +273,22 @@ def _write(
     """Copy a file with the new WCS in every image of the same size, all or nothing."""
     cards = solution.header(distortion)
     name = solution.name.encode("ascii", "replace").decode()
-    handle, temporary = tempfile.mkstemp(prefix=f".{goal.name}.", suffix=".tmp", dir=goal.parent)
-    os.close(handle)
-    try:
-        with fits.open(path, memmap=True, do_not_scale_image_data=True) as file:
-            for hdu in file:
-                if not (hdu.is_image and hdu.header.get("NAXIS", 0) >= 2):
-                    continue
-                if (hdu.header["NAXIS2"], hdu.header["NAXIS1"]) != tuple(solution.shape):
-                    continue
-                clean = strip_wcs(hdu.header)
-                for keyword in [k for k in hdu.header if k and k not in clean and k not in ("HISTORY", "COMMENT")]:
-                    hdu.header.remove(keyword, ignore_missing=True, remove_all=True)
-                for card in cards.cards:
-                    hdu.header[card.keyword] = (card.value, card.comment)
-                if hdu is file[0]:
-                    for keyword, value, comment in _photometry(zero_point):
-                        hdu.header[keyword] = (value, comment)
-                    hdu.header.add_history(f"fastack {__version__}: coordinates by {solution.n} stars of {name}"[:72])
-            file.writeto(temporary, overwrite=True, checksum=True, output_verify="silentfix+ignore")
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, goal)
-    except OSError as error:
-        raise OutputError(f"{goal}: cannot be written ({error.strerror or error})") from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with fits.open(path, memmap=True, do_not_scale_image_data=True) as file:
+        for hdu in file:
+            if not (hdu.is_image and hdu.header.get("NAXIS", 0) >= 2):
+                continue
+            if (hdu.header["NAXIS2"], hdu.header["NAXIS1"]) != tuple(solution.shape):
+                continue
+            clean = strip_wcs(hdu.header)
+            for keyword in [k for k in hdu.header if k and k not in clean and k not in ("HISTORY", "COMMENT")]:
+                hdu.header.remove(keyword, ignore_missing=True, remove_all=True)
+            for card in cards.cards:
+                hdu.header[card.keyword] = (card.value, card.comment)
+            if hdu is file[0]:
+                for keyword, value, comment in _photometry(zero_point):
+                    hdu.header[keyword] = (value, comment)
+                hdu.header.add_history(f"fastack {__version__}: coordinates by {solution.n} stars of {name}"[:72])
+        write_hdus(goal, file, overwrite=True, verify="silentfix+ignore")
 
 
 def _photometry(zero_point: ZeroPoint) -> list[tuple[str, float | int | str, str]]:

@@ -7,7 +7,7 @@ import fcntl
 import json
 import os
 import re
-import tempfile
+import threading
 import time
 import zipfile
 from collections.abc import Iterator
@@ -301,14 +301,13 @@ class Store:
         columns = np.stack([getattr(stars, key) for key in COLUMNS])
         path = self._piece(catalogue, cell)
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=path.parent)
+        temporary = path.with_name(f".{path.stem}.{os.getpid()}-{threading.get_ident()}.tmp")
         try:
-            with os.fdopen(handle, "wb") as file:
+            with temporary.open("wb") as file:
                 np.savez(file, stars=columns, facts=np.array(json.dumps(facts)))
-            os.chmod(temporary, 0o666 & ~_umask())
             os.replace(temporary, path)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
 
     @contextlib.contextmanager
@@ -339,15 +338,6 @@ class Store:
                 break
             path.unlink(missing_ok=True)
             total -= size
-
-
-def _umask() -> int:
-    """The process's umask, which can only be read by setting it; 022 where Linux does not tell."""
-    try:
-        status = Path("/proc/self/status").read_text()
-        return int(re.search(r"Umask:\s*(\d+)", status)[1], 8)  # type: ignore[index]
-    except (OSError, TypeError):
-        return 0o022
 
 
 def _directory(name: str) -> str:
