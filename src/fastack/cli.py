@@ -579,7 +579,7 @@ def dfstack_command(
         return
     # the stack lies on the reference's grid, but any frame of the night points at the same field
     near = sorted(frames, key=lambda path: path.name != result.reference)
-    sky["older"] = next((older for path in near if (older := archive.older_solution(path))), None)
+    sky["older"] = archive.older_solution(near)
     _solve_both(result.path, no_sky, quiet, sky)
 
 
