@@ -210,8 +210,16 @@ def test_a_local_store_in_place_of_the_network(archive: Path, sky: Servers, tmp_
     assert "gaia" in done.stdout
     sky.asked.clear()
     down = asking(sky, vizier="http://127.0.0.1:9", gaia="http://127.0.0.1:9/tap-server/tap")
-    done = dfstack(*down, cwd=tmp_path, archive=archive, FASTACK_CATALOGUES=str(store))
+    ones = np.ones(OPTIONS.shape, np.float32)
+    flat = fits.Header([("IMAGETYP", "Master Flat"), ("FILTER", "V")])
+    fits.PrimaryHDU(ones, flat).writeto(tmp_path / "master_flat.fits")
+    more = ("--wcs", "tpv", "--plots")
+    done = dfstack(*down, *more, cwd=tmp_path, archive=archive, FASTACK_CATALOGUES=str(store))
     assert done.returncode == 0, done.stderr
+    assert "master_flat" in str(fits.getheader(tmp_path / "mosaic.fits")["HISTORY"])
+    assert fits.getheader(tmp_path / PRODUCTS[1])["CTYPE1"] == "RA---TPV"
+    assert (tmp_path / "amosaic_gaia.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "amosaic_gaia.ecsv").is_file()
     assert not sky.asked
     assert not (tmp_path / "cache").exists()
     assert error_of(tmp_path / PRODUCTS[1]) < 0.05

@@ -539,6 +539,8 @@ def _without_skipped(paths: Sequence[Path], quiet: bool) -> list[Path]:
 @click.option("--archive-root", help="root of the archive [FASTACK_ARCHIVE, the configuration file, /mnt/archive]")
 @click.option("--no-sky", is_flag=True, help="leave the sky coordinates out")
 @click.option("--centre", type=_Centre(), help="RA,Dec in degrees or 19:58:21.6,+35:12:00 [from the headers]")
+@click.option("--wcs", "distortion", type=click.Choice(("sip", "tpv")), default="sip", show_default=True)
+@click.option("--plots", is_flag=True, help="pictures and tables of the residuals beside the solved files")
 @_with_output
 @_with_settings
 @_with_sky_settings
@@ -552,6 +554,8 @@ def dfstack_command(
     archive_root: str | None,
     no_sky: bool,
     centre: tuple[float, float] | None,
+    distortion: str,
+    plots: bool,
     **rest: Any,
 ) -> None:
     """Average frames START to END that TELESCOPE took in the night DATE (yy_mm_dd) into mosaic.fits.
@@ -572,7 +576,7 @@ def dfstack_command(
     if rest.get("flat") is None and not rest.get("no_flat") and Path("master_flat.fits").is_file():
         rest["flat"] = "master_flat.fits"
     quiet = rest["quiet"]
-    sky = _sky_chosen(rest) | {"centre": centre, "pixel_scale": rest["pixel_scale"]}
+    sky = _sky_chosen(rest) | {"centre": centre, "pixel_scale": rest["pixel_scale"], "distortion": distortion}
     frames = _without_skipped(paths, quiet)
     result = _run_stack(frames, output, True, rest)
     if result.path is None:
@@ -580,10 +584,10 @@ def dfstack_command(
     # the stack lies on the reference's grid, but any frame of the night points at the same field
     near = sorted(frames, key=lambda path: path.name != result.reference)
     sky["older"] = archive.older_solution(near)
-    _solve_both(result.path, no_sky, quiet, sky)
+    _solve_both(result.path, no_sky, plots, quiet, sky)
 
 
-def _solve_both(mosaic: Path, skip: bool, quiet: bool, how: dict[str, Any]) -> None:
+def _solve_both(mosaic: Path, skip: bool, plots: bool, quiet: bool, how: dict[str, Any]) -> None:
     """Write amosaic_ucac4.fits and amosaic_gaia.fits, each where its solution is good; say what there is."""
     from fastack.platesolve import solve_file
 
@@ -592,7 +596,8 @@ def _solve_both(mosaic: Path, skip: bool, quiet: bool, how: dict[str, Any]) -> N
     for name in () if skip else ("ucac4", "gaia"):
         target = mosaic.with_name(f"a{mosaic.stem}_{name}.fits")
         try:
-            lines.append(solve_file(mosaic, name, target, overwrite=True, **how).summary())
+            picture = target.with_suffix(".png") if plots else None
+            lines.append(solve_file(mosaic, name, target, overwrite=True, plots=picture, **how).summary())
         except Exception as error:  # whatever it is, the stack stands and the other catalogue may do
             if os.environ.get("FASTACK_DEBUG"):
                 raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import tempfile
@@ -226,7 +227,8 @@ def _guess_otherwise(frame: Frame, guess: Guess, path: Path, options: CatalogueO
         return guess
     with tempfile.TemporaryDirectory() as directory:
         command = ["solve-field", "--overwrite", "--no-plots", "--dir", directory, "--cpulimit", "120", str(path)]
-        subprocess.run(command, capture_output=True, check=False, timeout=300)
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            subprocess.run(command, capture_output=True, check=False, timeout=300)
         for made in Path(directory).glob("*.wcs"):
             found = first_guess(fits.getheader(made), shape=frame.shape)
             if found.ra is not None:
