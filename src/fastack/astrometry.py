@@ -307,10 +307,10 @@ class _Solver:
         """One sigma of the coordinates per axis where they are worst in the image, radian.
 
         That of the fit, and that of not knowing which kind of plate is true: the other kinds deviate from the chosen
-        one, most of all where the stars end, and count by their probability, exp(-BIC / 2).
+        one, most of all where the stars end, and count by their Akaike weights, exp(-AIC / 2).
         """
         kinds = self.kinds(sky, model, pairs)
-        weight = np.array([k.bic for k in kinds])
+        weight = np.array([k.aic for k in kinds])
         weight = np.exp(-0.5 * (weight - weight.min()))
         variance = np.zeros(len(self.corners))
         for share, other in zip(weight / weight.sum(), kinds, strict=True):
