@@ -75,6 +75,7 @@ _SETTINGS: dict[str, tuple[str, Any, str]] = {
     "master_clip": ("Calibration", float, "clipping when raw calibration frames are combined, sigma"),
     "max_temperature": ("Calibration", float, "difference of temperature between calibration frames at most, degree"),
     "no_flat": ("Calibration", bool, "do not pick up master_flat.fits"),
+    "keep_edges": ("Calibration", bool, "keep lines at the detector's edge whose level is not the sky's"),
     "gain": ("Calibration", float, "e-/ADU, over the headers"),
     "rdnoise": ("Calibration", float, "read noise in electrons, over the headers"),
     "saturation": ("Calibration", float, "level in raw ADU from which a pixel is saturated, over the headers"),

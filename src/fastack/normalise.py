@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from fastack import _stars, background
 from fastack.errors import MatchError
 from fastack.types import Array, Background, FloatImage, FrameRecord, StarFlag, Stars, Transform
 
-SKY_MARGIN = _CELL = 64  #: side of a cell of the sky surfaces, and how far they reach beyond the output, pixel
+_CELL = 64  #: side of a cell of the sky surfaces, output pixel
 _QUIET = 0.2  #: surfaces whose rms stays below, in sigmas of a pixel, are not worth their cost
 _TURNS = 50  #: of common sky and planes at most; frames that overlap widely need about ten
 
@@ -186,9 +186,36 @@ def sky_level(reference: Background, frame: Background, transform: Transform, sc
     return float(np.mean(excess)) if len(excess) > 4 else float(np.median(excess))
 
 
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class SkySurfaces:
+    """What the sky of each frame has beyond its level and the common sky; they reach `_CELL` pixels further out."""
+
+    meshes: list[Background]  #: of each frame, ADU of the reference
+    origin: tuple[int, int]  #: pixel of the output that the meshes' (0, 0) falls on, (x, y)
+
+    def at(self, index: int, window: tuple[int, int, int, int]) -> FloatImage:
+        """One frame's surface in a window of the output.
+
+        Parameters
+        ----------
+        index : int
+            Of the frame.
+        window : tuple of int
+            (y0, y1, x0, x1).
+
+        Returns
+        -------
+        (y1 - y0, x1 - x0) float32 ndarray, ADU of the reference
+            A pixel has the same value in every window.
+        """
+        y0, y1, x0, x1 = window
+        dx, dy = self.origin
+        return background.render(self.meshes[index], (slice(y0 - dy, y1 - dy), slice(x0 - dx, x1 - dx)))
+
+
 def sky_surfaces(
-    records: Sequence[FrameRecord], to_frame: Sequence[Transform], shape: tuple[int, int], model: str = "mesh"
-) -> list[Background] | None:
+    records: Sequence[FrameRecord], to_frame: Sequence[Transform], area: tuple[int, int, int, int], model: str = "mesh"
+) -> SkySurfaces | None:
     """What each frame's sky has beyond the common sky: gradients of moon and twilight, flats that miss.
 
     Parameters
@@ -197,17 +224,17 @@ def sky_surfaces(
         Frames of the stack with background, flux scale, level and weight.
     to_frame : sequence of Transform
         Output pixels to the pixels of each frame.
-    shape : tuple of int
-        (ny, nx) of the output.
+    area : tuple of int
+        (y0, y1, x0, x1) of the output that is wanted; beyond the output where the surfaces are not to depend on its
+        framing.
     model : {"mesh", "plane", "level"}
         How fine: a plane and what the frame's mesh shows beyond it, the plane alone, or nothing.
 
     Returns
     -------
-    list of Background, or None
-        For each frame a surface in ADU of the reference, to be taken off its resampled and scaled pixels; it covers
-        the output and `SKY_MARGIN` pixels around it (see `surface_at`). None where no frame's sky differs from the
-        others' by more than a fifth of a pixel's noise.
+    SkySurfaces, or None
+        To be taken off the frames' resampled and scaled pixels. None where no frame's sky differs from the others' by
+        more than a fifth of a pixel's noise.
 
     Notes
     -----
@@ -219,8 +246,9 @@ def sky_surfaces(
     """
     if model == "level" or len(records) < 2:
         return None
-    my, mx = (-(-size // _CELL) + 2 for size in shape)
-    x, y = (np.arange(mx) - 0.5) * _CELL - 0.5, (np.arange(my) - 0.5) * _CELL - 0.5
+    y0, y1, x0, x1 = area
+    my, mx = -(-(y1 - y0) // _CELL) + 2, -(-(x1 - x0) // _CELL) + 2
+    x, y = x0 + (np.arange(mx) - 0.5) * _CELL - 0.5, y0 + (np.arange(my) - 0.5) * _CELL - 0.5
     nodes = np.stack([a.ravel() for a in np.meshgrid(x, y)], axis=1)
     weight = np.array([r.weight for r in records])
     factor = np.array([r.scale * t.magnification**2 for r, t in zip(records, to_frame, strict=True)])
@@ -232,38 +260,25 @@ def sky_surfaces(
     known = np.isfinite(excess)
     excess[~known] = 0.0
     basis = np.stack([np.ones(len(nodes)), *((nodes - nodes.mean(axis=0)) / np.ptp(nodes, axis=0).max()).T], axis=1)
-    planes = _planes(excess, known, weight, basis)
-    surface = planes @ basis.T
+    surface = _planes(excess, known, weight, basis) @ basis.T
+    rest = np.zeros_like(surface)
     if model == "mesh":
         rest = np.where(known, excess - surface - _common(excess - surface, known, weight), 0.0)
-        rest = np.stack([ndimage.median_filter(one.reshape(my, mx), 3, mode="nearest").ravel() for one in rest])
-        surface = surface + rest - _common(rest, np.ones_like(known), weight)
-    size = np.sqrt(np.sum(np.where(known, surface, 0.0) ** 2, axis=1) / np.maximum(known.sum(axis=1), 1))
+    size = np.sqrt(np.sum((surface + rest) ** 2, axis=1, where=known) / np.maximum(known.sum(axis=1), 1))
     if not (size > _QUIET * np.where(np.isfinite(noise), noise, 0.0)).any():
         return None
+    if model == "mesh":
+        padded = np.pad(rest.reshape(-1, my, mx), ((0, 0), (1, 1), (1, 1)), mode="edge")
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
+        rest = np.median(windows, axis=(3, 4)).reshape(rest.shape)
+        surface = surface + rest - _common(rest, np.ones_like(known), weight)
     whole = (my * _CELL, mx * _CELL)
     empty = np.zeros((my, mx), np.float32)
     meshes = surface.astype(np.float32).reshape(-1, my, mx)
-    return [Background(level=mesh, noise=empty, shape=whole, cell=(_CELL, _CELL)) for mesh in meshes]
-
-
-def surface_at(surface: Background, window: tuple[int, int, int, int]) -> FloatImage:
-    """One frame's surface in a window of the output.
-
-    Parameters
-    ----------
-    surface : Background
-        Of `sky_surfaces`.
-    window : tuple of int
-        (y0, y1, x0, x1), at most `SKY_MARGIN` pixels beyond the output.
-
-    Returns
-    -------
-    (y1 - y0, x1 - x0) float32 ndarray, ADU of the reference
-        The same values in every window.
-    """
-    y0, y1, x0, x1 = (edge + SKY_MARGIN for edge in window)
-    return background.render(surface, (slice(y0, y1), slice(x0, x1)))
+    return SkySurfaces(
+        meshes=[Background(level=mesh, noise=empty, shape=whole, cell=(_CELL, _CELL)) for mesh in meshes],
+        origin=(x0 - _CELL, y0 - _CELL),
+    )
 
 
 def _common(values: Array, known: NDArray[np.bool_], weight: Array) -> Array:
@@ -276,16 +291,18 @@ def _common(values: Array, known: NDArray[np.bool_], weight: Array) -> Array:
 
 def _planes(excess: Array, known: NDArray[np.bool_], weight: Array, basis: Array) -> Array:
     """(n, 3) coefficients of each frame's plane beside the common sky; cells of odd light do not count."""
-    planes = np.zeros((len(excess), basis.shape[1]))
+    terms = basis.shape[1]
+    products = (basis[:, :, None] * basis[:, None, :]).reshape(len(basis), terms * terms)
+    planes: Array = np.zeros((len(excess), terms))
     counted = known.copy()
     for _ in range(3):
-        normal = np.einsum("nk,ki,kj->nij", counted, basis, basis) + 1e-9 * np.eye(basis.shape[1])
+        normal = (counted.astype(float) @ products).reshape(-1, terms, terms) + 1e-9 * np.eye(terms)
         for _ in range(_TURNS):
             left = excess - _common(excess - planes @ basis.T, counted, weight)
-            moment = np.einsum("nk,ki->ni", np.where(counted, left, 0.0), basis)
+            moment = np.where(counted, left, 0.0) @ basis
             new = np.linalg.solve(normal, moment[..., None])[..., 0]
-            new -= weight @ new / weight.sum()
-            change, planes = np.abs(new - planes).max(), new
+            new = new - weight @ new / weight.sum()
+            change, planes = np.abs(new - planes).max(), np.asarray(new, float)
             if change <= 1e-4 * np.abs(planes).max():
                 break
         rest = excess - planes @ basis.T

@@ -118,6 +118,7 @@ class CalibrateOptions:
     dark: str | None = None
     flat: str | None = None  #: None: master_flat.fits beside the frames, where there is one
     no_flat: bool = False  #: do not pick up master_flat.fits
+    keep_edges: bool = False  #: keep lines at the detector's edge whose level is not the sky's
     gain: float | None = None  #: e-/ADU
     rdnoise: float | None = None  #: e-
     saturation: float | None = None  #: ADU, raw

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -162,7 +163,7 @@ def stack(
     if target is not None and not dry_run:
         output.check_target(target, overwrite=overwrite)
     with make_executor(options.threads, options.scheduler) as executor:
-        records, notes = measure_frames(sources, options, reporter, executor, exclude=target)
+        records, calibration = measure_frames(sources, options, reporter, executor, exclude=target)
         select.apply_limits(records, options.select)
         _need(records, "after the selection")
         reference = select.choose_reference(records, options.reference)
@@ -187,14 +188,14 @@ def stack(
                 path=None,
                 seconds=seconds,
                 options=options,
-                notes=tuple(notes),
+                notes=calibration.notes,
             )
-        out, transforms = output_grid(used, reference, options)
-        primary = header.stack_header(used, reference, out, transforms, options, command, notes)
+        out, transforms = output_grid(used, reference, options, calibration.edges)
+        primary = header.stack_header(used, reference, out, transforms, options, command, calibration.notes)
         planes = [output.PRIMARY, output.UNCERT, output.NCOMB, output.WEIGHT, output.FLAGS]
         if maps:
             planes += [output.REJLOW, output.REJHIGH]
-        job = Job.of(used, reference, transforms, out, options, maps)
+        job = Job.of(used, reference, transforms, out, calibration, options, maps)
         if target is None:
             sink = output.MemorySink(out.shape, planes)
             _combine(job, sink, executor, reporter, used)
@@ -221,7 +222,7 @@ def stack(
         stars=stars,
         seconds=time.perf_counter() - started,
         options=options,
-        notes=tuple(notes),
+        notes=calibration.notes,
     )
 
 
@@ -277,7 +278,7 @@ def measure_frames(
     reporter: report.Reporter | None = None,
     executor: Executor | None = None,
     exclude: Path | None = None,
-) -> tuple[list[FrameRecord], list[str]]:
+) -> tuple[list[FrameRecord], calibrate.Calibration]:
     """Pass 1: open, calibrate, detect and measure every frame.
 
     Parameters
@@ -293,8 +294,8 @@ def measure_frames(
     -------
     records : list of FrameRecord
         With quality, stars, background and artefacts; those left out carry the reason.
-    notes : list of str
-        What was said of the masters.
+    calibration : Calibration
+        The masters behind it; its notes say what was used, refused and assumed.
     """
     reporter = reporter or report.Reporter()
     if executor is None:
@@ -322,7 +323,7 @@ def measure_frames(
         reporter.advance()
     reporter.finish()
     _drop_known_artefacts([r for r in live if r.reason is None])
-    return records, list(calibration.notes)
+    return records, calibration
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -428,7 +429,10 @@ def _drop_changed(records: Sequence[FrameRecord]) -> None:
 
 
 def output_grid(
-    used: Sequence[FrameRecord], reference: FrameRecord, options: StackOptions
+    used: Sequence[FrameRecord],
+    reference: FrameRecord,
+    options: StackOptions,
+    edges: tuple[int, int, int, int] = (0, 0, 0, 0),
 ) -> tuple[Grid, list[Transform]]:
     """The output's grid, and the maps from its pixels to those of each frame.
 
@@ -440,6 +444,8 @@ def output_grid(
         Whose pixels the output continues.
     options : StackOptions
         Framing, grid, size limit.
+    edges : tuple of int
+        Rows below and above, columns left and right of every frame that are not used.
 
     Returns
     -------
@@ -457,7 +463,8 @@ def output_grid(
         target, shape = coordinates.read_grid(options.grid)
         to_reference = transform.from_wcs(target, wcs, shape)
         return Grid(shape=shape, wcs=target), [transform.compose(to_reference, t) for t in own]
-    out = grid.frame_grid(options.framing, reference.frame.shape, [r.frame.shape for r in used], own, options.max_size)
+    shapes = [r.frame.shape for r in used]
+    out = grid.frame_grid(options.framing, reference.frame.shape, shapes, own, options.max_size, edges)
     dx, dy = out.origin
     return replace(out, wcs=wcs), [t.shifted(dx, dy) for t in own]
 
@@ -476,7 +483,7 @@ class Job:
     calibration: calibrate.Calibration
     noise: NoiseModel
     levels: Array  #: sky of each frame, ADU of the frame
-    surfaces: list[Background] | None  #: what each sky has beyond its level, ADU of the reference
+    surfaces: normalise.SkySurfaces | None  #: what each sky has beyond its level
     pedestal: float
     shape: tuple[int, int]
     options: StackOptions
@@ -489,12 +496,12 @@ class Job:
         reference: FrameRecord,
         transforms: list[Transform],
         out: Grid,
+        calibration: calibrate.Calibration,
         options: StackOptions,
         maps: bool,
     ) -> Job:
         """Collect it from the records."""
         assert reference.background is not None
-        calibration = calibrate.load_calibration([r.frame for r in used], options.calibrate)
 
         def column(values: Iterator[Any]) -> Array:
             return np.array([np.nan if v is None else v for v in values], float)
@@ -524,14 +531,30 @@ class Job:
             calibration=calibration,
             noise=noise,
             levels=levels,
-            surfaces=(
-                normalise.sky_surfaces(used, transforms, out.shape, options.match_sky) if options.normalise else None
-            ),
+            surfaces=_surfaces(used, transforms, out, calibration, options) if options.normalise else None,
             pedestal=0.0 if options.subtract_sky else reference.background.sky,
             shape=out.shape,
             options=options,
             maps=maps,
         )
+
+
+def _surfaces(
+    used: Sequence[FrameRecord],
+    transforms: Sequence[Transform],
+    out: Grid,
+    calibration: calibrate.Calibration,
+    options: StackOptions,
+) -> normalise.SkySurfaces | None:
+    """Sky surfaces over all that the frames cover, so that the framing does not change them."""
+    ny, nx = out.shape
+    area = (0, ny, 0, nx)
+    if options.grid is None:
+        own = [r.transform for r in used if r.transform is not None]
+        whole = grid.frame_grid("union", (ny, nx), [r.frame.shape for r in used], own, sys.maxsize, calibration.edges)
+        x0, y0 = (round(a - b) for a, b in zip(whole.origin, out.origin, strict=True))
+        area = (min(0, y0), max(ny, y0 + whole.shape[0]), min(0, x0), max(nx, x0 + whole.shape[1]))
+    return normalise.sky_surfaces(used, transforms, area, options.match_sky)
 
 
 def _split_noise(noise: Array, gain: Array, rdnoise: Array, level: Array) -> tuple[Array, Array]:
@@ -623,7 +646,7 @@ def stack_tile(tile: grid.Tile, job: Job) -> Combined:
             options=job.options.resample,
         )
         if job.surfaces is not None:
-            cube[i] -= normalise.surface_at(job.surfaces[i], wide)
+            cube[i] -= job.surfaces.at(i, wide)
         if spread is None:
             continue
         scale2 = np.float32(job.noise.scale[i] ** 2)
