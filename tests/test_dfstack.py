@@ -166,7 +166,7 @@ def test_an_older_solution_is_the_first_guess(archive: Path, sky: Servers, tmp_p
     assert error_of(work / PRODUCTS[2]) < 0.05
     for path in work.glob("amosaic*"):
         path.unlink()
-    (directory / "ad0144.fits").unlink()
+    (directory / "ad0144.fits").write_bytes(b"SIMPLE  =  broken")
     done = dfstack(*asking(sky), "--centre", "299.6,35.21", "--pixel-scale", 0.9, cwd=work, archive=mine)
     assert done.returncode == 0, done.stderr
 

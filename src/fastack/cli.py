@@ -596,6 +596,8 @@ def _solve_both(mosaic: Path, skip: bool, plots: bool, quiet: bool, how: dict[st
     complete = True
     for name in () if skip else ("ucac4", "gaia"):
         target = mosaic.with_name(f"a{mosaic.stem}_{name}.fits")
+        if not quiet:
+            print(f"looking for {mosaic.name} on the sky of {name} ...", file=sys.stderr)
         try:
             picture = target.with_suffix(".png") if plots else None
             lines.append(solve_file(mosaic, name, target, overwrite=True, plots=picture, **how).summary())

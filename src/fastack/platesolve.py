@@ -19,7 +19,7 @@ from fastack import __version__, background, catalogue, dates
 from fastack.astrometry import solve
 from fastack.calibrate import Calibration
 from fastack.detect import detect
-from fastack.errors import SolveError
+from fastack.errors import FrameError, SolveError
 from fastack.frames import Frame, open_frame
 from fastack.guess import Guess, first_guess
 from fastack.measure import measure
@@ -121,9 +121,12 @@ def solve_file(
     frame = open_frame(path)
     stars, quality = find_stars(frame)
     guess = first_guess(frame.header, centre=centre, pixel_scale=pixel_scale, shape=frame.shape)
-    if older is not None and read_wcs(open_frame(older).header) is not None:
-        past = open_frame(older)
-        guess = first_guess(past.header, centre=centre, pixel_scale=pixel_scale, shape=past.shape)
+    if older is not None:
+        # a guess that cannot be read is none
+        with contextlib.suppress(FrameError):
+            past = open_frame(older)
+            if read_wcs(past.header) is not None:
+                guess = first_guess(past.header, centre=centre, pixel_scale=pixel_scale, shape=past.shape)
     if guess.ra is None:
         guess = _guess_otherwise(frame, guess, path, catalogue_options)
     epoch = mean_epoch(frame.header)
