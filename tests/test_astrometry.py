@@ -11,7 +11,7 @@ from reference import astrometry as ref
 
 from fastack import _sky
 from fastack.astrometry import _triangles, solve
-from fastack.errors import SolveError
+from fastack.errors import CatalogueError, SolveError
 from fastack.guess import Guess, first_guess
 from fastack.options import AstrometryOptions
 from fastack.positions import proper_motion
@@ -156,7 +156,18 @@ def test_pointing_wrong_by_degrees_is_found_by_cones():
     guess = Guess(ra=85.0, dec=-6.0, radius=0.5, scale=1.2, scale_range=(1.1, 1.3))
     solution = solve(f.stars, fetch, f.shape, guess=guess)
     assert ref.separation(solution.wcs, f.wcs, f.shape).max() < f.scale
-    assert len(calls) > 1
+    assert 1 < len(calls) < 20
+    assert 1.5 <= max(radius for _, _, radius in calls) < 1.7
+    elsewhere = Guess(ra=85.0, dec=40.0, radius=0.5, scale=1.2, scale_range=(1.1, 1.3))
+    calls.clear()
+
+    def fetch_near(ra, dec, radius):
+        if radius > 1:
+            raise CatalogueError("the network is gone")
+        return fetch(ra, dec, radius)
+
+    with pytest.raises(SolveError, match="no stars to look further out: the network is gone"):
+        solve(f.stars, fetch_near, f.shape, guess=elsewhere)
     with pytest.raises(SolveError):
         solve(f.stars, fetch, f.shape, guess=guess, options=AstrometryOptions(max_radius=0.5))
 

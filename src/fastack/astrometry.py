@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from fastack import _sky
-from fastack.errors import SolveError
+from fastack.errors import CatalogueError, SolveError
 from fastack.guess import Guess
 from fastack.options import AstrometryOptions
 from fastack.plate import Plate, fit_plate, power_terms
@@ -40,6 +40,7 @@ _ROUNDS = (
     (0, 100, 0, 100, 0.2),
 )
 _BINS = 96
+_FAR_CONE = np.radians(1.5)  # radius of a request beyond the guess: some thirty of them reach 5 degrees
 _LEVEL = 0.45  # ln(scale) covered by one level of the search
 _REPORT, _SURE, _BAIL = 8.0, 25.0, -6.0
 
@@ -393,6 +394,33 @@ class _Sky:
         return np.flatnonzero(((self.vectors - unit) ** 2).sum(axis=1) <= chord * chord)
 
 
+class _Cones:
+    """Catalogue stars by cones, as few and as large as a server likes them."""
+
+    def __init__(self, fetch: Any, place: Array, options: AstrometryOptions, at_least: float = 0.0) -> None:
+        self.fetch = fetch
+        self.frame = local_frame(*radec(place))
+        self.options = options
+        self.at_least = at_least
+        self.parts: list[tuple[Array, float, _Sky]] = []
+
+    def about(self, centre: Array, radius: float) -> _Sky:
+        """Stars within `radius` (radian) of a direction, and more."""
+        for there, reach, sky in self.parts:
+            if float(np.arccos(np.clip(there @ centre, -1, 1))) + radius < reach + 1e-6:
+                return sky
+        reach = radius
+        if self.at_least:
+            # on a net whose nodes are as far apart as they may be for a cone of `radius` to fit into one of theirs
+            reach = max(2 * radius, self.at_least)
+            width = np.radians(self.options.max_radius) + reach
+            net = spiral(self.frame, np.sqrt(3) * (reach - radius), float(width))
+            centre = net[np.argmax(net @ centre)]
+        sky = _Sky(self.fetch(*radec(centre), float(np.degrees(reach))), self.options)
+        self.parts.append((centre, reach, sky))
+        return sky
+
+
 def solve(
     stars: Stars,
     catalogue: CatalogueStars | Fetch,
@@ -412,7 +440,8 @@ def solve(
     stars : Stars
         Detections; SHARP ones are left out.
     catalogue : CatalogueStars or callable
-        Stars at the epoch of the image, or ``fetch(ra, dec, radius)`` (degrees) that returns such.
+        Stars at the epoch of the image, or ``fetch(ra, dec, radius)`` (degrees) that returns such. Cones of 1.5 degree
+        are asked for when the search goes beyond the guess; their brightest stars will do.
     shape : tuple of int
         (ny, nx) of the image.
     guess : Guess
@@ -439,35 +468,36 @@ def solve(
     if fixed is not None and len(fixed.stars) < 4:
         raise SolveError(f"the catalogue {fixed.stars.name!r} has {len(fixed.stars)} stars here, too few")
     place = _where(guess, fixed)
-    skies: dict[tuple[float, float, float], _Sky] = {}
-    visited = 0
+    near = fixed or _Cones(catalogue, place[0], options)
+    far = fixed or _Cones(catalogue, place[0], options, at_least=_FAR_CONE)
+    visited, failure = 0, ""
     for leg in _plan(place, guess, solver, fixed, options):
-        if fixed is not None:
-            sky = fixed
-        else:
-            ra, dec = radec(leg.centre)
-            key = (round(ra, 6), round(dec, 6), round(float(np.degrees(leg.radius)), 6))
-            if key not in skies:
-                assert not isinstance(catalogue, CatalogueStars)
-                skies[key] = _Sky(catalogue(*key), options)
-            sky = skies[key]
+        stock = far if leg.far else near
+        try:
+            sky = stock if isinstance(stock, _Sky) else stock.about(leg.centre, leg.radius)
+        except CatalogueError as error:
+            if not leg.far:
+                raise
+            failure = f"; no stars to look further out: {error}"
+            break
         visited += 1
         model = solver.search(sky, leg, guess.parity or 0)
         if model is None:
             continue
-        if fixed is None:
-            assert not isinstance(catalogue, CatalogueStars)
+        if not isinstance(near, _Sky):
+            # the whole depth of the catalogue, over the whole of the image
             there = local_frame(model.ra, model.dec)[2]
-            need = 0.55 * solver.diagonal * model.scale
-            if float(np.arccos(np.clip(there @ leg.centre, -1, 1))) + need > leg.radius:
-                sky = _Sky(catalogue(model.ra, model.dec, float(np.degrees(need))), options)
+            sky = near.about(there, 0.55 * solver.diagonal * model.scale)
+            rows = sky.within(there, 0.55 * solver.diagonal * model.scale)
+            pairs = solver.match(sky, model, np.arange(len(solver.xy)), rows, solver.reach(model, rows))
+            model = solver.choose(sky, model, pairs)
         return _believed(_solution(solver, sky, model), options)
     name = fixed.stars.name if fixed is not None else "the catalogue"
     raise SolveError(
         f"no place on the sky for {len(solver.rows)} stars: {solver.tried} places in {visited} patches of {name} "
         f"about RA {radec(place[0])[0]:.4f} Dec {radec(place[0])[1]:+.4f} at {low:.3g} to {high:.3g} arcsec/px "
         f"tried, best ln(odds) {solver.best:.1f} (needed {options.min_log_odds + np.log(max(solver.tried, 1)):.1f}); "
-        f"guess from {guess.source or 'the caller'}: give the centre and the pixel scale"
+        f"guess from {guess.source or 'the caller'}: give the centre and the pixel scale{failure}"
     )
 
 
@@ -507,6 +537,7 @@ class _Leg:
     scale: float  # nominal, radian per pixel
     window: float  # half of the level's width in ln(scale)
     rounds: int  # of `_ROUNDS`
+    far: bool  # from where the guess expects the image
 
 
 def _plan(
@@ -540,7 +571,7 @@ def _plan(
                 if (~mask[rows]).sum() < 4:
                     continue
                 mask[rows] = True
-            yield _Leg(centre, cover + half, scale, window, rounds)
+            yield _Leg(centre, cover + half, scale, window, rounds, reach > near)
 
 
 def _levels(low: float, high: float) -> list[tuple[float, float]]:

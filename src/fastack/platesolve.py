@@ -256,14 +256,16 @@ def _supplier(
         raise SolveError(
             "where the image points is not known: give --centre RA,DEC, or install solve-field (astrometry.net)"
         )
-    scale = guess.scale or 1.0
-    limit = None
-    if survey_key(source):
-        limit = magnitude_limit(source, len(stars), shape[0] * shape[1] * (scale / 3600) ** 2)
+    degree = (guess.scale or 1.0) / 3600
+    full = guess.radius + float(np.hypot(*shape)) * degree
 
     def fetch(ra: float, dec: float, radius: float) -> CatalogueStars:
-        more = {} if options is None else {"options": options}
-        return catalogue.load(source, ra=ra, dec=dec, radius=radius, max_mag=limit, epoch=epoch, **more)
+        limit = None
+        if survey_key(source):
+            # a cone wider than the guess asks for is searched by its brightest stars: not more of them, only elsewhere
+            wanted = len(stars) * min(1.0, (full / radius) ** 2)
+            limit = magnitude_limit(source, int(np.ceil(wanted)), shape[0] * shape[1] * degree**2)
+        return catalogue.load(source, ra=ra, dec=dec, radius=radius, max_mag=limit, epoch=epoch, options=options)
 
     return fetch
 
