@@ -7,7 +7,8 @@ import pytest
 from reference import astrometry as ref
 from scipy.spatial import cKDTree
 
-from fastack.astrometry import Guess, solve
+from fastack.astrometry import solve
+from fastack.guess import Guess
 
 
 @pytest.mark.benchmark(group="solve")

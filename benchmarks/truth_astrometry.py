@@ -2,7 +2,7 @@
 
     PYTHONPATH=src:tests python benchmarks/truth_astrometry.py [class ...] [--cases N] [--first SEED] [--data DIR]
 
-Classes: fields, elsewhere, bent, cpu, ucac4, gaia.
+Classes: fields, elsewhere, bent, few, cpu, ucac4, gaia.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ import numpy as np
 from reference import astrometry as ref
 from scipy.stats import beta
 
-from fastack.astrometry import Guess, Solution, solve
-from fastack.catalogue import proper_motion
+from fastack.astrometry import solve
 from fastack.errors import SolveError
+from fastack.guess import Guess
+from fastack.positions import proper_motion
+from fastack.solution import Solution
 
 
 def interval(k: int, n: int) -> tuple[float, float]:
@@ -72,6 +74,26 @@ def run_fields(first: int, cases: int, distortion: float = 0.0) -> bool:
     share("wrong by more than 2 px somewhere", wrong, cases)
     print(f"  CPU median {np.median(seconds):.3f} s, 95 % below {np.quantile(seconds, 0.95):.3f} s; not solved: {lost}")
     return solved >= 0.995 * cases and not wrong
+
+
+def run_few(first: int, cases: int) -> bool:
+    """Strong distortion with so few stars that they may not tell it: refused is right, wrong is not."""
+    refused, errors, expected = 0, [], []
+    for seed in range(first, first + cases):
+        rng = np.random.default_rng(seed)
+        f = ref.field(rng, n_stars=int(np.exp(rng.uniform(np.log(25), np.log(100)))), distortion=8 * rng.uniform(0, 1))
+        solution, _ = timed(f, guess_of(f, rng))
+        if solution is None:
+            refused += 1
+            continue
+        errors.append(ref.separation(solution.wcs, f.wcs, f.shape).max() / f.scale)
+        expected.append(solution.map_error / f.scale)
+    worst, sigma = np.array(errors), np.array(expected)
+    print(f"25 to 100 detections, distortion up to 8 px at the edge, seeds {first} to {first + cases - 1}:")
+    share("refused", refused, cases)
+    share("wrong by more than 2 px somewhere", int((worst > 2).sum()), cases)
+    print(f"  worst error {worst.max():.1f} px; error over its expected sigma: median {np.median(worst / sigma):.1f}")
+    return bool((worst > 2).sum() <= 0.05 * cases and worst.max() < 5)
 
 
 def run_elsewhere(first: int, cases: int) -> bool:
@@ -131,7 +153,7 @@ def run_gaia(data: Path, cases: int) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    every = ("fields", "elsewhere", "bent", "cpu", "ucac4", "gaia")
+    every = ("fields", "elsewhere", "bent", "few", "cpu", "ucac4", "gaia")
     parser.add_argument("classes", nargs="*", help="default: all")
     parser.add_argument("--cases", type=int)
     parser.add_argument("--first", type=int, default=0)
@@ -146,6 +168,8 @@ def main() -> int:
             met = run_fields(args.first, args.cases or 1000)
         elif name == "bent":
             met = run_fields(args.first, args.cases or 300, 8.0)
+        elif name == "few":
+            met = run_few(args.first, args.cases or 300)
         elif name == "elsewhere":
             met = run_elsewhere(args.first, args.cases or 1000)
         elif name == "cpu":

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from servers import CYGNUS, GEMINI, Servers, survey_tables
 
 from fastack import _pixels
+from fastack.options import CatalogueOptions
 
 
 def _data_root() -> Path:
@@ -30,3 +34,35 @@ def isa(request: pytest.FixtureRequest) -> str:
     _pixels._choose_isa(request.param)
     yield request.param
     _pixels._choose_isa(os.environ.get("FASTACK_ISA") or None)
+
+
+@pytest.fixture
+def servers() -> Iterator[Servers]:
+    """VizieR, the Gaia archive and Sesame on loopback, with made-up stars around two places."""
+    rng = np.random.default_rng(5)
+    n = 16_000
+    offset = rng.uniform(-0.6, 0.6, (2, n))
+    centre = np.where(np.arange(n) % 2 == 0, np.array(CYGNUS)[:, None], np.array(GEMINI)[:, None])
+    dec = centre[1] + offset[1]
+    services = Servers()
+    services.tables |= survey_tables(
+        centre[0] + offset[0] / np.cos(np.radians(dec)), dec, rng.uniform(9.0, 17.0, n).round(3)
+    )
+    yield services
+    services.close()
+
+
+@pytest.fixture
+def catalogue_options(servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CatalogueOptions:
+    """Ask the servers on loopback, impatiently."""
+    monkeypatch.delenv("FASTACK_CATALOGUES", raising=False)
+    return CatalogueOptions(
+        vizier_server=servers.url,
+        gaia_server=f"{servers.url}/tap-server/tap",
+        sesame_server=f"{servers.url}/sesame/",
+        cache_path=str(tmp_path / "cache"),
+        timeout=1.0,
+        job_timeout=15.0,
+        retries=1,
+        backoff=0.01,
+    )

@@ -33,6 +33,8 @@ _VIZIER = {
     "a.mag": ("mag", "float"),
     "Gmag": ("mag", "float"),
 }
+CYGNUS = 299.59, 35.20  # of the UCAC4 rows
+GEMINI = 110.212, 24.0  # of the Gaia rows
 _HTML = b"<html><head><title>Bad Gateway</title></head><body><h1>502 Proxy Error</h1></body></html>"
 _VIZIER_ERROR = b"""<?xml version="1.0" encoding="UTF-8"?>
 <VOTABLE version="1.4" xmlns="http://www.ivoa.net/xml/VOTable/v1.3">
@@ -58,12 +60,54 @@ def gaia_tables(path) -> tuple[Table, Table]:
     source["ref_epoch"] = np.full(len(source), 2016.0)
     for name, unit in {"ra": "deg", "dec": "deg", "ra_error": "mas", "pmra": "mas/yr", "ref_epoch": "yr"}.items():
         source[name].unit = unit
-    vizier = source[[*names[1:], "parallax", "phot_g_mean_mag"]]
+    return source, _as_vizier(source)
+
+
+def survey_tables(ra, dec, mag, *, epoch: float = 2016.0, pm=(0.0, 0.0), seed: int = 1) -> dict[str, Table]:
+    """Stars at their true places (degree) at `epoch` as UCAC4 and both servers of Gaia would list them.
+
+    Each has the proper motion `pm` (mas/yr, along east and north) plus its own of 5 mas/yr, positions at the
+    catalogue's epoch with errors drawn: 20 mas in UCAC4, 0.1 mas in Gaia.
+    """
+    rng = np.random.default_rng(seed)
+    n = len(ra)
+    motion = rng.normal(0, 5, (2, n)) + np.reshape(pm, (2, 1))
+
+    def at(year: float, error: float) -> np.ndarray:
+        moved = motion * (year - epoch) + rng.normal(0, error, (2, n))
+        return np.array([ra + moved[0] / 3.6e6 / np.cos(np.radians(dec)), dec + moved[1] / 3.6e6])
+
+    def constant(value: float) -> np.ndarray:
+        return np.full(n, value)
+
+    place = at(2000.0, 20.0)
+    ucac4 = Table(
+        {
+            "RAJ2000": place[0] % 360, "e_RAJ2000": constant(20), "DEJ2000": place[1], "e_DEJ2000": constant(20),
+            "EpRA": constant(2000.0), "EpDE": constant(2000.0), "pmRA": motion[0], "e_pmRA": constant(0.5),
+            "pmDE": motion[1], "e_pmDE": constant(0.5), "f.mag": mag, "a.mag": mag,
+        }
+    )  # fmt: skip
+    place = at(2016.0, 0.1)
+    gaia = Table(
+        {
+            "ra": place[0] % 360, "dec": place[1], "ra_error": constant(0.1), "dec_error": constant(0.1),
+            "pmra": motion[0], "pmdec": motion[1], "pmra_error": constant(0.02), "pmdec_error": constant(0.02),
+            "parallax": constant(1.0), "phot_g_mean_mag": mag, "ref_epoch": constant(2016.0),
+        }
+    )  # fmt: skip
+    return {"I/322A/out": ucac4, "gaiadr3.gaia_source": gaia, "I/355/gaiadr3": _as_vizier(gaia)}
+
+
+def _as_vizier(gaia: Table) -> Table:
+    """Rows of gaiadr3.gaia_source as VizieR names them."""
+    vizier = gaia[[name for name in gaia.colnames if name not in ("ref_epoch", "source_id")]]
     vizier.rename_columns(
-        vizier.colnames,
-        ["RA_ICRS", "DE_ICRS", "e_RA_ICRS", "e_DE_ICRS", "pmRA", "pmDE", "e_pmRA", "e_pmDE", "Plx", "Gmag"],
+        ["ra", "dec", "ra_error", "dec_error", "pmra", "pmdec", "pmra_error", "pmdec_error", "parallax"],
+        ["RA_ICRS", "DE_ICRS", "e_RA_ICRS", "e_DE_ICRS", "pmRA", "pmDE", "e_pmRA", "e_pmDE", "Plx"],
     )
-    return source, vizier
+    vizier.rename_column("phot_g_mean_mag", "Gmag")
+    return vizier
 
 
 def vizier_votable(table: Table | None, limit: int) -> bytes:
@@ -247,7 +291,11 @@ class Servers:
             table = table[:0]
         if mood == "wrong":
             table.rename_column("ra", "xx")
+        if mood == "hole":
+            table["ra"][0] = np.nan
         data = archive_votable(table, "OVERFLOW" if mood == "overflow" else "OK")
+        if mood == "bad":
+            data = re.sub(rb"(encoding=.base64.>\s*)\w{8}", rb"\1????????", data, count=1)
         # the archive gzips by itself, and does so whether or not it was asked to
         self.answer(handler, mood, gzip.compress(data), "application/x-votable+xml")
 

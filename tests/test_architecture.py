@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import fastack
-from fastack.options import flat_names
+from fastack.options import flat_names, sky_names
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "fastack"
@@ -77,9 +77,11 @@ def test_levels_share_no_code(tmp_path: Path) -> None:
 
 
 def test_every_option_is_a_flag() -> None:
-    from fastack.cli import _SETTINGS
+    from fastack.cli import _SETTINGS, _SKY_SETTINGS
 
     assert set(_SETTINGS) == set(flat_names())
+    assert set(_SKY_SETTINGS) == set(sky_names())
+    assert not set(_SETTINGS) & set(_SKY_SETTINGS)
 
 
 def test_every_kernel_stage_has_its_files() -> None:

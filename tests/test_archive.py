@@ -75,8 +75,9 @@ def test_frames_are_parted_by_number_not_by_text() -> None:
 
 
 def test_an_older_solution_beside_a_frame(night: Path) -> None:
-    assert archive.older_solution(night / "d0144.fits.gz") == night / "ad0144.fits"
-    assert archive.older_solution(night / "d0140.fits") is None
+    assert archive.older_solution([night / "d0144.fits.gz"]) == night / "ad0144.fits"
+    assert archive.older_solution([night / "d0140.fits", night / "d0144.fits"]) == night / "ad0144.fits"
+    assert archive.older_solution([night / "d0140.fits", night / "dusk.fits"]) is None
 
 
 def test_root_by_option_environment_and_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
+from astropy.io import fits
 
-from fastack.executor import Executor, available_threads
+from fastack.executor import Executor, available_threads, make_executor
+from fastack.pipeline import stack
+from fastack.simulate import NightOptions, simulate_night
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
@@ -57,3 +63,31 @@ def test_thread_count_from_the_environment(monkeypatch) -> None:
     monkeypatch.setenv("FASTACK_NUM_THREADS", "many")
     with pytest.raises(ValueError, match="FASTACK_NUM_THREADS"):
         available_threads()
+
+
+@pytest.mark.filterwarnings("ignore")  # the cluster's own
+def test_a_cluster_makes_the_same_bits_as_threads(tmp_path: Path) -> None:
+    """Two processes on this machine stand for the cluster."""
+    distributed = pytest.importorskip("distributed")
+    options = NightOptions(n_frames=4, shape=(300, 340), n_stars=120, rotation=1.0, cosmic_rays=20.0)
+    simulate_night(options).write(tmp_path)
+    stack(str(tmp_path / "d*.fits"), output_path=tmp_path / "threads.fits", threads=2)
+    # 2 MB of working memory: several tiles
+    with distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=None) as cluster:
+        address = cluster.scheduler_address
+        stack(str(tmp_path / "d*.fits"), output_path=tmp_path / "cluster.fits", scheduler=address, memory=2_000_000)
+    with fits.open(tmp_path / "threads.fits") as one, fits.open(tmp_path / "cluster.fits") as other:
+        for k, hdu in enumerate(one[:5]):
+            np.testing.assert_array_equal(hdu.data, other[k].data)
+
+
+def test_a_scheduler_that_is_not_there_is_named() -> None:
+    pytest.importorskip("distributed")
+    with pytest.raises(ValueError, match=r"127\.0\.0\.1:9.*dask scheduler"):
+        make_executor(scheduler="tcp://127.0.0.1:9")
+
+
+def test_without_dask_the_way_to_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(ValueError, match=r"fastack\[cluster\]"):
+        make_executor(scheduler="tcp://127.0.0.1:9")

@@ -193,20 +193,26 @@ def split_skipped(paths: Sequence[Path], ranges: Sequence[tuple[int, int]]) -> t
     return kept, skipped
 
 
-def older_solution(path: Path) -> Path | None:
-    """The same image with an older WCS, ``adNNNN.fits`` beside ``dNNNN.fits``.
+def older_solution(paths: Sequence[Path]) -> Path | None:
+    """An image with an older WCS, ``adNNNN.fits`` beside ``dNNNN.fits``, which is the same without.
 
     Parameters
     ----------
-    path : Path
-        Of a frame.
+    paths : sequence of Path
+        Frames; the first one that has such a companion counts.
 
     Returns
     -------
     Path or None
         None where there is none.
     """
-    if not re.match(r"^d\d+\.", path.name):
-        return None
-    stem = re.sub(r"\.(fits|fit|fts)(\.gz|\.fz)?$", "", path.name)
-    return next((p for p in (path.with_name(f"a{stem}{s}") for s in SUFFIXES) if p.is_file()), None)
+    there: dict[Path, set[str]] = {}
+    for path in paths:
+        if not re.match(r"^d\d+\.", path.name):
+            continue
+        if path.parent not in there:  # one listing, as in `night_frames`
+            there[path.parent] = {p.name for p in path.parent.iterdir()}
+        stem = re.sub(r"\.(fits|fit|fts)(\.gz|\.fz)?$", "", path.name)
+        if name := next((f"a{stem}{s}" for s in SUFFIXES if f"a{stem}{s}" in there[path.parent]), None):
+            return path.with_name(name)
+    return None

@@ -5,351 +5,32 @@ large), and the odds of Lang et al. 2010 (AJ 139, 1782) decide whether the place
 true. The fit that follows is a weighted least-squares fit in the tangent plane: a similarity, an affine map, then
 the SIP polynomial (Shupe et al. 2005, ASP 347, 491) that the residuals justify.
 
-Detections are 0-based pixels, ``(x, y)``; the 1-based numbers of FITS exist only in the headers written here.
+Detections are 0-based pixels, ``(x, y)``.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from fastack import _sky
-from fastack.errors import SolveError
+from fastack.errors import CatalogueError, SolveError
+from fastack.guess import Guess
 from fastack.options import AstrometryOptions
+from fastack.plate import Plate, fit_plate, power_terms
+from fastack.solution import Solution
+from fastack.sphere import ARCSEC, deproject, local_frame, project, radec, spiral, unit_vectors
 from fastack.types import Array, CatalogueStars, StarFlag, Stars
-from fastack.wcs import WCS_CARD, read_wcs, without
-
-if TYPE_CHECKING:
-    from astropy.io import fits
-    from astropy.wcs import WCS
 
 Fetch = Callable[[float, float, float], CatalogueStars]
 Index = NDArray[np.intp]
 
-ARCSEC = np.pi / 180 / 3600
-SCALES = (0.1, 60.0)  # arcsec per pixel: what an unknown scale may be
-SCALE_FACTOR = 1.25  # either way, of a scale taken from a header
 
-
-# --- first guess ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Guess:
-    """What is known of an image's place before it is solved."""
-
-    ra: float | None = None  #: of the image's centre, degree
-    dec: float | None = None  #: degree
-    radius: float = 1.0  #: how far off the centre may be, degree
-    scale: float | None = None  #: arcsec per pixel
-    scale_range: tuple[float, float] = SCALES  #: limits of the scale, arcsec per pixel
-    parity: int | None = None  #: +1 as on the sky, -1 mirrored, None: either
-    source: str = ""  #: where it comes from, in words
-
-
-_POSITIONS = (
-    ("RA", "DEC"),
-    ("OBJCTRA", "OBJCTDEC"),
-    ("TELRA", "TELDEC"),
-    ("OBJRA", "OBJDEC"),
-    ("RA_OBJ", "DEC_OBJ"),
-    ("CRVAL1", "CRVAL2"),
-)
-_SCALES = ("SECPIX", "SECPIX1", "SECPIXX", "PIXSCALE", "PIXSCAL", "PIXSCAL1", "IM_SCALE", "SCALE", "CCDSCALE")
-_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eEdD][+-]?\d+)?")
-
-
-def first_guess(
-    header: Any,
-    *,
-    centre: tuple[Any, Any] | None = None,
-    pixel_scale: float | None = None,
-    shape: tuple[int, int] | None = None,
-) -> Guess:
-    """What a header tells of the image's place on the sky.
-
-    Position: `centre`, else the header's WCS, else RA/DEC, OBJCTRA/OBJCTDEC, TELRA/TELDEC, CRVAL1/2 in degrees or
-    sexagesimal (hours for the right ascension). Scale: `pixel_scale`, else WCS, pixel size times binning over focal
-    length, SECPIX and its kin. Nothing in a header is believed to be exact: the radius is 1.5 widths of the
-    field, at least 0.3 degree, a scale may be wrong by a quarter, and the parity is never taken from it.
-
-    Parameters
-    ----------
-    header : astropy.io.fits.Header or mapping
-        Cards may be strings where they should be numbers.
-    centre : pair of float or str, optional
-        Right ascension and declination in degrees, or as sexagesimal strings.
-    pixel_scale : float, optional, arcsec per pixel
-    shape : tuple of int, optional
-        (ny, nx); by default NAXIS2, NAXIS1.
-
-    Returns
-    -------
-    Guess
-        Without a position (`ra` is None) where there is none.
-
-    Raises
-    ------
-    ValueError
-        If `centre` is no position on the sky or `pixel_scale` is not positive.
-    """
-    header = _as_header(header)
-    if shape is None:
-        naxis = _number(header.get("NAXIS1")), _number(header.get("NAXIS2"))
-        shape = (int(naxis[1]), int(naxis[0])) if naxis[0] and naxis[1] else None
-    wcs = _plausible_wcs(header)
-    place = None
-    words = []
-    if centre is not None:
-        place = _position(_angle(centre[0], hours=True), _angle(centre[1], hours=False))
-        if place is None:
-            raise ValueError(f"centre {centre!r} is no right ascension and declination")
-        words.append("given centre")
-    elif wcs is not None:
-        middle = [[(shape[1] - 1) / 2, (shape[0] - 1) / 2]] if shape else [list(wcs.wcs.crpix - 1)]
-        lon, lat = (float(v) for v in wcs.all_pix2world(middle, 0)[0])
-        place = _position(lon, lat, header)
-        words += ["header WCS"] if place else []
-    if place is None:
-        for key_ra, key_dec in _POSITIONS:
-            ra = _angle(header.get(key_ra), hours=True, comment=_comment(header, key_ra))
-            dec = _angle(header.get(key_dec), hours=False)
-            # zero and zero is what a mount says that does not know
-            if (ra or dec) and (place := _position(ra, dec, header)):
-                words.append(key_ra)
-                break
-    if pixel_scale is not None:
-        if not (np.isfinite(pixel_scale) and pixel_scale > 0):
-            raise ValueError(f"pixel_scale is {pixel_scale}, not a positive number of arcsec per pixel")
-        scale: float | None = float(pixel_scale)
-        words.append("given scale")
-    else:
-        scale, how = _header_scale(header, wcs)
-        words += [how] if how else []
-    width = max(shape) * scale / 3600 if scale and shape else 0.5
-    return Guess(
-        ra=place[0] if place else None,
-        dec=place[1] if place else None,
-        radius=max(0.3, 1.5 * width),
-        scale=scale,
-        scale_range=(scale / SCALE_FACTOR, scale * SCALE_FACTOR) if scale else SCALES,
-        source=", ".join(words) if words else "nothing",
-    )
-
-
-def _plausible_wcs(header: fits.Header) -> WCS | None:
-    """The header's WCS where its scale is one that a camera can have."""
-    wcs = read_wcs(header)
-    if wcs is None or not 1e-3 < _wcs_scale(wcs) < 3600:
-        return None
-    return wcs if np.isfinite(wcs.all_pix2world([wcs.wcs.crpix - 1], 0)).all() else None
-
-
-def _wcs_scale(wcs: WCS) -> float:
-    """Arcsec per pixel, geometric mean of the axes."""
-    return float(np.sqrt(abs(np.linalg.det(wcs.pixel_scale_matrix))) * 3600)
-
-
-def _header_scale(header: Any, wcs: WCS | None) -> tuple[float | None, str]:
-    """Pixel scale that the header states, and in which words."""
-    if wcs is not None:
-        return _wcs_scale(wcs), "WCS scale"
-    focal = _number(header.get("FOCALLEN"))
-    for key in ("XPIXSZ", "PIXSIZE1", "PIXSIZE", "XPIXELSZ"):
-        size = _number(header.get(key))
-        if size and focal and size > 0 and focal > 0:
-            # XPIXSZ is the size of the binned pixel already (MaxIm DL's definition)
-            binning = 1.0 if key == "XPIXSZ" else _number(header.get("XBINNING")) or 1.0
-            return 206.265 * size * binning / focal, f"{key} and FOCALLEN"
-    for key in _SCALES:
-        scale = _number(header.get(key))
-        if scale is not None and 0.01 < abs(scale) < 600:
-            return abs(scale), key
-    return None, ""
-
-
-def _as_header(header: Any) -> fits.Header:
-    """A header, from a mapping too; an empty one for None."""
-    from astropy.io import fits
-
-    return header if isinstance(header, fits.Header) else fits.Header(dict(header or {}))
-
-
-def _comment(header: fits.Header, key: str) -> str:
-    return str(header.comments[key]) if key in header else ""
-
-
-def _number(value: Any) -> float | None:
-    """A card's value as a number, from strings and with a decimal comma too; None where it is none."""
-    if value is None or isinstance(value, bool):
-        return None
-    if isinstance(value, (int, float, np.number)):
-        plain = float(value)
-        return plain if np.isfinite(plain) else None
-    text = str(value).strip().replace(",", ".")
-    return float(re.sub("[dD]", "e", text)) if _NUMBER.fullmatch(text) else None
-
-
-def _angle(value: Any, *, hours: bool, comment: str = "") -> float | None:
-    """Degrees from decimal degrees or from a sexagesimal text (hours where `hours` is set)."""
-    number = _number(value)
-    if number is not None:
-        return number * 15 if hours and "hour" in comment.lower() else number
-    if value is None:
-        return None
-    text = str(value).strip().lower()
-    parts = [p for p in re.split(r"[\s:hdms°'\"′″]+", text.lstrip("+-").replace(",", ".")) if p]
-    if not 2 <= len(parts) <= 3 or any(_number(p) is None for p in parts):
-        return None
-    fields = [float(p) for p in parts]
-    if any(f >= 60 for f in fields[1:]):
-        return None
-    angle = sum(f / scale for f, scale in zip(fields, (1.0, 60.0, 3600.0), strict=False))
-    angle = -angle if text.startswith("-") else angle
-    return angle * 15 if hours and fields[0] < 24 and "d" not in text and "°" not in text else angle
-
-
-def _position(ra: float | None, dec: float | None, header: Any = None) -> tuple[float, float] | None:
-    """ICRS position of one in the header's system (only an equinox matters to a guess); None where it is none."""
-    if ra is None or dec is None or not (-360 <= ra <= 360 and -90 <= dec <= 90):
-        return None
-    ra %= 360
-    if header is None:
-        return ra, dec
-    equinox = _number(header.get("EQUINOX")) or _number(header.get("EPOCH")) or 2000.0
-    if not 1850 < equinox < 2100 or abs(equinox - 2000) < 0.01:
-        return ra, dec
-    from astropy.coordinates import FK4, FK5, SkyCoord
-
-    frame = FK4(equinox=f"B{equinox}") if equinox < 1980 else FK5(equinox=f"J{equinox}")
-    there = SkyCoord(ra, dec, unit="deg", frame=frame).icrs
-    return float(there.ra.deg), float(there.dec.deg)
-
-
-_MORE_WCS = re.compile(
-    r"^(((WCSAXES|WCSNAME|RADESYS|EQUINOX|(LON|LAT)POLE|CTYPE\d|CUNIT\d|CRVAL\d|CRPIX\d|CDELT\d|(CD|PC)\d_\d"
-    r"|P[VS]\d_\d+|(CRDER|CSYER)\d)[A-Z])|PS\d_\d+|WCSDIM|WAT\d_\d{3}|ASTRRMS\d|ASTRNUM|ASTRCAT|ASTREPOC|ASTRODDS)$"
-)
-
-
-def strip_wcs(header: fits.Header) -> fits.Header:
-    """Copy of a header without any WCS card: alternates, TNX and earlier solutions included."""
-    return without(header, WCS_CARD, _MORE_WCS)
-
-
-# --- sphere ---------------------------------------------------------------------------------------------------
-
-
-def _vectors(ra: Any, dec: Any) -> Array:
-    """(n, 3) unit vectors of positions in degrees."""
-    a, d = np.radians(ra), np.radians(dec)
-    return np.stack([np.cos(d) * np.cos(a), np.cos(d) * np.sin(a), np.sin(d)], axis=-1)
-
-
-def _frame(ra: float, dec: float) -> Array:
-    """(3, 3) rows: east, north and outward at a position in degrees."""
-    a, d = np.radians(ra), np.radians(dec)
-    return np.array(
-        [
-            [-np.sin(a), np.cos(a), 0.0],
-            [-np.sin(d) * np.cos(a), -np.sin(d) * np.sin(a), np.cos(d)],
-            [np.cos(d) * np.cos(a), np.cos(d) * np.sin(a), np.sin(d)],
-        ]
-    )
-
-
-def _radec(vector: Array) -> tuple[float, float]:
-    """Position in degrees of a vector of any length."""
-    x, y, z = (float(v) for v in vector)
-    return float(np.degrees(np.arctan2(y, x)) % 360), float(np.degrees(np.arctan2(z, np.hypot(x, y))))
-
-
-def _spiral(centre: Array, spacing: float, radius: float) -> Array:
-    """(n, 3) hexagonal net of directions about the frame `centre`, from the middle outwards, radian."""
-    n = int(radius / spacing) + 2
-    i, j = (a.ravel() for a in np.meshgrid(np.arange(-n, n + 1), np.arange(-n, n + 1)))
-    x, y = (i + j / 2) * spacing, j * spacing * np.sqrt(3) / 2
-    r = np.hypot(x, y)
-    keep = np.flatnonzero(r <= radius + spacing / 2)
-    keep = keep[np.lexsort((np.arctan2(y[keep], x[keep]), np.round(r[keep] / spacing, 6)))]
-    x, y, r = x[keep], y[keep], r[keep]
-    s = np.sinc(r / np.pi)
-    return np.asarray((np.stack([x * s, y * s, np.cos(r)], axis=1)) @ centre)
-
-
-# --- the model of a camera --------------------------------------------------------------------------------------
-
-
-def _powers(order: int) -> list[tuple[int, int]]:
-    """Exponents (p, q) of u^p v^q up to `order`, constant first."""
-    return [(n - q, q) for n in range(order + 1) for q in range(n + 1)]
-
-
-def _terms(uv: Array, order: int) -> Array:
-    """(n, m) products of powers."""
-    u, v = uv[:, 0], uv[:, 1]
-    return np.stack([u**p * v**q for p, q in _powers(order)], axis=1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Model:
-    """Pixels -> tangent plane at (ra, dec) by polynomials in (x - x0)/half, radian."""
-
-    ra: float
-    dec: float
-    origin: tuple[float, float]
-    half: float
-    order: int  # 0: similarity, with the terms of order 1
-    coefficients: Array  # (m, 2)
-    covariance: Array  # (m, m) of either column, radian^2: the larger axis
-    extra: float = 0.0  # scatter beyond the stated errors, radian per axis
-    bic: float = np.inf
-
-    def terms(self, xy: Array) -> Array:
-        return _terms((xy - self.origin) / self.half, max(self.order, 1))
-
-    def plane(self, xy: Array) -> Array:
-        """(n, 2) tangent-plane positions of pixels."""
-        return np.asarray(self.terms(xy) @ self.coefficients)
-
-    @property
-    def matrix(self) -> Array:
-        """(2, 2) derivative at the origin, radian per pixel."""
-        return np.asarray(self.coefficients[1:3].T / self.half)
-
-    @property
-    def scale(self) -> float:
-        """Radian per pixel."""
-        return float(np.sqrt(abs(np.linalg.det(self.matrix))))
-
-    def error(self, xy: Array) -> Array:
-        """(n,) one sigma of the map per axis, pixel."""
-        t = self.terms(xy)
-        return np.asarray(np.sqrt(np.einsum("ij,jk,ik->i", t, self.covariance, t)) / self.scale)
-
-
-def _project(vectors: Array, ra: float, dec: float) -> Array:
-    """(n, 2) gnomonic projection; NaN on the far side."""
-    e = vectors @ _frame(ra, dec).T
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(e[:, 2:] > 0.05, e[:, :2] / e[:, 2:], np.nan)
-
-
-def _deproject(plane: Array, ra: float, dec: float) -> Array:
-    """(n, 3) vectors, not normalised, of tangent-plane positions."""
-    return np.column_stack([plane, np.ones(len(plane))]) @ _frame(ra, dec)
-
-
-# --- search ---------------------------------------------------------------------------------------------------
-
-# (detections from, to; catalogue stars per field from, to; longest side in field widths)
 _ROUNDS = (
     (0, 24, 0, 24, 0.5),
     (0, 40, 0, 40, 0.35),
@@ -359,6 +40,7 @@ _ROUNDS = (
     (0, 100, 0, 100, 0.2),
 )
 _BINS = 96
+_FAR_CONE = np.radians(1.5)  # radius of a request beyond the guess: some thirty of them reach 5 degrees
 _LEVEL = 0.45  # ln(scale) covered by one level of the search
 _REPORT, _SURE, _BAIL = 8.0, 25.0, -6.0
 
@@ -426,6 +108,8 @@ class _Solver:
         self.half = max(shape) / 2
         self.width = float(np.sqrt(shape[0] * shape[1]))
         self.diagonal = float(np.hypot(*shape))
+        x, y = (np.linspace(-0.5, size - 0.5, 5) for size in shape[::-1])
+        self.corners = np.stack([v.ravel() for v in np.meshgrid(x, y)], axis=1)  # and places between them
         usable = np.isfinite(stars.xy).all(axis=1) & ~stars.has(StarFlag.SHARP)
         brightness = np.where(np.isfinite(stars.flux), stars.flux, -np.inf)
         rows = np.flatnonzero(usable)
@@ -441,11 +125,11 @@ class _Solver:
 
     # -- search
 
-    def search(self, sky: _Sky, leg: _Leg, parity: int) -> _Model | None:
+    def search(self, sky: _Sky, leg: _Leg, parity: int) -> Plate | None:
         """Look for the image in one patch of the sky at one level of scale."""
         centre, radius, scale, window = leg.centre, leg.radius, leg.scale, leg.window
         options, width = self.options, self.width * scale
-        frame = _frame(*_radec(centre))
+        frame = local_frame(*radec(centre))
         rows = sky.within(centre, min(radius, 1.2))
         if len(rows) < 4:
             return None
@@ -517,15 +201,15 @@ class _Solver:
 
     # -- fit
 
-    def refine(self, sky: _Sky, place: Array, frame: Array, scale: float) -> _Model | None:
+    def refine(self, sky: _Sky, place: Array, frame: Array, scale: float) -> Plate | None:
         """Turn a proposed place into a fitted model; None where the odds are against it."""
-        ra, dec = _radec(place[:, 2] @ frame)
+        ra, dec = radec(place[:, 2] @ frame)
         net = np.array([[-1, -1], [1, -1], [0, 0], [-1, 1], [1, 1]]) * self.half + self.origin
         uv = np.column_stack([(net - self.origin) * scale, np.ones(len(net))])
-        plane = _project(uv @ place.T @ frame, ra, dec)
-        terms = _terms((net - self.origin) / self.half, 1)
+        plane = project(uv @ place.T @ frame, ra, dec)
+        terms = power_terms((net - self.origin) / self.half, 1)
         coefficients: Array = np.asarray(np.linalg.lstsq(terms, plane, rcond=None)[0], np.float64)
-        model = _Model(
+        model = Plate(
             ra=ra,
             dec=dec,
             origin=self.origin,
@@ -534,14 +218,13 @@ class _Solver:
             coefficients=coefficients,
             covariance=np.zeros((3, 3)),
         )
-        near = sky.within(_deproject(np.zeros((1, 2)), ra, dec)[0], 0.6 * self.diagonal * model.scale)
+        near = sky.within(deproject(np.zeros((1, 2)), ra, dec)[0], 0.6 * self.diagonal * model.scale)
         if len(near) < 4:
             return None
         few = self.spread[: self.options.verify]
         bright = near[np.argsort(sky.brightness[near], kind="stable")]
         tolerance = 5 * np.hypot(self.options.centroid * model.scale, sky.typical_error)
         detections, known = few, bright[: 2 * len(few)]
-        apart = min(self.diagonal * model.scale / np.sqrt(len(bright)), 50 * model.scale)  # mean distance of stars
         last: NDArray[Any] = np.empty(0)
         for step in range(12):
             if step == 3:
@@ -551,10 +234,11 @@ class _Solver:
             pairs = self.match(sky, model, detections, known, tolerance)
             if len(pairs) < 4:
                 return None
-            model = self.fit(sky, model, pairs, 0 if step < 3 else model.order)
+            kind = (0, False) if step < 3 else (model.order, model.radial)
+            model = self.fit(sky, model, pairs, *kind)
             if step >= 3:
                 # distortion that is not in the model yet shows in pairs further apart than the clipping limit
-                wide = self.match(sky, model, detections, known, max(tolerance, 0.15 * apart))
+                wide = self.match(sky, model, detections, known, max(tolerance, self.reach(model, near)))
                 model = self.choose(sky, model, wide)
             noise = self.noise(sky, pairs, model).max(axis=1)
             tolerance = max(self.options.clip * float(np.quantile(noise, 0.9)), 1.0 * model.scale)
@@ -567,85 +251,82 @@ class _Solver:
             return None
         return model
 
-    def match(self, sky: _Sky, model: _Model, ours: Index, theirs: Index, tolerance: float) -> Index:
+    def reach(self, model: Plate, near: Index) -> float:
+        """Distance, radian, within which a star is hardly ever another one: part of the mean distance of stars."""
+        return float(0.15 * model.scale * min(self.diagonal / np.sqrt(len(near)), 50.0))
+
+    def match(self, sky: _Sky, model: Plate, ours: Index, theirs: Index, tolerance: float) -> Index:
         """(n, 2) detections and catalogue rows that are each other's nearest within `tolerance` (radian)."""
         mine = model.plane(self.xy[ours])
-        plane = _project(sky.vectors[theirs], model.ra, model.dec)
+        plane = project(sky.vectors[theirs], model.ra, model.dec)
         distance, there = cKDTree(plane).query(mine, distance_upper_bound=tolerance)
         hit = np.flatnonzero(np.isfinite(distance))
         back = cKDTree(mine).query(plane[there[hit]])[1]
         hit = hit[back == hit]
         return np.column_stack([ours[hit], theirs[there[hit]]])
 
-    def noise(self, sky: _Sky, pairs: Index, model: _Model) -> Array:
+    def noise(self, sky: _Sky, pairs: Index, model: Plate) -> Array:
         """(n, 2) error of each pair's residual in the tangent plane, radian, the extra scatter included."""
         ours = self.xy_err[pairs[:, 0]] * model.scale
         return np.sqrt(ours[:, None] ** 2 + sky.error[pairs[:, 1]] ** 2 + model.extra**2)
 
-    def fit(self, sky: _Sky, model: _Model, pairs: Index, order: int) -> _Model:
-        """Weighted, clipped least squares of one order, the tangent point moved to the image's centre."""
-        xy, vectors = self.xy[pairs[:, 0]], sky.vectors[pairs[:, 1]]
-        ours2 = ((self.xy_err[pairs[:, 0]] * model.scale) ** 2)[:, None] + sky.error[pairs[:, 1]] ** 2
-        uv = (xy - self.origin) / self.half
-        terms = _terms(uv, max(order, 1))
-        unknowns = 4 if order == 0 else 2 * terms.shape[1]
-        mirrored = np.linalg.det(model.matrix) > 0
-        ra, dec, extra2 = model.ra, model.dec, model.extra**2
-        keep = np.ones(len(pairs), bool)
-        dof = max(1.0 - unknowns / (2 * len(pairs)), 0.1)
-        for step in range(8):
-            target = _project(vectors, ra, dec)
-            variance = ours2 + extra2
-            weight = np.where(keep[:, None], 1 / variance, 0)
-            if order == 0:
-                coefficients, covariance = _similarity(uv, target, weight.mean(axis=1), mirrored)
-            else:
-                coefficients, covariance = _linear(terms, target, weight)
-            residual = target - terms @ coefficients
-            extra2 = _extra_scatter(residual, ours2, dof)
-            z2 = (residual**2 / (ours2 + extra2)).sum(axis=1)
-            now = z2 < self.options.clip**2
-            if now.sum() < max(unknowns / 2 + 1, 0.5 * len(pairs)):
-                now = z2 <= np.median(z2)
-            shift = float(np.hypot(*coefficients[0]))
-            ra, dec = _radec(_deproject(coefficients[:1], ra, dec)[0])
-            if step > 1 and np.array_equal(now, keep) and shift < 1e-6 * model.scale:
-                break
-            keep = now
-        variance = ours2 + extra2
-        limit = self.options.clip**2
-        deviance = float((np.minimum(residual**2 / variance, limit) + np.log(variance)).sum())
-        coefficients = coefficients.copy()
-        coefficients[0] = 0  # moved into the tangent point
-        return _Model(
-            ra=ra,
-            dec=dec,
-            origin=self.origin,
-            half=self.half,
-            order=order,
-            coefficients=coefficients,
-            covariance=covariance,
-            extra=float(np.sqrt(extra2)),
-            bic=deviance + unknowns * np.log(2 * len(pairs)),
-        )
+    def fit(self, sky: _Sky, model: Plate, pairs: Index, order: int, radial: bool = False) -> Plate:
+        """The plate of one kind that pairs of stars lead to, from `model`."""
+        ours, theirs = pairs.T
+        stars = self.xy[ours], sky.vectors[theirs], self.xy_err[ours], sky.error[theirs]
+        return fit_plate(model, *stars, order=order, radial=radial, clip=self.options.clip)
 
-    def choose(self, sky: _Sky, model: _Model, pairs: Index) -> _Model:
-        """The simplest model that the residuals justify, by the Bayesian information criterion (Schwarz 1978)."""
-        ny, nx = self.shape
-        corners = np.array([[0, 0], [nx - 1, 0], [0, ny - 1], [nx - 1, ny - 1]], float)
-        best = self.fit(sky, model, pairs, 0)
-        for order in range(1, self.options.max_order + 1):
-            unknowns = (order + 1) * (order + 2)
-            if 2 * len(pairs) < 3 * unknowns:
-                break
-            other = self.fit(sky, model, pairs, order)
-            if other.bic < best.bic - self.options.min_bic and other.error(corners).max() < 1:
-                best = other
-        return best
+    def kinds(self, sky: _Sky, model: Plate, pairs: Index) -> list[Plate]:
+        """Plates of every kind for which there are pairs enough, the simplest first."""
+        kinds = [(0, False), (1, False), (3, True), *((n, False) for n in range(2, self.options.max_order + 1))]
+        enough = {0: 4, 1: 5} | {n: 3 * (n + 1) * (n + 2) / 2 for n in range(2, self.options.max_order + 1)}
+        return [
+            self.fit(sky, model, pairs, order, radial)
+            for order, radial in kinds
+            if order <= self.options.max_order and len(pairs) >= (8 if radial else enough[order])
+        ]
+
+    def choose(self, sky: _Sky, model: Plate, pairs: Index) -> Plate:
+        """The kind of plate that the residuals justify.
+
+        A bent one has to be far more probable than the straight one (`min_bic`). Among those the one that predicts
+        best is taken, not the simplest: what bends an image has a little of every term.
+        """
+        kinds = self.kinds(sky, model, pairs)
+        straight = kinds[0]
+        if len(kinds) > 1 and kinds[1].bic < straight.bic - self.options.min_bic:
+            straight = kinds[1]
+        bent = []
+        for kind in kinds[2:]:
+            # where the stars end, a larger model may know less than the bend that it corrects
+            bend = np.hypot(*self.deviation(kind, straight).T).max() / straight.scale
+            if kind.bic < straight.bic - self.options.min_bic and kind.error(self.corners).max() < max(1.0, bend / 2):
+                bent.append(kind)
+        return min(bent, key=lambda kind: kind.aic, default=straight)
+
+    def map_error(self, sky: _Sky, model: Plate, pairs: Index) -> float:
+        """One sigma of the coordinates per axis where they are worst in the image, radian.
+
+        That of the fit, and that of not knowing which kind of plate is true: the other kinds deviate from the chosen
+        one, most of all where the stars end, and count by their Akaike weights, exp(-AIC / 2).
+        """
+        kinds = self.kinds(sky, model, pairs)
+        weight = np.array([k.aic for k in kinds])
+        weight = np.exp(-0.5 * (weight - weight.min()))
+        variance = np.zeros(len(self.corners))
+        for share, other in zip(weight / weight.sum(), kinds, strict=True):
+            off2 = (self.deviation(other, model) ** 2).sum(axis=1)
+            variance += share * ((other.error(self.corners) * other.scale) ** 2 + off2 / 2)
+        return float(np.sqrt(variance.max()))
+
+    def deviation(self, one: Plate, other: Plate) -> Array:
+        """(n, 2) difference of two plates at `corners`, radian in the tangent plane of the second."""
+        there = project(deproject(one.plane(self.corners), one.ra, one.dec), other.ra, other.dec)
+        return there - other.plane(self.corners)
 
     # -- odds
 
-    def log_odds(self, sky: _Sky, model: _Model, field: Index) -> float:
+    def log_odds(self, sky: _Sky, model: Plate, field: Index) -> float:
         """Natural logarithm of the odds that the model is true and not chance.
 
         Lang et al. 2010, section 3.4: a detection is a distractor with probability d or lies at a catalogue star
@@ -656,13 +337,13 @@ class _Solver:
         d = self.options.distractors
         ours = self.spread[: self.options.verify]
         scale = model.scale
-        plane_all = _project(sky.vectors[field], model.ra, model.dec)
+        plane_all = project(sky.vectors[field], model.ra, model.dec)
         corner = np.array([[0, 0], [0, self.shape[0]], [self.shape[1], 0], self.shape[::-1]], float)
         area = self.shape[0] * self.shape[1] * scale**2
         reach = np.abs(model.plane(corner)).max()
         inside = np.flatnonzero((np.abs(plane_all) < 1.1 * reach).all(axis=1))
         order = inside[np.argsort(sky.brightness[field[inside]], kind="stable")]
-        free = max((4 if model.order == 0 else (model.order + 1) * (model.order + 2)) / 2, 2)
+        free = model.free / 2
         best = -np.inf
         mine = model.plane(self.xy[ours])
         for depth in (len(ours), 4 * len(ours), 1 << 62):
@@ -694,64 +375,13 @@ def _area(vectors: Array) -> float:
     return float(np.pi * max(r, 1e-9) ** 2)
 
 
-def _linear(terms: Array, target: Array, weight: Array) -> tuple[Array, Array]:
-    """Weighted least squares of both columns and the larger of the two covariances."""
-    coefficients = np.empty((terms.shape[1], 2))
-    covariance = np.zeros((terms.shape[1], terms.shape[1]))
-    for axis in (0, 1):
-        root = np.sqrt(weight[:, axis])
-        unit = float(root.max())
-        q, r = np.linalg.qr(terms * (root / unit)[:, None])
-        coefficients[:, axis] = np.linalg.lstsq(r, q.T @ (target[:, axis] * root / unit), rcond=None)[0]
-        inverse = np.linalg.pinv(r) / unit
-        other = inverse @ inverse.T
-        covariance = other if np.trace(other) > np.trace(covariance) else covariance
-    return coefficients, covariance
-
-
-def _similarity(uv: Array, target: Array, weight: Array, mirrored: bool) -> tuple[Array, Array]:
-    """Shift, turn and scale by least squares; `mirrored` where the determinant is positive."""
-    w = weight / weight.sum()
-    sign = 1.0 if mirrored else -1.0
-    p = (uv[:, 0] + 1j * sign * uv[:, 1]) if not mirrored else uv[:, 0] + 1j * uv[:, 1]
-    t = target[:, 0] + 1j * target[:, 1]
-    p0, t0 = (w * p).sum(), (w * t).sum()
-    spread = (w * np.abs(p - p0) ** 2).sum()
-    z = (w * np.conj(p - p0) * (t - t0)).sum() / spread
-    shift = t0 - z * p0
-    coefficients = np.array([[shift.real, shift.imag], [z.real, z.imag], [-sign * z.imag, sign * z.real]])
-    one = 1 / weight.sum()
-    turn = one / spread
-    c0 = np.array([p0.real, sign * p0.imag])
-    covariance = np.diag([one + turn * float(c0 @ c0), turn, turn])
-    covariance[0, 1:] = covariance[1:, 0] = -turn * c0
-    return coefficients, covariance
-
-
-def _extra_scatter(residual: Array, variance: Array, dof: float) -> float:
-    """Variance per axis beyond the stated errors that gives the residuals their expected median."""
-    r2 = residual**2
-    goal = 2 * np.log(2) * dof  # median of chi^2 with two degrees of freedom
-
-    def median(extra: float) -> float:
-        return float(np.median((r2 / (variance + extra)).sum(axis=1)))
-
-    if median(0.0) <= goal:
-        return 0.0
-    low, high = 0.0, float(r2.sum(axis=1).max())
-    for _ in range(20):
-        middle = (low + high) / 2
-        low, high = (middle, high) if median(middle) > goal else (low, middle)
-    return (low + high) / 2
-
-
 class _Sky:
     """A catalogue as unit vectors with errors in radian."""
 
     def __init__(self, catalogue: CatalogueStars, options: AstrometryOptions) -> None:
         self.stars = catalogue
         good = np.isfinite(catalogue.ra) & np.isfinite(catalogue.dec)
-        self.vectors = np.where(good[:, None], _vectors(catalogue.ra, catalogue.dec), np.nan)
+        self.vectors = np.where(good[:, None], unit_vectors(catalogue.ra, catalogue.dec), np.nan)
         error = np.column_stack([catalogue.ra_err, catalogue.dec_err])
         self.error = np.where(np.isfinite(error), error, options.catalogue_error) * 1e-3 * ARCSEC
         self.brightness = np.where(np.isfinite(catalogue.mag), catalogue.mag, np.inf)
@@ -762,6 +392,33 @@ class _Sky:
         chord = 2 * np.sin(min(radius, np.pi) / 2)
         unit = centre / np.linalg.norm(centre)
         return np.flatnonzero(((self.vectors - unit) ** 2).sum(axis=1) <= chord * chord)
+
+
+class _Cones:
+    """Catalogue stars by cones, as few and as large as a server likes them."""
+
+    def __init__(self, fetch: Any, place: Array, options: AstrometryOptions, at_least: float = 0.0) -> None:
+        self.fetch = fetch
+        self.frame = local_frame(*radec(place))
+        self.options = options
+        self.at_least = at_least
+        self.parts: list[tuple[Array, float, _Sky]] = []
+
+    def about(self, centre: Array, radius: float) -> _Sky:
+        """Stars within `radius` (radian) of a direction, and more."""
+        for there, reach, sky in self.parts:
+            if float(np.arccos(np.clip(there @ centre, -1, 1))) + radius < reach + 1e-6:
+                return sky
+        reach = radius
+        if self.at_least:
+            # on a net whose nodes are as far apart as they may be for a cone of `radius` to fit into one of theirs
+            reach = max(2 * radius, self.at_least)
+            width = np.radians(self.options.max_radius) + reach
+            net = spiral(self.frame, np.sqrt(3) * (reach - radius), float(width))
+            centre = net[np.argmax(net @ centre)]
+        sky = _Sky(self.fetch(*radec(centre), float(np.degrees(reach))), self.options)
+        self.parts.append((centre, reach, sky))
+        return sky
 
 
 def solve(
@@ -783,7 +440,8 @@ def solve(
     stars : Stars
         Detections; SHARP ones are left out.
     catalogue : CatalogueStars or callable
-        Stars at the epoch of the image, or ``fetch(ra, dec, radius)`` (degrees) that returns such.
+        Stars at the epoch of the image, or ``fetch(ra, dec, radius)`` (degrees) that returns such. Cones of 1.5 degree
+        are asked for when the search goes beyond the guess; their brightest stars will do.
     shape : tuple of int
         (ny, nx) of the image.
     guess : Guess
@@ -810,42 +468,56 @@ def solve(
     if fixed is not None and len(fixed.stars) < 4:
         raise SolveError(f"the catalogue {fixed.stars.name!r} has {len(fixed.stars)} stars here, too few")
     place = _where(guess, fixed)
-    skies: dict[tuple[float, float, float], _Sky] = {}
-    visited = 0
+    near = fixed or _Cones(catalogue, place[0], options)
+    far = fixed or _Cones(catalogue, place[0], options, at_least=_FAR_CONE)
+    visited, failure = 0, ""
     for leg in _plan(place, guess, solver, fixed, options):
-        if fixed is not None:
-            sky = fixed
-        else:
-            ra, dec = _radec(leg.centre)
-            key = (round(ra, 6), round(dec, 6), round(float(np.degrees(leg.radius)), 6))
-            if key not in skies:
-                assert not isinstance(catalogue, CatalogueStars)
-                skies[key] = _Sky(catalogue(*key), options)
-            sky = skies[key]
+        stock = far if leg.far else near
+        try:
+            sky = stock if isinstance(stock, _Sky) else stock.about(leg.centre, leg.radius)
+        except CatalogueError as error:
+            if not leg.far:
+                raise
+            failure = f"; no stars to look further out: {error}"
+            break
         visited += 1
         model = solver.search(sky, leg, guess.parity or 0)
         if model is None:
             continue
-        if fixed is None:
-            assert not isinstance(catalogue, CatalogueStars)
-            there = _frame(model.ra, model.dec)[2]
-            need = 0.55 * solver.diagonal * model.scale
-            if float(np.arccos(np.clip(there @ leg.centre, -1, 1))) + need > leg.radius:
-                sky = _Sky(catalogue(model.ra, model.dec, float(np.degrees(need))), options)
-        return _solution(solver, sky, model)
+        if not isinstance(near, _Sky):
+            # the whole depth of the catalogue, over the whole of the image
+            there = local_frame(model.ra, model.dec)[2]
+            sky = near.about(there, 0.55 * solver.diagonal * model.scale)
+            rows = sky.within(there, 0.55 * solver.diagonal * model.scale)
+            pairs = solver.match(sky, model, np.arange(len(solver.xy)), rows, solver.reach(model, rows))
+            model = solver.choose(sky, model, pairs)
+        return _believed(_solution(solver, sky, model), options)
     name = fixed.stars.name if fixed is not None else "the catalogue"
     raise SolveError(
         f"no place on the sky for {len(solver.rows)} stars: {solver.tried} places in {visited} patches of {name} "
-        f"about RA {_radec(place[0])[0]:.4f} Dec {_radec(place[0])[1]:+.4f} at {low:.3g} to {high:.3g} arcsec/px "
+        f"about RA {radec(place[0])[0]:.4f} Dec {radec(place[0])[1]:+.4f} at {low:.3g} to {high:.3g} arcsec/px "
         f"tried, best ln(odds) {solver.best:.1f} (needed {options.min_log_odds + np.log(max(solver.tried, 1)):.1f}); "
-        f"guess from {guess.source or 'the caller'}: give the centre and the pixel scale"
+        f"guess from {guess.source or 'the caller'}: give the centre and the pixel scale{failure}"
     )
+
+
+def _believed(solution: Solution, options: AstrometryOptions) -> Solution:
+    """Refuse a place that is true but too vague to give every pixel its coordinates."""
+    worst = solution.map_error / solution.scale
+    if worst > options.max_map_error:
+        raise SolveError(
+            f"{solution.n} stars of {solution.name} tell where the image is (RA {solution.centre[0]:.4f} Dec"
+            f" {solution.centre[1]:+.4f}, ln(odds) {solution.log_odds:.0f}), but leave its coordinates uncertain by"
+            f" {worst:.1f} px in a corner: more stars would help (a deeper stack or catalogue), or accept it with"
+            f" --max-map-error {np.ceil(worst):.0f}"
+        )
+    return solution
 
 
 def _where(guess: Guess, sky: _Sky | None) -> tuple[Array, float]:
     """Direction and radius (radian) to begin with."""
     if guess.ra is not None and guess.dec is not None:
-        return _frame(guess.ra, guess.dec)[2], float(np.radians(guess.radius))
+        return local_frame(guess.ra, guess.dec)[2], float(np.radians(guess.radius))
     if sky is None:
         raise SolveError(
             "neither the header nor the caller says where on the sky the image is: give its centre, "
@@ -865,6 +537,7 @@ class _Leg:
     scale: float  # nominal, radian per pixel
     window: float  # half of the level's width in ln(scale)
     rounds: int  # of `_ROUNDS`
+    far: bool  # from where the guess expects the image
 
 
 def _plan(
@@ -887,7 +560,7 @@ def _plan(
         half = 0.55 * solver.diagonal * scale * float(np.exp(window))
         # a patch holds a few fields: the fewer, the fewer triangles that mean nothing
         cover = max(min(near, 3.3 * solver.width * scale), half)
-        net = _spiral(_frame(*_radec(place[0])), np.sqrt(3) * cover, 0.0 if reach <= cover else reach)
+        net = spiral(local_frame(*radec(place[0])), np.sqrt(3) * cover, 0.0 if reach <= cover else reach)
         for number, centre in enumerate(net):
             if (scale, number) in began:
                 continue
@@ -898,7 +571,7 @@ def _plan(
                 if (~mask[rows]).sum() < 4:
                     continue
                 mask[rows] = True
-            yield _Leg(centre, cover + half, scale, window, rounds)
+            yield _Leg(centre, cover + half, scale, window, rounds, reach > near)
 
 
 def _levels(low: float, high: float) -> list[tuple[float, float]]:
@@ -910,154 +583,27 @@ def _levels(low: float, high: float) -> list[tuple[float, float]]:
     return [(float(np.exp(v)) * ARCSEC, max(span / n / 2, 0.01) + 0.01) for v in middle]
 
 
-# --- the solution ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ZeroPoint:
-    """Photometric zero point: ``mag = zp - 2.5 log10(flux)``."""
-
-    zp: float  #: magnitude of 1 ADU
-    err: float  #: standard error of `zp`, magnitude
-    scatter: float  #: robust standard deviation of one star, magnitude; colour terms included
-    n: int  #: stars behind it
-    limiting_mag: float  #: magnitude of a star with 5 times the noise of the sky under its PSF
-    band: str  #: of the catalogue
-
-
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Solution:
-    """An image's place on the sky."""
-
-    wcs: WCS  #: TAN or TAN-SIP
-    pairs: Index  #: (n, 2) rows of the detections and of `catalogue`
-    residuals: Array  #: (n, 2) catalogue minus solution along east and north, arcsec
-    expected: Array = field(repr=False)  #: (n, 2) error of each residual that the stated errors and `extra` predict
-    rms_ra: float  #: arcsec
-    rms_dec: float  #: arcsec
-    log_odds: float  #: natural logarithm of the odds against chance
-    order: int  #: of the polynomial; 1 is a plain TAN
-    scale: float  #: arcsec per pixel at the centre
-    rotation: float  #: position angle of the image's +y axis, from north through east, degree
-    parity: int  #: +1 as on the sky (det CD < 0), -1 mirrored
-    extra: float  #: scatter per axis beyond the stated errors, arcsec
-    shape: tuple[int, int]  #: of the image
-    catalogue: CatalogueStars = field(repr=False)  #: what it was solved against
-    xy: Array = field(repr=False)  #: (n, 2) the pairs' pixels
-    model: Any = field(repr=False)
-
-    @property
-    def n(self) -> int:
-        """Stars behind it."""
-        return len(self.pairs)
-
-    @property
-    def name(self) -> str:
-        """Of the catalogue."""
-        return self.catalogue.name
-
-    @property
-    def epoch(self) -> float:
-        """Julian year of the catalogue's positions."""
-        return self.catalogue.epoch
-
-    @property
-    def centre(self) -> tuple[float, float]:
-        """Right ascension and declination of the image's centre, degree."""
-        return self.model.ra, self.model.dec
-
-    def header(self, kind: Literal["sip", "tpv"] = "sip") -> fits.Header:
-        """The WCS cards: one representation, ICRS.
-
-        Parameters
-        ----------
-        kind : {"sip", "tpv"}
-            TAN-SIP (ds9, GAIA, astropy, Siril) or TPV (SExtractor, SWarp, SCAMP). Both are the same polynomial.
-
-        Returns
-        -------
-        astropy.io.fits.Header
-        """
-        if kind not in ("sip", "tpv"):
-            raise ValueError(f"kind is {kind!r}, not 'sip' or 'tpv'")
-        header = _wcs_cards(self.model, self.shape, kind)
-        header["ASTRRMS1"] = (self.rms_ra / 3600, "[deg] rms of the stars along RA")
-        header["ASTRRMS2"] = (self.rms_dec / 3600, "[deg] rms of the stars along Dec")
-        header["ASTRNUM"] = (self.n, "stars behind the astrometric solution")
-        header["ASTRCAT"] = (self.name[:60], "catalogue")
-        header["ASTREPOC"] = (round(self.epoch, 6), "[yr] Julian epoch of the catalogue positions")
-        header["ASTRODDS"] = (round(self.log_odds, 1), "ln(odds) against a chance match")
-        return header
-
-    def zero_point(self, stars: Stars, *, noise: float | None = None, fwhm: float | None = None) -> ZeroPoint:
-        """Zero point of the image's magnitudes in the catalogue's band.
-
-        Parameters
-        ----------
-        stars : Stars
-            The detections that were solved.
-        noise : float, optional, ADU
-            Standard deviation of the sky in one pixel. With `fwhm` it gives the limiting magnitude,
-            5 noise sqrt(4 pi) FWHM/2.355 being the flux of a 5-sigma star; without, the errors of the faintest
-            detections do.
-        fwhm : float, optional, pixel
-
-        Returns
-        -------
-        ZeroPoint
-            All NaN where no pair has both flux and magnitude.
-        """
-        flux, mag = stars.flux[self.pairs[:, 0]], self.catalogue.mag[self.pairs[:, 1]]
-        clean = ~stars.has(StarFlag.SATURATED | StarFlag.BLENDED | StarFlag.EDGE)[self.pairs[:, 0]]
-        good = (flux > 0) & np.isfinite(flux) & np.isfinite(mag)
-        good = good & clean if (good & clean).sum() >= 5 else good
-        if not good.any():
-            nan = float("nan")
-            return ZeroPoint(zp=nan, err=nan, scatter=nan, n=0, limiting_mag=nan, band=self.catalogue.band)
-        value = mag[good] + 2.5 * np.log10(flux[good])
-        keep = np.ones(len(value), bool)
-        for _ in range(5):
-            zp = float(np.median(value[keep]))
-            scatter = 1.4826 * float(np.median(np.abs(value[keep] - zp)))
-            now = np.abs(value - zp) <= 4 * max(scatter, 1e-3)
-            if np.array_equal(now, keep):
-                break
-            keep = now
-        n = int(keep.sum())
-        if noise is not None and fwhm is not None:
-            limit = 5 * noise * np.sqrt(4 * np.pi) * fwhm / 2.3548
-        else:
-            faint = stars.flux_err[np.isfinite(stars.flux_err) & (stars.flux_err > 0)]
-            limit = 5 * float(np.quantile(faint, 0.1)) if len(faint) else np.nan
-        return ZeroPoint(
-            zp=zp,
-            err=float(1.2533 * scatter / np.sqrt(n)),
-            scatter=scatter,
-            n=n,
-            limiting_mag=zp - 2.5 * float(np.log10(limit)),
-            band=self.catalogue.band,
-        )
-
-
-def _solution(solver: _Solver, sky: _Sky, model: _Model) -> Solution:
+def _solution(solver: _Solver, sky: _Sky, model: Plate) -> Solution:
     """Pairs, residuals and figures of the final model."""
     from astropy.wcs import WCS
 
-    field_rows = sky.within(_frame(model.ra, model.dec)[2], 0.6 * solver.diagonal * model.scale)
+    field_rows = sky.within(local_frame(model.ra, model.dec)[2], 0.6 * solver.diagonal * model.scale)
     pairs = np.empty((0, 2), np.intp)
     for _ in range(3):
         pairs = solver.match(sky, model, np.arange(len(solver.xy)), field_rows, _wide(solver, sky, model, field_rows))
-        model = solver.fit(sky, model, pairs, model.order)
-        residual = _project(sky.vectors[pairs[:, 1]], model.ra, model.dec) - model.plane(solver.xy[pairs[:, 0]])
+        model = solver.fit(sky, model, pairs, model.order, model.radial)
+        residual = project(sky.vectors[pairs[:, 1]], model.ra, model.dec) - model.plane(solver.xy[pairs[:, 0]])
         noise = solver.noise(sky, pairs, model)
         # the fit is robust and does not need them, but within a pixel it is the same star all the same
         keep = ((residual / noise) ** 2).sum(axis=1) < solver.options.clip**2
         keep |= np.hypot(*residual.T) < model.scale
         pairs, residual, noise = pairs[keep], residual[keep] / ARCSEC, noise[keep] / ARCSEC
+    wide = max(_wide(solver, sky, model, field_rows), solver.reach(model, field_rows))
+    wide_pairs = solver.match(sky, model, np.arange(len(solver.xy)), field_rows, wide)
     matrix = model.matrix
     odds = solver.log_odds(sky, model, field_rows)
     return Solution(
-        wcs=WCS(_wcs_cards(model, solver.shape, "sip")),
+        wcs=WCS(model.cards(solver.shape, "sip")),
         pairs=np.column_stack([solver.rows[pairs[:, 0]], pairs[:, 1]]),
         residuals=residual,
         expected=noise,
@@ -1069,6 +615,7 @@ def _solution(solver: _Solver, sky: _Sky, model: _Model) -> Solution:
         rotation=float(np.degrees(np.arctan2(matrix[0, 1], matrix[1, 1]))),
         parity=-1 if np.linalg.det(matrix) > 0 else 1,
         extra=model.extra / ARCSEC,
+        map_error=solver.map_error(sky, model, wide_pairs) / ARCSEC,
         shape=solver.shape,
         catalogue=sky.stars,
         xy=solver.xy[pairs[:, 0]],
@@ -1076,125 +623,8 @@ def _solution(solver: _Solver, sky: _Sky, model: _Model) -> Solution:
     )
 
 
-def _wide(solver: _Solver, sky: _Sky, model: _Model, rows: Index) -> float:
+def _wide(solver: _Solver, sky: _Sky, model: Plate, rows: Index) -> float:
     """Matching radius that loses no pair within the clipping limit, radian."""
     ours = min(float(solver.xy_err.max()), 2.0) * model.scale
     theirs = float(np.quantile(sky.error[rows], 0.98))
     return solver.options.clip * float(np.sqrt(ours**2 + theirs**2 + model.extra**2))
-
-
-def _wcs_cards(model: _Model, shape: tuple[int, int], kind: str) -> fits.Header:
-    """The model as FITS cards."""
-    from astropy.io import fits
-
-    order = max(model.order, 1)
-    powers = _powers(order)
-    degrees = np.degrees(model.coefficients) / np.array([model.half ** (p + q) for p, q in powers])[:, None]
-    cd = degrees[1:3].T
-    name = "TPV" if kind == "tpv" else "TAN-SIP" if order > 1 else "TAN"
-    header = fits.Header()
-    header["WCSAXES"] = (2, "celestial axes")
-    header["CTYPE1"] = (f"RA---{name}", "projection")
-    header["CTYPE2"] = (f"DEC--{name}", "projection")
-    header["CUNIT1"], header["CUNIT2"] = "deg", "deg"
-    header["CRVAL1"] = (model.ra, "[deg] right ascension of the reference pixel")
-    header["CRVAL2"] = (model.dec, "[deg] declination of the reference pixel")
-    header["CRPIX1"] = (model.origin[0] + 1, "reference pixel (first is 1)")
-    header["CRPIX2"] = (model.origin[1] + 1, "reference pixel (first is 1)")
-    for i in (0, 1):
-        for j in (0, 1):
-            header[f"CD{i + 1}_{j + 1}"] = (cd[i, j], "[deg/pixel]")
-    header["RADESYS"] = ("ICRS", "celestial reference system")
-    header["EQUINOX"] = (2000.0, "[yr]")
-    if kind == "tpv":
-        for key, value in _tpv(degrees, cd, order, shape):
-            header[key] = value
-    elif order > 1:
-        ab = np.linalg.solve(cd, degrees[3:].T)
-        for letter, column in zip("AB", ab, strict=True):
-            header[f"{letter}_ORDER"] = (order, "SIP: pixels to sky")
-            for (p, q), value in zip(powers[3:], column, strict=True):
-                header[f"{letter}_{p}_{q}"] = value
-        back, terms = _inverse_sip(ab, order, shape)
-        for letter, column in zip(("AP", "BP"), terms.T, strict=True):
-            header[f"{letter}_ORDER"] = (back, "SIP: sky to pixels")
-            for (p, q), value in zip(_powers(back), column, strict=True):
-                header[f"{letter}_{p}_{q}"] = value
-    return header
-
-
-def _net(shape: tuple[int, int], n: int = 24) -> Array:
-    """(n * n, 2) pixel offsets from the centre that cover an image with a little margin."""
-    ny, nx = shape
-    x, y = np.meshgrid(np.linspace(-0.52, 0.52, n) * nx, np.linspace(-0.52, 0.52, n) * ny)
-    return np.column_stack([x.ravel(), y.ravel()])
-
-
-def _inverse_sip(ab: Array, order: int, shape: tuple[int, int]) -> tuple[int, Array]:
-    """Order and (m, 2) coefficients of the SIP polynomials from sky to pixels, good to 0.001 pixel if possible."""
-    uv = _net(shape)
-    full = uv + _terms(uv, order)[:, 3:] @ ab.T
-    half = max(shape) / 2
-    for back in range(order, 10):
-        terms = _terms(full / half, back)
-        fit = np.linalg.lstsq(terms, uv - full, rcond=None)[0]
-        if np.abs(terms @ fit - (uv - full)).max() < 1e-3:
-            break
-    return back, fit / np.array([half ** (p + q) for p, q in _powers(back)])[:, None]
-
-
-def _tpv(degrees: Array, cd: Array, order: int, shape: tuple[int, int]) -> Iterator[tuple[str, float]]:
-    """PV cards: the same polynomials in the linear world coordinates.
-
-    Numbered as in the TPV convention (registry of FITS conventions): within one degree by falling powers of the
-    axis's own coordinate, the odd powers of the radius (3, 11, 23) being unused.
-    """
-    uv = _net(shape)
-    linear = uv @ cd.T
-    size = float(np.abs(linear).max())
-    plane = _terms(uv, order) @ degrees
-    for axis in (0, 1):
-        own = linear[:, ::-1] if axis else linear
-        fit = np.linalg.lstsq(_terms(own / size, order), plane[:, axis], rcond=None)[0]
-        number = 0
-        for (p, q), value in zip(_powers(order), fit, strict=True):
-            if number in (3, 11, 23):
-                number += 1
-            yield f"PV{axis + 1}_{number}", float(value / size ** (p + q))
-            number += 1
-
-
-def plots(solution: Solution, path: str | Path) -> None:
-    """Residuals as vectors over the image and as histograms.
-
-    Parameters
-    ----------
-    solution : Solution
-    path : path-like
-        Where to; the suffix chooses the format.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 5), layout="constrained")
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    rms = float(np.hypot(solution.rms_ra, solution.rms_dec))
-    # residuals are along east and north; the arrows stand in pixels
-    arrows = np.linalg.solve(solution.model.matrix / ARCSEC, solution.residuals.T).T
-    length = 0.06 * max(solution.shape) / max(rms / solution.scale, 1e-9)
-    quiver = left.quiver(
-        *solution.xy.T, *(arrows * length).T, angles="xy", scale_units="xy", scale=1, width=0.002, color="C0"
-    )
-    left.quiverkey(quiver, 0.85, 1.03, rms / solution.scale * length, f'{rms:.3g}"', labelpos="E")
-    left.set(xlim=(0, solution.shape[1]), ylim=(0, solution.shape[0]), aspect="equal", xlabel="x [px]", ylabel="y [px]")
-    left.set_title(f"{solution.n} stars of {solution.name or 'the catalogue'}, order {solution.order}", loc="left")
-    limit = 4 * max(solution.rms_ra, solution.rms_dec)
-    for values, label, value in zip(
-        solution.residuals.T, ("RA cos Dec", "Dec"), (solution.rms_ra, solution.rms_dec), strict=True
-    ):
-        right.hist(values, bins=33, range=(-limit, limit), histtype="step", label=f'{label}: rms {value:.3g}"')
-    right.set(xlabel="catalogue - solution [arcsec]", ylabel="stars")
-    right.margins(y=0.2)
-    right.legend(loc="upper left", frameon=False)
-    figure.savefig(path, dpi=110)

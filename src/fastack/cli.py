@@ -6,6 +6,7 @@ everything that was asked for, 130 interrupted.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -139,6 +140,37 @@ _SETTINGS: dict[str, tuple[str, Any, str]] = {
     "transform_clip": ("Tuning", float, "clipping of the transform's residuals, sigma"),
 }
 
+# flat name of the option (options.sky_names): how it is parsed, what it does
+_SKY_SETTINGS: dict[str, tuple[Any, str]] = {
+    "catalogue_path": (str, "the observatory's own store of catalogues [FASTACK_CATALOGUES]"),
+    "cache_path": (str, "where downloads are kept [FASTACK_CACHE, else the user's cache directory]"),
+    "cache_size": (_Size(), "of the downloads at most, such as 500M [1G]"),
+    "timeout": (float, "patience for one step of a request, second [60]"),
+    "job_timeout": (float, "patience for a job at the Gaia archive, second [300]"),
+    "retries": (int, "attempts after a failed one [2]"),
+    "backoff": (float, "pause before the first retry, second; doubled before each further one [2]"),
+    "row_limit": (int, "stars of one answer at most [300000]"),
+    "vizier_server": (str, "VizieR or a mirror of it, https://..."),
+    "gaia_server": (str, "TAP service of the Gaia archive, https://.../tap"),
+    "sesame_server": (str, "service that knows the places of names"),
+    "astrometry_min_log_odds": (float, "ln(odds) from which a place on the sky is believed [20.7]"),
+    "max_radius": (float, "how far from the guess the search goes, degree [5]"),
+    "widen_scale": (float, "factor by which the scale may be wrong at last; 1: never [3]"),
+    "max_order": (int, "of the distortion polynomial [5]"),
+    "min_bic": (float, "gain in the information criterion that justifies a larger model [10]"),
+    "max_map_error": (
+        float,
+        "a solution with a larger expected error in a corner is refused, pixel [1]",
+    ),
+    "astrometry_clip": (float, "pairs further apart are left out, sigma [4]"),
+    "centroid": (float, "error of a position that the search allows for, pixel [1]"),
+    "position_error": (float, "error of a star whose own is unknown, pixel [0.3]"),
+    "catalogue_error": (float, "error of a catalogue star whose own is unknown, mas [100]"),
+    "distractors": (float, "part of the detections that the catalogue may not know [0.6]"),
+    "verify": (int, "brightest detections that decide the odds of a place [100]"),
+    "max_triangles": (int, "catalogue triangles in one round of the search at most [300000]"),
+}
+
 
 class _Grouped(click.Command):
     """Shows the options under headings."""
@@ -149,6 +181,7 @@ class _Grouped(click.Command):
             record = param.get_help_record(ctx)
             if record is not None:
                 heading = _SETTINGS[param.name][0] if param.name in _SETTINGS else "General"
+                heading = "Sky coordinates" if param.name in _SKY_SETTINGS else heading
                 groups.setdefault(heading, []).append(record)
         for heading, records in groups.items():
             with formatter.section(heading):
@@ -164,6 +197,21 @@ def _with_settings(function: F) -> F:
         else:
             function = click.option(flag, name, type=kind, default=None, help=text)(function)
     return function
+
+
+def _with_sky_settings(function: F, names: Sequence[str] = tuple(_SKY_SETTINGS)) -> F:
+    for name in reversed(names):
+        kind, text = _SKY_SETTINGS[name]
+        function = click.option("--" + name.replace("_", "-"), name, type=kind, default=None, help=text)(function)
+    return function
+
+
+def _sky_chosen(rest: dict[str, Any]) -> dict[str, Any]:
+    """Take the settings of the sky coordinates out of `rest`, as arguments of `platesolve.solve_file`."""
+    from fastack.options import sky_options
+
+    known, how = sky_options(**_chosen({name: rest.pop(name) for name in _SKY_SETTINGS}))
+    return {"options": how, "catalogue_options": known}
 
 
 def _with_output(function: F) -> F:
@@ -282,7 +330,7 @@ class _Centre(click.ParamType[tuple[float, float]]):
         return float(place.ra.deg), float(place.dec.deg)
 
 
-@cli.command()
+@cli.command(cls=_Grouped)
 @click.argument("image", type=click.Path(exists=True, dir_okay=False))
 @click.option("--catalogue", "source", required=True, help="ucac4, gaia, or a local catalogue (file or directory)")
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False), help="the image with its WCS")
@@ -292,11 +340,13 @@ class _Centre(click.ParamType[tuple[float, float]]):
 @click.option("--wcs", "distortion", type=click.Choice(("sip", "tpv")), default="sip", show_default=True)
 @click.option("--plots", type=click.Path(dir_okay=False), help="picture of the residuals (PNG); a table goes beside it")
 @click.option("-q", "--quiet", is_flag=True, help="print nothing but errors")
+@_with_sky_settings
 def solve(image: str, source: str, output: str, quiet: bool, **rest: Any) -> None:
     """Find the place of IMAGE on the sky, and write it with a WCS and a photometric zero point."""
-    from fastack.solution import solve_file
+    from fastack.platesolve import solve_file
 
-    solved = solve_file(image, source, output, **rest)
+    sky = _sky_chosen(rest)
+    solved = solve_file(image, source, output, **rest, **sky)
     if not quiet:
         print(solved.summary())
 
@@ -306,6 +356,11 @@ def catalogue() -> None:
     """Keep pieces of star catalogues on this machine, for work without a network."""
 
 
+def _with_network_settings(function: F) -> F:
+    return _with_sky_settings(function, _NETWORK)
+
+
+_NETWORK = ("timeout", "job_timeout", "retries", "backoff", "row_limit", "vizier_server", "gaia_server")
 _STORE = click.option("--store", type=click.Path(file_okay=False), help="[FASTACK_CATALOGUES, else the cache]")
 
 
@@ -315,33 +370,47 @@ _STORE = click.option("--store", type=click.Path(file_okay=False), help="[FASTAC
 @click.option("--catalogue", "names", type=click.Choice(("ucac4", "gaia")), multiple=True, help="[both]")
 @click.option("--max-mag", type=float, help="faintest magnitude")
 @_STORE
+@_with_network_settings
 def catalogue_fetch(
-    around: tuple[float, float], radius: float, names: tuple[str, ...], max_mag: float | None, store: str | None
+    around: tuple[float, float],
+    radius: float,
+    names: tuple[str, ...],
+    max_mag: float | None,
+    store: str | None,
+    **rest: Any,
 ) -> None:
     """Fetch a piece of the sky into the local store."""
-    from fastack import catalogue as stage
+    from fastack.catalogue import fetch_into
+    from fastack.options import CatalogueOptions
+    from fastack.store import describe
 
-    place = _store(store)
-    for name in names or ("ucac4", "gaia"):
-        stage.fetch_into(place, name, *around, radius, max_mag)
-    print(stage.describe(place))
+    place, options = _store(store), CatalogueOptions(**_chosen(rest))
+    wanted, failures = names or ("ucac4", "gaia"), []
+    for name in wanted:
+        try:
+            fetch_into(place, name, *around, radius, max_mag, options=options)
+        except FastackError as error:  # the other one may still be had
+            failures.append(str(error))
+    print(describe(place))
+    if failures:
+        print("\n".join(failures), file=sys.stderr)
+        raise click.exceptions.Exit(1 if len(failures) == len(wanted) else 3)
 
 
 @catalogue.command("list")
 @_STORE
 def catalogue_list(store: str | None) -> None:
     """Show what the local store covers."""
-    from fastack import catalogue as stage
+    from fastack.store import describe
 
-    print(stage.describe(_store(store)))
+    print(describe(_store(store)))
 
 
 def _store(path: str | None) -> Any:
-    from fastack import catalogue as stage
+    from fastack.catalogue import cache, own_store
+    from fastack.store import Store
 
-    if path is not None:
-        return stage.Store(path)
-    return stage.own_store() or stage.cache()
+    return Store(path) if path is not None else own_store() or cache()
 
 
 @cli.command()
@@ -406,8 +475,8 @@ def demo(directory: str, frames: int, size: int, seed: int, threads: int | None,
 
     from fastack import report
     from fastack.executor import available_threads
+    from fastack.platesolve import solve_file
     from fastack.simulate import NightOptions, simulate_night
-    from fastack.solution import solve_file
 
     target = Path(directory)
     night = simulate_night(
@@ -476,11 +545,25 @@ def _without_skipped(paths: Sequence[Path], quiet: bool) -> list[Path]:
 @click.option("-o", "--output", default="mosaic.fits", show_default=True, help="the stack")
 @click.option("--archive-root", help="root of the archive [FASTACK_ARCHIVE, the configuration file, /mnt/archive]")
 @click.option("--no-sky", is_flag=True, help="leave the sky coordinates out")
+@click.option("--centre", type=_Centre(), help="RA,Dec in degrees or 19:58:21.6,+35:12:00 [from the headers]")
+@click.option("--wcs", "distortion", type=click.Choice(("sip", "tpv")), default="sip", show_default=True)
+@click.option("--plots", is_flag=True, help="pictures and tables of the residuals beside the solved files")
 @_with_output
 @_with_settings
+@_with_sky_settings
 @click.version_option(__version__, prog_name="dfstack")
 def dfstack_command(
-    telescope: str, date: str, start: int, end: int, output: str, archive_root: str | None, no_sky: bool, **rest: Any
+    telescope: str,
+    date: str,
+    start: int,
+    end: int,
+    output: str,
+    archive_root: str | None,
+    no_sky: bool,
+    centre: tuple[float, float] | None,
+    distortion: str,
+    plots: bool,
+    **rest: Any,
 ) -> None:
     """Average frames START to END that TELESCOPE took in the night DATE (yy_mm_dd) into mosaic.fits.
 
@@ -500,30 +583,40 @@ def dfstack_command(
     if rest.get("flat") is None and not rest.get("no_flat") and Path("master_flat.fits").is_file():
         rest["flat"] = "master_flat.fits"
     quiet = rest["quiet"]
+    sky = _sky_chosen(rest) | {"centre": centre, "pixel_scale": rest["pixel_scale"], "distortion": distortion}
     frames = _without_skipped(paths, quiet)
     result = _run_stack(frames, output, True, rest)
-    if result.path is not None:
-        older = next((a for p in frames if p.name == result.reference and (a := archive.older_solution(p))), None)
-        _solve_both(result.path, older, no_sky, quiet)
+    if result.path is None:
+        return
+    # the stack lies on the reference's grid, but any frame of the night points at the same field
+    near = sorted(frames, key=lambda path: path.name != result.reference)
+    sky["older"] = archive.older_solution(near)
+    _solve_both(result.path, no_sky, plots, quiet, sky)
 
 
-def _solve_both(mosaic: Path, older: Path | None, skip: bool, quiet: bool) -> None:
+def _solve_both(mosaic: Path, skip: bool, plots: bool, quiet: bool, how: dict[str, Any]) -> None:
     """Write amosaic_ucac4.fits and amosaic_gaia.fits, each where its solution is good; say what there is."""
-    from fastack.solution import solve_file
+    from fastack.platesolve import solve_file
 
     lines = [f"{mosaic}: written"]
     complete = True
     for name in () if skip else ("ucac4", "gaia"):
         target = mosaic.with_name(f"a{mosaic.stem}_{name}.fits")
+        if not quiet:
+            print(f"looking for {mosaic.name} on the sky of {name} ...", file=sys.stderr)
         try:
-            lines.append(solve_file(mosaic, name, target, overwrite=True, older=older).summary())
-        except FastackError as error:
+            picture = target.with_suffix(".png") if plots else None
+            lines.append(solve_file(mosaic, name, target, overwrite=True, plots=picture, **how).summary())
+        except Exception as error:  # whatever it is, the stack stands and the other catalogue may do
+            if os.environ.get("FASTACK_DEBUG"):
+                raise
             complete = False
+            text = str(error) if isinstance(error, FastackError) else f"{type(error).__name__}: {error}"
             stale = ""
             if target.exists():
                 target.unlink()
                 stale = " (an older file of that name was removed: it belonged to another stack)"
-            lines.append(f"{target}: not written: {error}{stale}")
+            lines.append(f"{target}: not written: {text}{stale}")
     if not quiet or not complete:
         print("\n".join(lines), file=sys.stdout if complete else sys.stderr)
     if not complete:
@@ -543,8 +636,6 @@ def _numbers(numbers: Sequence[int]) -> str:
 
 def _main(command: click.Command, name: str) -> NoReturn:
     """Run a command; errors become one message and an exit code."""
-    import os
-
     try:
         code = command.main(prog_name=name, standalone_mode=False)
     except click.exceptions.Exit as error:

@@ -14,6 +14,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any, Self, TypeVar
 
+from fastack import __version__, _pixels
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -104,26 +106,55 @@ class Executor(AbstractContextManager["Executor"]):
 class DaskExecutor(Executor):
     """Maps a function over tasks by the workers of a Dask cluster.
 
+    Every worker, and this process, uses the lowest instruction set that all of them have, so that a pixel does not
+    depend on who computed it.
+
     Parameters
     ----------
     address : str
-        Of the scheduler, ``tcp://host:port``. Workers read the frames by the same paths as this process.
+        Of the scheduler, ``tcp://host:port``. Workers read the frames by the same paths as this process, and have the
+        same version of fastack.
+
+    Raises
+    ------
+    ValueError
+        If dask is not installed, the scheduler does not answer, it has no workers, or they have another version.
     """
 
     def __init__(self, address: str) -> None:
-        from distributed import Client
-
+        try:
+            from distributed import Client
+        except ImportError as error:
+            raise ValueError("--scheduler needs dask.distributed: pip install 'fastack[cluster]'") from error
         super().__init__(1)
-        self._client: Any = Client(address)
-        self.threads = max(1, sum(self._client.nthreads().values()))
+        try:
+            self._client: Any = Client(address, timeout=_PATIENCE)
+        except (OSError, TimeoutError, ValueError) as error:
+            raise ValueError(f"no Dask scheduler answers at {address}: start one with 'dask scheduler'") from error
+        try:
+            self.threads = sum(self._client.nthreads().values())
+            if not self.threads:
+                raise ValueError(f"the Dask scheduler at {address} has no workers: start some with 'dask worker'")
+            there = self._client.run(_capability)
+            if versions := {version for version, _ in there.values()} - {__version__}:
+                raise ValueError(f"workers have fastack {', '.join(sorted(versions))}, this is {__version__}")
+            # levels are listed from the lowest up, and each machine has all of those below its best
+            everyone = [levels for _, levels in there.values()] + [_pixels.isa_levels()]
+            self._client.run(_pixels._choose_isa, min(everyone, key=len)[-1])
+            _pixels._choose_isa(min(everyone, key=len)[-1])
+        except BaseException:
+            self._client.close()
+            raise
 
     def map(self, function: Callable[[T], R], tasks: Iterable[T], *, ahead: int | None = None) -> Iterator[R]:
         """Results in the order of `tasks`; see `Executor.map`."""
         room = ahead or 2 * self.threads
         waiting: deque[Any] = deque()
+        # what all tasks share travels once to each worker, not with each task
+        (shared,) = self._client.scatter([function], broadcast=True, hash=False)
         try:
             for task in tasks:
-                waiting.append(self._client.submit(function, task, pure=False))
+                waiting.append(self._client.submit(_call, shared, task, pure=False))
                 if len(waiting) >= room:
                     yield waiting.popleft().result()
             while waiting:
@@ -135,6 +166,19 @@ class DaskExecutor(Executor):
     def close(self) -> None:
         """Leave the cluster."""
         self._client.close()
+        _pixels._choose_isa(os.environ.get("FASTACK_ISA") or None)
+
+
+_PATIENCE = 10.0  # second: for a scheduler to answer
+
+
+def _call(function: Callable[[T], R], task: T) -> R:
+    return function(task)
+
+
+def _capability() -> tuple[str, list[str]]:
+    """Version and instruction sets of the process that this runs in."""
+    return __version__, _pixels.isa_levels()
 
 
 def make_executor(threads: int | None = None, scheduler: str | None = None) -> Executor:

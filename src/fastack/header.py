@@ -19,7 +19,7 @@ from fastack.combine import median_noise_ratios
 from fastack.dates import date_cards
 from fastack.options import StackOptions
 from fastack.types import FrameQuality, FrameRecord, Grid, Transform
-from fastack.wcs import WCS_CARD, wcs_cards, without
+from fastack.wcs import strip_wcs, wcs_cards, without
 
 
 def effective_gain(weights: Any, scale: Any, gain: Any) -> float:
@@ -83,7 +83,7 @@ def base_cards(reference: fits.Header, gain: float | None = None) -> fits.Header
     astropy.io.fits.Header
         Without structure, scaling, times, WCS and calibration sections.
     """
-    kept = without(reference, _DROPPED, _TIMES, WCS_CARD)
+    kept = strip_wcs(without(reference, _DROPPED, _TIMES))
     camera = reference.get("GAIN")
     if isinstance(camera, (int, float)) and not isinstance(camera, bool) and camera != gain:
         kept["CAMGAIN"] = (camera, "GAIN as the camera wrote it: a setting")

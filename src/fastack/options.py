@@ -157,6 +157,7 @@ class AstrometryOptions:
     widen_scale: float = 3.0  #: factor either way by which the scale may be wrong when all else has failed; 1: never
     max_order: int = 5  #: of the distortion polynomial
     min_bic: float = 10.0  #: gain in the Bayesian information criterion that justifies a larger model
+    max_map_error: float = 1.0  #: expected error of the coordinates, where they are worst, of a solution at most, pixel
     clip: float = 4.0  #: pairs further apart than this many sigmas are left out
     centroid: float = 1.0  #: error of a position that the search allows for, pixel
     position_error: float = 0.3  #: error of a detection whose own is unknown, pixel
@@ -251,3 +252,35 @@ def flat_names() -> dict[str, tuple[str, str]]:
         plain = key not in names and (keys.count(key) == 1 or stage == "calibrate")
         names[key if plain else f"{stage}_{key}"] = (stage, key)
     return names
+
+
+_SKY: dict[str, Any] = {"catalogue": CatalogueOptions, "astrometry": AstrometryOptions}
+
+
+def sky_names() -> dict[str, tuple[str, str]]:
+    """Every option of the sky coordinates by its flat name.
+
+    Returns
+    -------
+    dict
+        From the flat name to (``"catalogue"`` or ``"astrometry"``, field). A field whose name an option of the stack
+        has too gets its stage in front, because `dfstack` takes both.
+    """
+    taken = {key for _, key in flat_names().values()}
+    return {
+        f"{stage}_{f.name}" if f.name in taken else f.name: (stage, f.name)
+        for stage, options in _SKY.items()
+        for f in fields(options)
+    }
+
+
+def sky_options(**settings: Any) -> tuple[CatalogueOptions, AstrometryOptions]:
+    """Options of the sky coordinates from flat names; see `sky_names`."""
+    names = sky_names()
+    values: dict[str, dict[str, Any]] = {stage: {} for stage in _SKY}
+    for name, value in settings.items():
+        if name not in names:
+            raise TypeError(f"unknown option {name!r}")
+        stage, key = names[name]
+        values[stage][key] = value
+    return CatalogueOptions(**values["catalogue"]), AstrometryOptions(**values["astrometry"])

@@ -103,8 +103,8 @@ def check_target(path: Path, *, overwrite: bool) -> None:
         raise OutputError(f"{path.parent} is not writable: use another path with -o")
 
 
-def write_hdus(path: Path, hdus: fits.HDUList, *, overwrite: bool = False) -> None:
-    """Write a small FITS file, all or nothing.
+def write_hdus(path: Path, hdus: fits.HDUList, *, overwrite: bool = False, verify: str = "exception") -> None:
+    """Write a FITS file, all or nothing.
 
     Parameters
     ----------
@@ -114,6 +114,8 @@ def write_hdus(path: Path, hdus: fits.HDUList, *, overwrite: bool = False) -> No
         What is written, with checksums.
     overwrite : bool
         Whether an existing file may be replaced.
+    verify : str
+        What astropy does about cards that are not standard.
 
     Raises
     ------
@@ -124,7 +126,7 @@ def write_hdus(path: Path, hdus: fits.HDUList, *, overwrite: bool = False) -> No
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            hdus.writeto(file, checksum=True)
+            hdus.writeto(file, checksum=True, output_verify=verify)
         os.replace(temporary, path)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error

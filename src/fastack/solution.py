@@ -1,319 +1,184 @@
-"""An image on disk gets its sky coordinates: stars, catalogue, WCS, written as a new file."""
+"""What is known of an image once it has its place on the sky: WCS, residuals, zero point."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import tempfile
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from astropy.io import fits
+from numpy.typing import NDArray
 
-from fastack import astrometry, background, catalogue, dates
-from fastack.calibrate import Calibration
-from fastack.detect import detect
-from fastack.errors import OutputError, SolveError
-from fastack.frames import Frame, open_frame
-from fastack.measure import measure
-from fastack.options import AstrometryOptions, CatalogueOptions, DetectOptions, MeasureOptions
-from fastack.types import CatalogueStars, FloatImage, FrameQuality, PixelFlag, StarFlag, Stars
-from fastack.wcs import read_wcs
+from fastack.plate import Plate
+from fastack.sphere import ARCSEC
+from fastack.types import Array, CatalogueStars, StarFlag, Stars
 
-_MAX_STARS = 2000  #: brightest detections that are measured for a solution
+if TYPE_CHECKING:
+    from astropy.io import fits
+    from astropy.wcs import WCS
+
+Index = NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ZeroPoint:
+    """Photometric zero point: ``mag = zp - 2.5 log10(flux)``."""
+
+    zp: float  #: magnitude of 1 ADU
+    err: float  #: standard error of `zp`, magnitude
+    scatter: float  #: robust standard deviation of one star, magnitude; colour terms included
+    n: int  #: stars behind it
+    limiting_mag: float  #: magnitude of a star with 5 times the noise of the sky under its PSF
+    band: str  #: of the catalogue
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class SolvedFile:
-    """An image with its place on the sky."""
+class Solution:
+    """An image's place on the sky."""
 
-    path: Path  #: the file that was written
-    solution: astrometry.Solution
-    zero_point: astrometry.ZeroPoint
-    stars: Stars = field(repr=False)
+    wcs: WCS  #: TAN or TAN-SIP
+    pairs: Index  #: (n, 2) rows of the detections and of `catalogue`
+    residuals: Array  #: (n, 2) catalogue minus solution along east and north, arcsec
+    expected: Array = field(repr=False)  #: (n, 2) error of each residual that the stated errors and `extra` predict
+    rms_ra: float  #: arcsec
+    rms_dec: float  #: arcsec
+    log_odds: float  #: natural logarithm of the odds against chance
+    order: int  #: of the polynomial; 1 is a plain TAN
+    scale: float  #: arcsec per pixel at the centre
+    rotation: float  #: position angle of the image's +y axis, from north through east, degree
+    parity: int  #: +1 as on the sky (det CD < 0), -1 mirrored
+    extra: float  #: scatter per axis beyond the stated errors, arcsec
+    map_error: float  #: expected error per axis of the coordinates where they are worst in the image, arcsec
+    shape: tuple[int, int]  #: of the image
+    catalogue: CatalogueStars = field(repr=False)  #: what it was solved against
+    xy: Array = field(repr=False)  #: (n, 2) the pairs' pixels
+    model: Plate = field(repr=False)
 
-    def summary(self) -> str:
-        """One line for people."""
-        s, z = self.solution, self.zero_point
-        text = (
-            f'{self.path}: {s.n} stars of {s.name}, rms {s.rms_ra:.3f}" {s.rms_dec:.3f}", '
-            f'{s.scale:.4f}"/px, {"TAN" if s.order < 2 else f"SIP order {s.order}"}'
+    @property
+    def n(self) -> int:
+        """Stars behind it."""
+        return len(self.pairs)
+
+    @property
+    def name(self) -> str:
+        """Of the catalogue."""
+        return self.catalogue.name
+
+    @property
+    def epoch(self) -> float:
+        """Julian year of the catalogue's positions."""
+        return self.catalogue.epoch
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        """Right ascension and declination of the image's centre, degree."""
+        return self.model.ra, self.model.dec
+
+    def header(self, kind: Literal["sip", "tpv"] = "sip") -> fits.Header:
+        """The WCS cards: one representation, ICRS.
+
+        Parameters
+        ----------
+        kind : {"sip", "tpv"}
+            TAN-SIP (ds9, GAIA, astropy, Siril) or TPV (SExtractor, SWarp, SCAMP). Both are the same polynomial.
+
+        Returns
+        -------
+        astropy.io.fits.Header
+        """
+        if kind not in ("sip", "tpv"):
+            raise ValueError(f"kind is {kind!r}, not 'sip' or 'tpv'")
+        header = self.model.cards(self.shape, kind)
+        header["ASTRRMS1"] = (self.rms_ra / 3600, "[deg] rms of the stars along RA")
+        header["ASTRRMS2"] = (self.rms_dec / 3600, "[deg] rms of the stars along Dec")
+        header["ASTRERR"] = (self.map_error / 3600, "[deg] expected error at the worst corner")
+        header["ASTRNUM"] = (self.n, "stars behind the astrometric solution")
+        header["ASTRCAT"] = (self.name[:60], "catalogue")
+        header["ASTREPOC"] = (round(self.epoch, 6), "[yr] Julian epoch of the catalogue positions")
+        header["ASTRODDS"] = (round(self.log_odds, 1), "ln(odds) against a chance match")
+        return header
+
+    def zero_point(self, stars: Stars, *, noise: float | None = None, fwhm: float | None = None) -> ZeroPoint:
+        """Zero point of the image's magnitudes in the catalogue's band.
+
+        Parameters
+        ----------
+        stars : Stars
+            The detections that were solved.
+        noise : float, optional, ADU
+            Standard deviation of the sky in one pixel. With `fwhm` it gives the limiting magnitude,
+            5 noise sqrt(4 pi) FWHM/2.355 being the flux of a 5-sigma star; without, the errors of the faintest
+            detections do.
+        fwhm : float, optional, pixel
+
+        Returns
+        -------
+        ZeroPoint
+            All NaN where no pair has both flux and magnitude.
+        """
+        flux, mag = stars.flux[self.pairs[:, 0]], self.catalogue.mag[self.pairs[:, 1]]
+        clean = ~stars.has(StarFlag.SATURATED | StarFlag.BLENDED | StarFlag.EDGE)[self.pairs[:, 0]]
+        good = (flux > 0) & np.isfinite(flux) & np.isfinite(mag)
+        good = good & clean if (good & clean).sum() >= 5 else good
+        if not good.any():
+            nan = float("nan")
+            return ZeroPoint(zp=nan, err=nan, scatter=nan, n=0, limiting_mag=nan, band=self.catalogue.band)
+        value = mag[good] + 2.5 * np.log10(flux[good])
+        keep = np.ones(len(value), bool)
+        for _ in range(5):
+            zp = float(np.median(value[keep]))
+            scatter = 1.4826 * float(np.median(np.abs(value[keep] - zp)))
+            now = np.abs(value - zp) <= 4 * max(scatter, 1e-3)
+            if np.array_equal(now, keep):
+                break
+            keep = now
+        n = int(keep.sum())
+        if noise is not None and fwhm is not None:
+            limit = 5 * noise * np.sqrt(4 * np.pi) * fwhm / 2.3548
+        else:
+            faint = stars.flux_err[np.isfinite(stars.flux_err) & (stars.flux_err > 0)]
+            limit = 5 * float(np.quantile(faint, 0.1)) if len(faint) else np.nan
+        return ZeroPoint(
+            zp=zp,
+            err=float(1.2533 * scatter / np.sqrt(n)),
+            scatter=scatter,
+            n=n,
+            limiting_mag=zp - 2.5 * float(np.log10(limit)),
+            band=self.catalogue.band,
         )
-        if np.isfinite(z.zp):
-            band = f"{z.band}, " if z.band else ""
-            text += f"; zero point {z.zp:.3f} +- {z.err:.3f} ({band}scatter {z.scatter:.3f})"
-        if np.isfinite(z.limiting_mag):
-            text += f", 5-sigma limit {z.limiting_mag:.2f}"
-        return text
 
 
-def solve_file(
-    image: str | Path,
-    source: str,
-    target: str | Path,
-    *,
-    overwrite: bool = False,
-    centre: tuple[float, float] | None = None,
-    pixel_scale: float | None = None,
-    distortion: Literal["sip", "tpv"] = "sip",
-    plots: str | Path | None = None,
-    older: Path | None = None,
-    options: AstrometryOptions | None = None,
-    catalogue_options: CatalogueOptions | None = None,
-) -> SolvedFile:
-    """Find an image's place on the sky and write it with a WCS.
+def plots(solution: Solution, path: str | Path) -> None:
+    """Residuals as vectors over the image and as histograms.
 
     Parameters
     ----------
-    image : str or Path
-        FITS file, for example a stack.
-    source : str
-        ``ucac4``, ``gaia``, or a local catalogue (file or directory).
-    target : str or Path
-        File to write: the same data, every image HDU with the new WCS.
-    overwrite : bool
-        Whether an existing file may be replaced.
-    centre : tuple of float, optional, degree
-        RA and Dec where the header does not tell.
-    pixel_scale : float, optional, arcsec
-        Over the header.
-    distortion : {"sip", "tpv"}
-        How distortion is written.
-    plots : str or Path, optional
-        Picture of the residuals; their table goes beside it as ECSV.
-    older : Path, optional
-        The same image with an older WCS, as a first guess.
-    options : AstrometryOptions, optional
-    catalogue_options : CatalogueOptions, optional
-
-    Returns
-    -------
-    SolvedFile
-        The solution and its zero point.
-
-    Raises
-    ------
-    SolveError
-        If no place is likely enough.
-    CatalogueError
-        If the catalogue cannot be had.
-    OutputError
-        If the target cannot be written.
+    solution : Solution
+    path : path-like
+        Where to; the suffix chooses the format.
     """
-    path, goal = Path(image), Path(target)
-    if goal.exists() and not overwrite:
-        raise OutputError(f"{goal} exists: use --overwrite to replace it, or another name with -o")
-    frame = open_frame(path)
-    stars, quality = find_stars(frame)
-    guess = astrometry.first_guess(frame.header, centre=centre, pixel_scale=pixel_scale, shape=frame.shape)
-    if older is not None and read_wcs(open_frame(older).header) is not None:
-        past = open_frame(older)
-        guess = astrometry.first_guess(past.header, centre=centre, pixel_scale=pixel_scale, shape=past.shape)
-    if guess.ra is None:
-        guess = _guess_otherwise(frame, guess, path, catalogue_options)
-    epoch = mean_epoch(frame.header)
-    stock = _supplier(source, stars, frame.shape, guess, epoch, catalogue_options)
-    solution = astrometry.solve(stars, stock, frame.shape, guess=guess, options=options)
-    zero_point = solution.zero_point(stars, noise=quality.noise, fwhm=quality.fwhm)
-    _write(path, goal, solution, zero_point, distortion)
-    if plots is not None:
-        astrometry.plots(solution, plots)
-        _write_residuals(solution, Path(plots).with_suffix(".ecsv"))
-    return SolvedFile(path=goal, solution=solution, zero_point=zero_point, stars=stars)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
-
-def find_stars(frame: Frame) -> tuple[Stars, FrameQuality]:
-    """Measured stars of an image, brightest first.
-
-    Parameters
-    ----------
-    frame : Frame
-        Of the file.
-
-    Returns
-    -------
-    stars : Stars
-        At most 2000, hot pixels and cosmic rays left out.
-    quality : FrameQuality
-        Of the image.
-
-    Raises
-    ------
-    SolveError
-        If there are fewer than three.
-    """
-    pixels = Calibration().read(frame).pixels
-    level = _fill_saturated(frame, pixels)
-    sky = background.estimate(pixels)
-    found = detect(pixels, background=sky, options=DetectOptions(saturation=level))
-    found = found[~found.has(StarFlag.SHARP)][:_MAX_STARS]
-    if len(found) < 3:
-        raise SolveError(f"{frame.name}: {len(found)} stars found, too few to be placed on the sky")
-    stars, quality = measure(pixels, found, background=sky, options=MeasureOptions(saturation=level))
-    # what could not be fitted, most of it saturated and bloomed, keeps its detection, good to half a pixel
-    lost = ~np.isfinite(stars.flux)
-    stars = replace(
-        stars,
-        flux=np.where(lost, found.flux, stars.flux),
-        xy=np.where(lost[:, None], found.xy, stars.xy),
-        xy_err=np.where(lost, 0.5, stars.xy_err),
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    rms = float(np.hypot(solution.rms_ra, solution.rms_dec))
+    # residuals are along east and north; the arrows stand in pixels
+    arrows = np.linalg.solve(solution.model.matrix / ARCSEC, solution.residuals.T).T
+    length = 0.06 * max(solution.shape) / max(rms / solution.scale, 1e-9)
+    quiver = left.quiver(
+        *solution.xy.T, *(arrows * length).T, angles="xy", scale_units="xy", scale=1, width=0.002, color="C0"
     )
-    return stars[np.argsort(-stars.flux, kind="stable")], replace(quality, noise=background.pixel_noise(pixels))
-
-
-def _fill_saturated(frame: Frame, pixels: FloatImage) -> float | None:
-    """Put the saturation level into the holes that a stack has in its brightest stars.
-
-    They are missing because their counts mean nothing, but where they are is as good an anchor as any star.
-    """
-    with fits.open(frame.path) as file:
-        if "FLAGS" not in file or file["FLAGS"].data is None or file["FLAGS"].data.shape != pixels.shape:
-            return frame.saturation
-        saturated = (file["FLAGS"].data & int(PixelFlag.SATURATED)) != 0
-    hole = np.isnan(pixels) & saturated
-    if not hole.any():
-        return None
-    level = 1.01 * float(np.nanmax(pixels))
-    pixels[hole] = level
-    return level
-
-
-def mean_epoch(cards: fits.Header) -> float | None:
-    """Julian year of an image: the middle of its exposures where the header gives it.
-
-    Parameters
-    ----------
-    cards : astropy.io.fits.Header
-        Of the image.
-
-    Returns
-    -------
-    float or None
-        None where there is no date.
-    """
-    from astropy.time import Time
-
-    text = cards.get("DATE-AVG") or dates.read_exposure(cards).date_obs
-    if not text:
-        return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # dates beyond the leap-second table
-        return float(Time(str(text), scale="utc").jyear)
-
-
-def _guess_otherwise(
-    frame: Frame, guess: astrometry.Guess, path: Path, options: CatalogueOptions | None
-) -> astrometry.Guess:
-    """A position from the target's name, else from astrometry.net's solve-field where it is installed."""
-    place = catalogue.resolve(frame.object, options=options) if frame.object else None
-    if place is not None:
-        return replace(guess, ra=place[0], dec=place[1], radius=1.0, source=f"the name {frame.object!r}")
-    if shutil.which("solve-field") is None:
-        return guess
-    with tempfile.TemporaryDirectory() as directory:
-        command = ["solve-field", "--overwrite", "--no-plots", "--dir", directory, "--cpulimit", "120", str(path)]
-        subprocess.run(command, capture_output=True, check=False, timeout=300)
-        for made in Path(directory).glob("*.wcs"):
-            found = astrometry.first_guess(fits.getheader(made), shape=frame.shape)
-            if found.ra is not None:
-                return replace(found, source="solve-field")
-    return guess
-
-
-def _supplier(
-    source: str,
-    stars: Stars,
-    shape: tuple[int, int],
-    guess: astrometry.Guess,
-    epoch: float | None,
-    options: CatalogueOptions | None,
-) -> CatalogueStars | Callable[[float, float, float], CatalogueStars]:
-    """The catalogue: a whole local file, or a function that fetches a cone."""
-    path = Path(source)
-    if path.is_file():
-        whole = catalogue.read_file(path)
-        return catalogue.proper_motion(whole, epoch) if epoch is not None else whole
-    if guess.ra is None:
-        raise SolveError(
-            "where the image points is not known: give --centre RA,DEC, or install solve-field (astrometry.net)"
-        )
-    scale = guess.scale or 1.0
-    limit = None
-    if source.lower() in ("ucac4", "gaia"):
-        limit = catalogue.magnitude_limit(source, len(stars), shape[0] * shape[1] * (scale / 3600) ** 2)
-
-    def fetch(ra: float, dec: float, radius: float) -> CatalogueStars:
-        more = {} if options is None else {"options": options}
-        return catalogue.load(source, ra=ra, dec=dec, radius=radius, max_mag=limit, epoch=epoch, **more)
-
-    return fetch
-
-
-def _write(
-    path: Path,
-    goal: Path,
-    solution: astrometry.Solution,
-    zero_point: astrometry.ZeroPoint,
-    distortion: Literal["sip", "tpv"],
-) -> None:
-    """Copy a file with the new WCS in every image of the same size, all or nothing."""
-    cards = solution.header(distortion)
-    handle, temporary = tempfile.mkstemp(prefix=f".{goal.name}.", suffix=".tmp", dir=goal.parent)
-    os.close(handle)
-    try:
-        with fits.open(path, memmap=True, do_not_scale_image_data=True) as file:
-            for hdu in file:
-                if not (hdu.is_image and hdu.header.get("NAXIS", 0) >= 2):
-                    continue
-                if (hdu.header["NAXIS2"], hdu.header["NAXIS1"]) != tuple(solution.shape):
-                    continue
-                clean = astrometry.strip_wcs(hdu.header)
-                for keyword in [k for k in hdu.header if k and k not in clean and k not in ("HISTORY", "COMMENT")]:
-                    hdu.header.remove(keyword, ignore_missing=True, remove_all=True)
-                for card in cards.cards:
-                    hdu.header[card.keyword] = (card.value, card.comment)
-                if hdu is file[0]:
-                    for keyword, value, comment in _photometry(zero_point):
-                        hdu.header[keyword] = (value, comment)
-            file.writeto(temporary, overwrite=True, checksum=True, output_verify="silentfix+ignore")
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, goal)
-    except OSError as error:
-        raise OutputError(f"{goal}: cannot be written ({error.strerror or error})") from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
-def _photometry(zero_point: astrometry.ZeroPoint) -> list[tuple[str, float | int | str, str]]:
-    if not np.isfinite(zero_point.zp):
-        return []
-    cards: list[tuple[str, float | int | str, str]] = [
-        ("MAGZPT", round(zero_point.zp, 4), "[mag] of 1 adu"),
-        ("MAGZERR", round(zero_point.err, 4), "[mag] standard error of MAGZPT"),
-        ("MAGZSCAT", round(zero_point.scatter, 4), "[mag] scatter of one star"),
-        ("MAGZNUM", zero_point.n, "stars behind MAGZPT"),
-        ("MAGZBAND", zero_point.band, "band of the catalogue"),
-    ]
-    if np.isfinite(zero_point.limiting_mag):
-        cards.append(("MAGLIM", round(zero_point.limiting_mag, 3), "[mag] 5-sigma limit for a star"))
-    return cards
-
-
-def _write_residuals(solution: astrometry.Solution, path: Path) -> None:
-    from astropy import units as u
-    from astropy.table import QTable
-
-    stock, rows = solution.catalogue, solution.pairs[:, 1]
-    table = QTable()
-    table["x"], table["y"] = solution.xy[:, 0] * u.pix, solution.xy[:, 1] * u.pix
-    table["ra"], table["dec"] = stock.ra[rows] * u.deg, stock.dec[rows] * u.deg
-    table["mag"] = stock.mag[rows] * u.mag
-    table["d_ra"], table["d_dec"] = solution.residuals[:, 0] * u.arcsec, solution.residuals[:, 1] * u.arcsec
-    table.write(path, overwrite=True)
+    left.quiverkey(quiver, 0.85, 1.03, rms / solution.scale * length, f'{rms:.3g}"', labelpos="E")
+    left.set(xlim=(0, solution.shape[1]), ylim=(0, solution.shape[0]), aspect="equal", xlabel="x [px]", ylabel="y [px]")
+    left.set_title(f"{solution.n} stars of {solution.name or 'the catalogue'}, order {solution.order}", loc="left")
+    limit = 4 * max(solution.rms_ra, solution.rms_dec)
+    for values, label, value in zip(
+        solution.residuals.T, ("RA cos Dec", "Dec"), (solution.rms_ra, solution.rms_dec), strict=True
+    ):
+        right.hist(values, bins=33, range=(-limit, limit), histtype="step", label=f'{label}: rms {value:.3g}"')
+    right.set(xlabel="catalogue - solution [arcsec]", ylabel="stars")
+    right.margins(y=0.2)
+    right.legend(loc="upper left", frameon=False)
+    figure.savefig(path, dpi=110)

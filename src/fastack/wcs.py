@@ -20,10 +20,14 @@ WCS_CARD = re.compile(
     r"(A|B|AP|BP)_(ORDER|DMAX|\d_\d)|LONPOLE|LATPOLE|RADE?C?SYS|EQUINOX|EPOCH|CRDER\d|CSYER\d|LTV\d|LTM\d_\d|"
     r"CRDELT\d|CFINT\d|MJDREF\w?|DATEREF|PLTRAH|XPIXELSZ|AMD[XY]\d+)$"
 )
+_MORE_WCS = re.compile(
+    r"^(((WCSAXES|WCSNAME|RADESYS|EQUINOX|(LON|LAT)POLE|CTYPE\d|CUNIT\d|CRVAL\d|CRPIX\d|CDELT\d|(CD|PC)\d_\d"
+    r"|P[VS]\d_\d+|(CRDER|CSYER)\d)[A-Z])|PS\d_\d+|WCSDIM|WAT\d_\d{3}|ASTRRMS\d|ASTRERR|ASTRNUM|ASTRCAT|ASTREPOC|ASTRODDS)$"
+)
 
 
 def strip_wcs(header: fits.Header) -> fits.Header:
-    """Copy of a header without any card of a world coordinate system.
+    """Copy of a header without any card of a world coordinate system: alternates, TNX and earlier solutions included.
 
     Parameters
     ----------
@@ -35,7 +39,7 @@ def strip_wcs(header: fits.Header) -> fits.Header:
     astropy.io.fits.Header
         A copy, so that one representation can be written and no other is left over.
     """
-    return without(header, WCS_CARD)
+    return without(header, WCS_CARD, _MORE_WCS)
 
 
 def without(header: fits.Header, *patterns: re.Pattern[str]) -> fits.Header:

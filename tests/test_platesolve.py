@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ from astropy.wcs import WCS
 
 import fastack
 from fastack.errors import CatalogueError, OutputError, SolveError
+from fastack.platesolve import mean_epoch, solve_file
 from fastack.simulate import NightOptions, simulate_night
-from fastack.solution import mean_epoch, solve_file
+from fastack.store import Store
+from fastack.tables import read_file
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +86,30 @@ def test_refusals(stacked: Path, tmp_path: Path) -> None:
         solve_file(stacked / "mosaic.fits", str(tmp_path / "absent.csv"), tmp_path / "b.fits")
 
 
+def test_solve_field_helps_where_nothing_tells_the_place(
+    stacked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program of that name that writes a rough WCS, as astrometry.net's does."""
+    with fits.open(stacked / "mosaic.fits") as file:
+        for card in ("RA", "DEC", "PIXSCALE", "OBJECT"):
+            del file[0].header[card]
+        file.writeto(tmp_path / "mosaic.fits")
+    store = Store(tmp_path / "store")
+    store.add(read_file(stacked / "stars.ecsv"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SolveError, match=r"--centre.*solve-field"):
+        solve_file(tmp_path / "mosaic.fits", str(store.path), tmp_path / "a.fits")
+    rough = fits.Header([("CTYPE1", "RA---TAN"), ("CTYPE2", "DEC--TAN"), ("CRVAL1", 299.6), ("CRVAL2", 35.19)])
+    rough.extend([("CRPIX1", 250.0), ("CRPIX2", 200.0), ("CD1_1", -0.0002), ("CD2_2", 0.0002)])
+    fits.PrimaryHDU(header=rough).writeto(tmp_path / "rough.fits")
+    program = tmp_path / "solve-field"
+    copy = f"import shutil, sys; shutil.copy({str(tmp_path / 'rough.fits')!r}, sys.argv[4] + '/mosaic.wcs')"
+    program.write_text(f"#!{sys.executable}\n{copy}\n")
+    program.chmod(0o755)
+    solved = solve_file(tmp_path / "mosaic.fits", str(store.path), tmp_path / "a.fits")
+    assert solved.solution.n > 60
+
+
 def test_epoch_of_an_image() -> None:
     assert mean_epoch(fits.Header([("DATE-AVG", "2019-01-30T22:00:00")])) == pytest.approx(2019.0807, abs=1e-3)
     assert mean_epoch(fits.Header([("MJD-OBS", 58513.9)])) == pytest.approx(2019.0807, abs=1e-3)
@@ -94,10 +121,21 @@ def test_hatp32_from_its_header_as_it_is(data_root: Path, tmp_path: Path) -> Non
     paths = sorted((data_root / "hatp32").glob("*.FITS"))[::6]
     fastack.stack(paths, reference="first", framing="reference", output_path=tmp_path / "h.fits")
     solved = solve_file(tmp_path / "h.fits", str(data_root / "catalogues" / "tycho2_hatp32.csv"), tmp_path / "ah.fits")
-    assert solved.solution.n >= 40
+    assert solved.solution.n >= 43
     assert solved.solution.parity == -1
     scale = solved.solution.scale
     assert scale == pytest.approx(5.164, abs=0.01)
     assert max(solved.solution.rms_ra, solved.solution.rms_dec) < 0.4 * scale
     x, y = WCS(fits.getheader(tmp_path / "ah.fits")).all_world2pix([[31.0427, 46.6878]], 0)[0]
     assert np.hypot(x - 423, y - 286) < 1
+
+
+@pytest.mark.real
+@pytest.mark.filterwarnings("ignore")  # of the old cards
+def test_m27_with_stars_that_have_bloomed(data_root: Path, tmp_path: Path) -> None:
+    """21 stars of Tycho-2, of which the brightest stands on the last row."""
+    fastack.stack(sorted((data_root / "m27_osc").glob("*.fits")), output_path=tmp_path / "m.fits")
+    solved = solve_file(tmp_path / "m.fits", str(data_root / "catalogues" / "tycho2_m27.csv"), tmp_path / "am.fits")
+    assert solved.solution.n >= 20
+    assert solved.solution.scale == pytest.approx(1.4817, rel=1e-3)
+    assert solved.solution.map_error < 0.5 * solved.solution.scale
