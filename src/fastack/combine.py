@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike, NDArray
 
 from fastack import _pixels
@@ -21,6 +22,7 @@ _STAR_STEP = 0.125  # pixels
 _STAR_COMPONENTS = 4  # of the frames' profiles
 _STAR_LIMIT = 0.3  # sigmas of a sample, least difference between frames that counts
 _MOST_BENT = 3.0  # largest multiple of the curvature
+_GOLDEN = (np.sqrt(5.0) - 1) / 2
 _UNDERSAMPLED = 2.5  # FWHM in pixels below which interpolation itself moves a star's light
 
 
@@ -499,6 +501,23 @@ def halo(n: int, options: CombineOptions | None = None) -> int:
 HALO = halo(2)
 
 
+@lru_cache(maxsize=64)
+def _bends(typical: float, radius: int, half: int) -> tuple[Array, Array, Array, Array]:
+    """Pixels of a star in four places on the grid: distance squared, light, curvature and its local maximum."""
+    line = np.arange(-half, half + 1)
+    parts = []
+    for dx, dy in ((0.0, 0.0), (0.5, 0.5), (0.5, 0.0), (0.25, 0.25)):
+        r2 = (line - dx)[None, :] ** 2 + (line - dy)[:, None] ** 2
+        stack = _moffat(r2, typical)
+        windows = sliding_window_view(np.pad(stack, radius, mode="edge"), (2 * radius + 1,) * 2)
+        bent = windows.mean(axis=(2, 3)) - stack
+        largest = sliding_window_view(np.pad(np.abs(bent), 1, mode="edge"), (3, 3)).max(axis=(2, 3))
+        seen = stack > 0.02 * stack.max()
+        parts.append(np.stack([r2[seen], stack[seen], bent[seen], largest[seen]]))
+    r2, stack, bent, largest = np.concatenate(parts, axis=1)
+    return r2, stack, bent, largest
+
+
 @lru_cache(maxsize=4096)
 def _seeing(fwhm: float, typical: float, radius: int) -> tuple[float, float]:
     """Difference of a star of this FWHM from one of the stack, in units of the stack's curvature.
@@ -506,27 +525,27 @@ def _seeing(fwhm: float, typical: float, radius: int) -> tuple[float, float]:
     The multiple of (blurred - sharp) that comes nearest, and the largest distance that is left, in units of
     the local maximum of |blurred - sharp|.
     """
-    from scipy.ndimage import maximum_filter, uniform_filter
-    from scipy.optimize import minimize_scalar
+    r2, stack, bent, largest = _bends(typical, radius, int(np.ceil(2 * max(fwhm, typical))) + 4)
+    delta, slope = (_moffat(r2, fwhm) - stack) / largest, bent / largest
 
-    half = int(np.ceil(2 * max(fwhm, typical))) + 4
-    curvature, difference, bend, light = [], [], [], []
-    for phase in ((0.0, 0.0), (0.5, 0.5), (0.5, 0.0), (0.25, 0.25)):
-        x, y = np.arange(-half, half + 1) - phase[0], np.arange(-half, half + 1) - phase[1]
-        r2 = x[None, :] ** 2 + y[:, None] ** 2
-        star, stack = (_moffat(r2, width) for width in (fwhm, typical))
-        bent = uniform_filter(stack, 2 * radius + 1, mode="nearest") - stack
-        curvature.append(bent)
-        difference.append(star - stack)
-        bend.append(maximum_filter(np.abs(bent), 3, mode="nearest"))
-        light.append(stack / stack.max())
-    seen = np.concatenate(light) > 0.02
-    bent, delta, bound = (np.concatenate(a)[seen] for a in (curvature, difference, bend))
-    # a frame so sharp that it would take a larger multiple is not to be had from the stack: only noise would grow
-    best = minimize_scalar(
-        lambda c: float(np.max(np.abs(delta - c * bent) / bound)), bounds=(-_MOST_BENT, _MOST_BENT), method="bounded"
-    )
-    return float(best.x), float(best.fun)
+    def left(multiple: float) -> float:
+        return float(np.abs(delta - multiple * slope).max())
+
+    # A convex function, searched by golden section. A frame so sharp that it would take a larger multiple is not to
+    # be had from the stack: only noise would grow.
+    low, high = -_MOST_BENT, _MOST_BENT
+    a, b = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
+    at_a, at_b = left(a), left(b)
+    while high - low > 1e-4:
+        if at_a < at_b:
+            high, b, at_b = b, a, at_a
+            a = high - _GOLDEN * (high - low)
+            at_a = left(a)
+        else:
+            low, a, at_a = a, b, at_b
+            b = low + _GOLDEN * (high - low)
+            at_b = left(b)
+    return (a, at_a) if at_a < at_b else (b, at_b)
 
 
 def _span(rows: Array, most: int) -> tuple[Array, Array]:

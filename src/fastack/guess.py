@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastack.frames import parse_number
+from fastack.cards import parse_number
 from fastack.wcs import read_wcs
 
 if TYPE_CHECKING:

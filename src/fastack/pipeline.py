@@ -456,11 +456,24 @@ def _flag_saturated(stars: Stars, section: calibrate.Section, fwhm: float) -> St
     """Stars with a saturated pixel in their core get the flag."""
     if not len(section.saturated) or not len(stars):
         return stars
-    from scipy.spatial import cKDTree
-
     radius = max(1.5, fwhm if np.isfinite(fwhm) else 1.5)
-    distance, _ = cKDTree(section.saturated).query(stars.xy, distance_upper_bound=radius)
-    flags = stars.flags | np.where(np.isfinite(distance), int(StarFlag.SATURATED), 0).astype(np.uint16)
+    # cells as wide as the radius tell the few stars that are worth a closer look
+    width = int(section.pixels.shape[1] / radius) + 4
+
+    def cells(xy: np.ndarray) -> np.ndarray:
+        at = np.floor(xy / radius).astype(np.int64) + 1
+        return np.asarray(at[:, 1] * width + at[:, 0])
+
+    full, own = np.unique(cells(section.saturated)), cells(stars.xy)
+    near = np.zeros(len(stars), bool)
+    for step in (-width, 0, width):
+        for side in (-1, 0, 1):
+            near |= np.isin(own + step + side, full)
+    for row in np.flatnonzero(near):
+        y = stars.xy[row, 1]
+        first, last = section.saturated[:, 1].searchsorted((y - radius, y + radius + 1))
+        near[row] = (np.hypot(*(section.saturated[first:last] - stars.xy[row]).T) <= radius).any()
+    flags = stars.flags | np.where(near, int(StarFlag.SATURATED), 0).astype(np.uint16)
     flags.setflags(write=False)
     return replace(stars, flags=flags)
 
