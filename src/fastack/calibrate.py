@@ -554,7 +554,7 @@ def _find_edges(frames: Sequence[Frame], calibration: Calibration) -> tuple[int,
     within a few pixels; gradients and vignetting go on far inwards and are followed by a parabola.
     """
     index = np.unique(np.linspace(0, len(frames) - 1, _SAMPLED).round().astype(int))
-    found: list[list[int]] = []
+    sides: list[list[Array | None]] = [[], [], [], []]
     for i in index:
         frame = frames[i]
         ny, nx = frame.shape
@@ -567,30 +567,41 @@ def _find_edges(frames: Sequence[Frame], calibration: Calibration) -> tuple[int,
             below, above, left, right = (calibration.read(frame, window, ready).pixels for window in windows)
         except (CalibrationError, FrameError):  # the frame is left out, with its reason, when its turn comes
             continue
-        found.append([_bad_lines(strip) for strip in (below, above[::-1], left.T, right.T[::-1])])
-    if not found:
-        return 0, 0, 0, 0
-    a, b, c, d = np.median(found, axis=0).astype(int).tolist()
+        for side, strip in zip(sides, (below, above[::-1], left.T, right.T[::-1]), strict=True):
+            side.append(_profile(strip))
+    a, b, c, d = (_bad_lines(side) for side in sides)
     return a, b, c, d
 
 
-def _bad_lines(strip: FloatImage) -> int:
-    """Number of lines, from the first on, whose level is off the smooth continuation of the inner ones."""
+def _profile(strip: FloatImage) -> Array | None:
+    """Level of each line above that of the inner ones, in sigmas of a pixel; infinite where lines are missing."""
     some = strip[:, np.isfinite(strip[_EDGE:]).all(axis=0)]
     if some.shape[1] < 32:
-        return 0
+        return None
     some = np.where(np.isfinite(some), some, np.float32(np.inf))
     noise = 1.4826 * float(np.median(np.abs(np.diff(some[_EDGE:], axis=1)))) / math.sqrt(2)
-    middle = np.median(some, axis=1, keepdims=True)
-    with np.errstate(invalid="ignore"):
-        near = np.abs(some - middle) <= 3 * noise  # a mean, since medians of integers come in steps
-    level = np.sum(some, axis=1, where=near) / np.maximum(near.sum(axis=1), 1)
-    level = np.where(near.sum(axis=1) > 0.5 * some.shape[1], level, middle[:, 0])
-    line = np.arange(len(level)) / len(level)
-    off = np.abs(level - np.polyval(np.polyfit(line[_EDGE:], level[_EDGE:], 2), line))
-    quiet = off <= 0.5 * noise
+    # the mean of the middle half: stars hardly move it, and it has no steps where the pixels are integers
+    quarter = some.shape[1] // 4
+    level = np.sort(some, axis=1)[:, quarter:-quarter].mean(axis=1, dtype=float)
+    return (level - level[_EDGE:].mean()) / noise if noise > 0 else None
+
+
+def _bad_lines(profiles: Sequence[Array | None]) -> int:
+    """Number of lines, from the first on, whose level is off the smooth continuation of the inner ones."""
+    known = [profile for profile in profiles if profile is not None]
+    if not known:
+        return 0
+    level: Array = np.mean(known, axis=0)
+    design = np.vander(np.arange(len(level)) / len(level), 3)
+    solve = np.linalg.pinv(design[_EDGE:])
+    fitted = design @ (solve @ level[_EDGE:])
+    # stars move the level of a line more than noise does: what the inner lines scatter counts, carried outwards
+    scatter = float(np.std(level[_EDGE:] - fitted[_EDGE:]))
+    error = scatter * np.sqrt(1 + np.sum((design @ solve) ** 2, axis=1))
+    off = np.abs(level - fitted)
+    bad = off > 0.5 + 3 * error
     # what hardly stands off, or has no end, is no edge
-    return int(np.argmax(quiet)) if off[0] > noise and quiet[:_EDGE].any() else 0
+    return int(np.argmin(bad)) if off[0] > 3 + 5 * error[0] and not bad[:_EDGE].all() else 0
 
 
 # ---- making masters
