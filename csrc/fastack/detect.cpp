@@ -129,6 +129,7 @@ class Finder {
     static constexpr double sharp_margin = 1.2; ///< sharpness of a real star that is still a star's
     static constexpr float faint_peak = 15.0f;   ///< sigma
     static constexpr float bright_part = 0.5f;   ///< of a faint highest pixel, from which others are tested, too
+    static constexpr float clear_pixel = 5.0f;   ///< sigma
     static constexpr float deblend_snr = 15.0f;
     static constexpr int fewest_on_plateau = 4;
 
@@ -179,17 +180,18 @@ class Finder {
                 flags};
     }
 
-    /// Whether the highest pixel of the 3x3 about a maximum is a hit; if it is faint, whether any of its bright ones is: a
-    /// track has several, each of them with its own noise. In bright sources not the noise but the difference between
-    /// point-spread functions and Gaussians decides.
+    /// Whether the highest pixel of the 3x3 about a maximum is a hit; if it is faint, whether any of those is that noise
+    /// alone does not make as bright: a track has several, each of them with its own noise. In bright sources not the
+    /// noise but the difference between point-spread functions and Gaussians decides.
     bool hit_beside(std::ptrdiff_t px, std::ptrdiff_t py, float peak, float sky, float noise) const {
         const bool faint = peak - sky < faint_peak * noise;
-        const float least = faint ? sky + bright_part * (peak - sky) : peak, limit = faint ? 3.0f : 3.5f; // sigma
+        const float clear = faint ? sky + std::max(clear_pixel * noise, bright_part * (peak - sky)) : peak;
         const Box core(image_, px, py, 1);
         for (std::ptrdiff_t v = core.y0; v < core.y1; ++v)
             for (std::ptrdiff_t u = core.x0; u < core.x1; ++u)
-                if (image_(v, u) >= least &&
-                    psf_.too_sharp(Vicinity(image_, u, v, sky, noise), shot(sky, noise), limit))
+                if ((image_(v, u) >= clear || image_(v, u) == peak) &&
+                    psf_.too_sharp(Vicinity(image_, u, v, sky, noise), shot(sky, noise),
+                                   faint && image_(v, u) >= clear ? 3.0f : 3.5f))
                     return true;
         return false;
     }
