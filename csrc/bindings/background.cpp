@@ -63,8 +63,8 @@ double noise_of_pixel(const FloatArray& image, std::ptrdiff_t some_rows) {
 } // namespace
 
 void bind_background(py::module_& m) {
-    m.def("background_estimate", &estimate, "image"_a.noconvert(), "mask"_a.noconvert().none(true), "cell"_a,
-          "clip"_a, "rounds"_a, "row_step"_a);
+    m.def("background_estimate", &estimate, "image"_a.noconvert(), "mask"_a.noconvert().none(true), "cell"_a, "clip"_a,
+          "rounds"_a, "row_step"_a);
     m.def("background_render", &render, "mesh"_a.noconvert(), "shape"_a, "y0"_a, "y1"_a, "x0"_a, "x1"_a);
     m.def("background_subtract", &subtract, "image"_a.noconvert(), "mesh"_a.noconvert());
     m.def("pixel_noise", &noise_of_pixel, "image"_a.noconvert(), "rows"_a);

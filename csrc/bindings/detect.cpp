@@ -19,8 +19,8 @@ Array<BrightPixel> as_array(const std::vector<BrightPixel>& bright) {
     return out;
 }
 
-py::tuple detect(const FloatArray& image, const FloatArray& level, const FloatArray& noise,
-                 double fwhm, double narrow, float threshold, float saturation) {
+py::tuple detect(const FloatArray& image, const FloatArray& level, const FloatArray& noise, double fwhm, double narrow,
+                 float threshold, float saturation) {
     const auto view = as_image(image, "image");
     const Sky sky = as_sky(level, noise);
     require(fwhm > 0 && narrow > 0, "fwhm and narrow must be positive");
@@ -34,8 +34,8 @@ py::tuple detect(const FloatArray& image, const FloatArray& level, const FloatAr
     py::array_t<double> table({static_cast<py::ssize_t>(found.size()), py::ssize_t{8}});
     double* out = table.mutable_data();
     for (const Detection& d : found)
-        for (const double value : {d.x, d.y, double(d.flux), double(d.flux_err), double(d.peak),
-                                   double(d.sky), double(d.sharpness), double(d.flags)})
+        for (const double value : {d.x, d.y, double(d.flux), double(d.flux_err), double(d.peak), double(d.sky),
+                                   double(d.sharpness), double(d.flags)})
             *out++ = value;
     return py::make_tuple(table, as_array(bright));
 }
@@ -60,8 +60,8 @@ Array<BrightPixel> bright(const FloatArray& image, const FloatArray& level, cons
     return as_array(found);
 }
 
-Array<std::int32_t> hits(const FloatArray& image, const Array<BrightPixel>& bright, double narrow,
-                         float saturation, float shot) {
+Array<std::int32_t> hits(const FloatArray& image, const Array<BrightPixel>& bright, double narrow, float saturation,
+                         float shot) {
     const auto view = as_image(image, "image");
     const Span<const BrightPixel> list = as_span(bright, "bright");
     for (const BrightPixel& p : list)
@@ -85,11 +85,10 @@ Array<std::int32_t> hits(const FloatArray& image, const Array<BrightPixel>& brig
 
 void bind_detect(py::module_& m) {
     PYBIND11_NUMPY_DTYPE(BrightPixel, x, y, sky, noise);
-    m.def("detect", &detect, "image"_a.noconvert(), "level"_a.noconvert(), "noise"_a.noconvert(), "fwhm"_a,
-          "narrow"_a, "threshold"_a, "saturation"_a);
+    m.def("detect", &detect, "image"_a.noconvert(), "level"_a.noconvert(), "noise"_a.noconvert(), "fwhm"_a, "narrow"_a,
+          "threshold"_a, "saturation"_a);
     m.def("detect_widths", &widths, "image"_a.noconvert(), "level"_a.noconvert(), "noise"_a.noconvert(),
           "saturation"_a);
     m.def("detect_bright", &bright, "image"_a.noconvert(), "level"_a.noconvert(), "noise"_a.noconvert());
-    m.def("detect_hits", &hits, "image"_a.noconvert(), "bright"_a.noconvert(), "narrow"_a, "saturation"_a,
-          "shot"_a);
+    m.def("detect_hits", &hits, "image"_a.noconvert(), "bright"_a.noconvert(), "narrow"_a, "saturation"_a, "shot"_a);
 }

@@ -77,8 +77,7 @@ Array<StarFit> fit_moffat_of(const HeldField& held, const Array<std::int64_t>& r
     return fits;
 }
 
-std::optional<std::pair<ShapeTuple, DoubleArray>> fit_shape_of(const HeldField& held,
-                                                               const Array<std::int64_t>& rows) {
+std::optional<std::pair<ShapeTuple, DoubleArray>> fit_shape_of(const HeldField& held, const Array<std::int64_t>& rows) {
     const Span<const std::int64_t> list = as_rows(rows, held.field.n);
     auto likelihood = new_span<double>(list.size);
     double* out = likelihood.mutable_data();
@@ -127,8 +126,8 @@ std::pair<DoubleArray, DoubleArray> annulus(const FloatArray& image, const Doubl
 
 void bind_measure(py::module_& m) {
     using namespace fastack;
-    PYBIND11_NUMPY_DTYPE(StarFit, x, y, peak, sky, xy_err, peak_err, top, width, width_err, a, b, c, eta,
-                         chi2, pixels, missing, saturated, neighbours, converged, padding);
+    PYBIND11_NUMPY_DTYPE(StarFit, x, y, peak, sky, xy_err, peak_err, top, width, width_err, a, b, c, eta, chi2, pixels,
+                         missing, saturated, neighbours, converged, padding);
 
     m.def("star_rings", &rings, "image"_a.noconvert(), "xy"_a.noconvert(), "sky"_a.noconvert(),
           "First guess of width and peak of stars.");

@@ -76,8 +76,7 @@ Statistics statistics(const Cell& cell, Clip clip, float* scratch) {
             break;
         const float shift = m.sum / m.n;
         const float next = std::sqrt(std::max(0.0f, m.sum2 / m.n - shift * shift) * m.n / (m.n - 1)) / cut;
-        const bool settled =
-            std::fabs(shift) < converged * sigma && std::fabs(next - sigma) < 5 * converged * sigma;
+        const bool settled = std::fabs(shift) < converged * sigma && std::fabs(next - sigma) < 5 * converged * sigma;
         centre += shift;
         if (!(next > 0))
             return {centre, centre, 0.0f};
@@ -96,8 +95,7 @@ class CellRow {
     /// `step`: every so many rows of the image one is looked at.
     CellRow(Image<const float> image, Image<const unsigned char> mask, Cells down, Cells across, std::ptrdiff_t step)
         : image_(image), mask_(mask), across_(across), step_(step),
-          room_((down.size / down.n + 1) * (across.size / across.n + 1) + cell_lanes),
-          samples_(at_once * room_) {}
+          room_((down.size / down.n + 1) * (across.size / across.n + 1) + cell_lanes), samples_(at_once * room_) {}
 
     /// Cells [first, end) between rows y0 and y1; samples of every fourth row come first.
     void read(std::ptrdiff_t y0, std::ptrdiff_t y1, std::ptrdiff_t first, std::ptrdiff_t end) {
@@ -127,8 +125,9 @@ class CellRow {
             cell.samples = samples_.data() + i * room_;
             cell.n = rows_of_all * (edge[i + 1] - edge[i]);
             if (missing[i])
-                cell.n = std::remove_if(cell.samples, cell.samples + cell.n, [](float v) { return !std::isfinite(v); }) -
-                         cell.samples;
+                cell.n =
+                    std::remove_if(cell.samples, cell.samples + cell.n, [](float v) { return !std::isfinite(v); }) -
+                    cell.samples;
             cell.padded = (cell.n + cell_lanes - 1) / cell_lanes * cell_lanes;
             std::fill(cell.samples + cell.n, cell.samples + cell.padded, infinity);
         }
@@ -168,8 +167,7 @@ void fill_gaps(Image<float> mesh) {
                 }
                 gaps = true;
                 for (std::ptrdiff_t v = std::max<std::ptrdiff_t>(j - 1, 0); v < std::min(j + 2, mesh.ny); ++v)
-                    for (std::ptrdiff_t u = std::max<std::ptrdiff_t>(i - 1, 0); u < std::min(i + 2, mesh.nx);
-                         ++u)
+                    for (std::ptrdiff_t u = std::max<std::ptrdiff_t>(i - 1, 0); u < std::min(i + 2, mesh.nx); ++u)
                         if (!std::isnan(mesh(v, u))) {
                             sum += mesh(v, u);
                             n += 1;
@@ -284,11 +282,12 @@ Cells make_cells(std::ptrdiff_t size, std::ptrdiff_t cell) {
     return {size, std::max<std::ptrdiff_t>(1, (size + cell / 2) / cell)};
 }
 
-void estimate_background(Image<const float> image, Image<const unsigned char> mask, Clip clip,
-                         std::ptrdiff_t row_step, Image<float> level, Image<float> noise) {
+void estimate_background(Image<const float> image, Image<const unsigned char> mask, Clip clip, std::ptrdiff_t row_step,
+                         Image<float> level, Image<float> noise) {
     const Cells down{image.ny, level.ny}, across{image.nx, level.nx};
     // never so far apart that a cell has less than eight rows
-    const std::ptrdiff_t step = std::clamp<std::ptrdiff_t>(row_step, 1, std::max<std::ptrdiff_t>(image.ny / down.n / 8, 1));
+    const std::ptrdiff_t step =
+        std::clamp<std::ptrdiff_t>(row_step, 1, std::max<std::ptrdiff_t>(image.ny / down.n / 8, 1));
     CellRow cells(image, mask, down, across, step);
     const std::ptrdiff_t most = (image.ny / down.n + 1) * (image.nx / across.n + 1);
     std::vector<float> scratch(most + most / 8 + 64);
@@ -333,14 +332,13 @@ double pixel_noise(Image<const float> image, std::ptrdiff_t some_rows) {
         for (std::ptrdiff_t i = 0; i < width; ++i) // every other one: overlapping differences add little
             out[i] = std::fabs(x[2 * i + 1] - 0.5f * (x[2 * i] + x[2 * i + 2]));
     }
-    second.erase(std::remove_if(second.begin(), second.end(), [](float v) { return !(v < infinity); }),
-                 second.end());
+    second.erase(std::remove_if(second.begin(), second.end(), [](float v) { return !(v < infinity); }), second.end());
     return second.empty() ? std::numeric_limits<double>::quiet_NaN()
                           : 1.482602218505602 * median_of_steps(second) / std::sqrt(1.5);
 }
 
-Surface::Surface(Image<const float> mesh, std::ptrdiff_t ny, std::ptrdiff_t nx, std::ptrdiff_t x0,
-                 std::ptrdiff_t x1, Shape shape, std::ptrdiff_t step)
+Surface::Surface(Image<const float> mesh, std::ptrdiff_t ny, std::ptrdiff_t nx, std::ptrdiff_t x0, std::ptrdiff_t x1,
+                 Shape shape, std::ptrdiff_t step)
     : mesh_(mesh), cell_y_(Cells{ny, mesh.ny}.width()), cell_x_(Cells{nx, mesh.nx}.width()),
       width_((x1 - x0 + step - 1) / step), shape_(shape), nodes_(mesh.nx + 4), buffer_(4 * width_) {
     for (auto& weights : columns_)

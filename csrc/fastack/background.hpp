@@ -27,8 +27,8 @@ Cells make_cells(std::ptrdiff_t size, std::ptrdiff_t cell);
 
 /// Sky level and noise in each cell of `level` and `noise` (same shape). Pixels that are not finite, or where
 /// `mask` is not 0, do not count. Where no cell has data everything is NaN. Every `row_step`th row is looked at.
-void estimate_background(Image<const float> image, Image<const unsigned char> mask, Clip clip,
-                         std::ptrdiff_t row_step, Image<float> level, Image<float> noise);
+void estimate_background(Image<const float> image, Image<const unsigned char> mask, Clip clip, std::ptrdiff_t row_step,
+                         Image<float> level, Image<float> noise);
 
 /// White noise of one pixel, from the median absolute second difference along `some_rows` rows spread evenly; NaN where
 /// nothing can be measured.
@@ -42,8 +42,8 @@ class Surface {
 
     /// Columns [x0, x1), or every `step`th of them, of an image of `shape` ny, nx; beyond its last column that one's
     /// values.
-    Surface(Image<const float> mesh, std::ptrdiff_t ny, std::ptrdiff_t nx, std::ptrdiff_t x0,
-            std::ptrdiff_t x1, Shape shape, std::ptrdiff_t step = 1);
+    Surface(Image<const float> mesh, std::ptrdiff_t ny, std::ptrdiff_t nx, std::ptrdiff_t x0, std::ptrdiff_t x1,
+            Shape shape, std::ptrdiff_t step = 1);
 
     /// Makes row y current. Its value in the i-th of the columns is sum(weights()[k] * rows()[k][i]), k = 0 to 3.
     void seek(std::ptrdiff_t y);
@@ -72,11 +72,11 @@ class Surface {
     double cell_y_, cell_x_;
     std::ptrdiff_t width_;
     Shape shape_;
-    std::vector<float> columns_[4];             ///< weights of the four nodes about each column
+    std::vector<float> columns_[4];                               ///< weights of the four nodes about each column
     std::vector<std::pair<std::ptrdiff_t, std::ptrdiff_t>> runs_; ///< of columns between the same nodes: end, first
     std::vector<float> nodes_;                                    ///< one mesh row, with two nodes beyond either end
     std::vector<float> buffer_;                                   ///< four mesh rows, interpolated in x
-    std::ptrdiff_t held_[4] = {-9, -9, -9, -9}; ///< mesh index of each
+    std::ptrdiff_t held_[4] = {-9, -9, -9, -9};                   ///< mesh index of each
     const float* rows_[4] = {};
     float weights_[4] = {};
 };

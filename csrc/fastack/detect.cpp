@@ -45,8 +45,7 @@ Plateau flood(Image<const float> image, float level, std::ptrdiff_t x, std::ptrd
 class Neighbours {
   public:
     Neighbours(Image<const float> image, double cell)
-        : cell_(std::max(cell, 8.0)),
-          nx_(static_cast<std::ptrdiff_t>(static_cast<double>(image.nx) / cell_) + 1),
+        : cell_(std::max(cell, 8.0)), nx_(static_cast<std::ptrdiff_t>(static_cast<double>(image.nx) / cell_) + 1),
           ny_(static_cast<std::ptrdiff_t>(static_cast<double>(image.ny) / cell_) + 1), head_(nx_ * ny_, -1) {}
 
     /// Points are numbered in the order in which they are added.
@@ -127,8 +126,9 @@ class Finder {
   private:
     static constexpr std::size_t ahead = 4;     ///< stars whose pixels are asked for beforehand
     static constexpr double sharp_margin = 1.2; ///< sharpness of a real star that is still a star's
-    static constexpr float faint_peak = 15.0f;   ///< sigma
-    static constexpr float bright_part = 0.5f;   ///< of a faint highest pixel, from which others are tested, too
+    static constexpr float faint_peak = 15.0f;  ///< sigma
+    static constexpr float bright_part = 0.5f;  ///< of a faint highest pixel, from which others are tested, too
+    static constexpr float clear_pixel = 5.0f;  ///< sigma
     static constexpr float deblend_snr = 15.0f;
     static constexpr int fewest_on_plateau = 4;
 
@@ -140,8 +140,7 @@ class Finder {
     bool worth_keeping(const Detection& d) const { return d.flags & (sharp | saturated) || stands_out(d); }
 
     Detection star(const Maximum& m) const {
-        const Vertex across = vertex(m.snr[3], m.snr[4], m.snr[5]),
-                     down = vertex(m.snr[1], m.snr[4], m.snr[7]);
+        const Vertex across = vertex(m.snr[3], m.snr[4], m.snr[5]), down = vertex(m.snr[1], m.snr[4], m.snr[7]);
         const double snr = m.snr[4] * across.gain * down.gain;
         return describe(m.x + across.shift, m.y + down.shift, snr, m.x, m.y, m.level, m.noise);
     }
@@ -179,17 +178,18 @@ class Finder {
                 flags};
     }
 
-    /// Whether the highest pixel of the 3x3 about a maximum is a hit; if it is faint, whether any of its bright ones is: a
-    /// track has several, each of them with its own noise. In bright sources not the noise but the difference between
-    /// point-spread functions and Gaussians decides.
+    /// Whether the highest pixel of the 3x3 about a maximum is a hit; if it is faint, whether any of those is that
+    /// noise alone does not make as bright: a track has several, each of them with its own noise. In bright sources not
+    /// the noise but the difference between point-spread functions and Gaussians decides.
     bool hit_beside(std::ptrdiff_t px, std::ptrdiff_t py, float peak, float sky, float noise) const {
         const bool faint = peak - sky < faint_peak * noise;
-        const float least = faint ? sky + bright_part * (peak - sky) : peak, limit = faint ? 3.0f : 3.5f; // sigma
+        const float clear = faint ? sky + std::max(clear_pixel * noise, bright_part * (peak - sky)) : peak;
         const Box core(image_, px, py, 1);
         for (std::ptrdiff_t v = core.y0; v < core.y1; ++v)
             for (std::ptrdiff_t u = core.x0; u < core.x1; ++u)
-                if (image_(v, u) >= least &&
-                    psf_.too_sharp(Vicinity(image_, u, v, sky, noise), shot(sky, noise), limit))
+                if ((image_(v, u) >= clear || image_(v, u) == peak) &&
+                    psf_.too_sharp(Vicinity(image_, u, v, sky, noise), shot(sky, noise),
+                                   faint && image_(v, u) >= clear ? 3.0f : 3.5f))
                     return true;
         return false;
     }
@@ -283,8 +283,7 @@ class Finder {
     }
 
     Detection describe(const Part& p) const {
-        Detection d =
-            describe(p.x, p.y, p.snr, p.px, p.py, at_.level(p.py, p.px), at_.noise(p.py, p.px));
+        Detection d = describe(p.x, p.y, p.snr, p.px, p.py, at_.level(p.py, p.px), at_.noise(p.py, p.px));
         d.flags |= blended;
         return d;
     }

@@ -65,7 +65,7 @@ Widths find_widths(Image<const float> image, Sky sky, float saturation);
 
 /// Variance of one pixel: of the sky, plus `shot` (1/gain) times the light above it.
 struct Hits {
-    double narrow; ///< full width at half maximum along the shorter axis of the point-spread function, pixel
+    double narrow;    ///< full width at half maximum along the shorter axis of the point-spread function, pixel
     float saturation; ///< ADU; NaN: not known
     float shot;       ///< ADU; NaN: at most what the sky's own noise allows
 };

@@ -11,13 +11,12 @@ using std::ptrdiff_t;
 
 Deblender::Deblender(Image<const float> image, const Kernel& kernel, double fwhm)
     : image_(image), kernel_(kernel), fwhm_(fwhm), narrow_(std::max(0.5 * kernel.sigma, 0.35)),
-      half_(static_cast<ptrdiff_t>(std::ceil(0.5 * fwhm))),
-      r_(static_cast<ptrdiff_t>(std::ceil(reach * fwhm)) + 1), side_(2 * r_ + 1), tap_(2 * half_ + 1),
-      lines_((side_ + 2 * half_) * side_), smooth_(side_ * side_), rest_(side_ * side_) {
+      half_(static_cast<ptrdiff_t>(std::ceil(0.5 * fwhm))), r_(static_cast<ptrdiff_t>(std::ceil(reach * fwhm)) + 1),
+      side_(2 * r_ + 1), tap_(2 * half_ + 1), lines_((side_ + 2 * half_) * side_), smooth_(side_ * side_),
+      rest_(side_ * side_) {
     float sum = 0;
     for (ptrdiff_t j = -half_; j <= half_; ++j)
-        sum += tap_[j + half_] =
-            static_cast<float>(std::exp(-0.5 * static_cast<double>(j * j) / (narrow_ * narrow_)));
+        sum += tap_[j + half_] = static_cast<float>(std::exp(-0.5 * static_cast<double>(j * j) / (narrow_ * narrow_)));
     square_ = 0;
     for (float& tap : tap_) {
         tap /= sum;
@@ -40,8 +39,7 @@ const std::vector<Part>& Deblender::parts(const Detection& star, float noise, co
     float height = -1;
     for (ptrdiff_t v = half_; v < n - half_; ++v)
         for (ptrdiff_t u = half_; u < n - half_; ++u)
-            if (at(u, v) > height &&
-                static_cast<double>((u - r_) * (u - r_) + (v - r_) * (v - r_)) < fwhm_ * fwhm_) {
+            if (at(u, v) > height && static_cast<double>((u - r_) * (u - r_) + (v - r_) * (v - r_)) < fwhm_ * fwhm_) {
                 top_u = u;
                 top_v = v;
                 height = at(u, v);
@@ -129,9 +127,8 @@ bool Deblender::lopsided(const Detection& star, float noise, const std::vector<D
             const double dx = static_cast<double>(x) - d.x, dy = static_cast<double>(y) - d.y;
             return dx * dx + dy * dy;
         };
-        return squared(star) > far * far || std::any_of(beside.begin(), beside.end(), [&](const Detection& d) {
-                   return squared(d) < fwhm_ * fwhm_;
-               });
+        return squared(star) > far * far || std::any_of(beside.begin(), beside.end(),
+                                                        [&](const Detection& d) { return squared(d) < fwhm_ * fwhm_; });
     };
     const auto core = static_cast<float>(0.64 * fwhm_ * fwhm_);
     const float least = 4 * noise + 0.5f * asymmetry * star.peak, limit = star.sky + least;

@@ -10,7 +10,7 @@ namespace {
 
 using std::ptrdiff_t;
 
-constexpr ptrdiff_t pad = 16;         // floats: a line of the cache
+constexpr ptrdiff_t pad = 16; // floats: a line of the cache
 
 /// Rows of equal length on borders of 64 bytes, with room for one pad before each.
 class Band {
@@ -42,8 +42,8 @@ class SkyRows {
           step_(quarter(Cells{image.nx, sky.level.nx}.width(), 16)),
           few_rows_(quarter(Cells{image.ny, sky.level.ny}.width(), 8)),
           few_level_(sky.level, image.ny, image.nx, 0, blocks_ * threshold_block + 1, Surface::Shape::cubic, step_),
-          few_scale_(at.inverse_mesh(), image.ny, image.nx, 0, blocks_ * threshold_block + 1,
-                     Surface::Shape::linear, step_),
+          few_scale_(at.inverse_mesh(), image.ny, image.nx, 0, blocks_ * threshold_block + 1, Surface::Shape::linear,
+                     step_),
           samples_(2 * few_level_.width()), lowest_(blocks_), faintest_(blocks_) {}
 
     void seek(ptrdiff_t y) {
@@ -112,8 +112,8 @@ class SkyRows {
     ptrdiff_t bounded_ = -1;
 };
 
-/// Runs the filter down an image, four rows at a time, in a rolling band that the second-level cache holds. The image is
-/// filtered as it stands; level and noise of the sky, which hardly change under the filter, are asked for at the
+/// Runs the filter down an image, four rows at a time, in a rolling band that the second-level cache holds. The image
+/// is filtered as it stands; level and noise of the sky, which hardly change under the filter, are asked for at the
 /// maxima only.
 class Sweep {
   public:
@@ -122,18 +122,17 @@ class Sweep {
         : image_(image), kernel_(kernel), threshold_(threshold), bright_(bright), sky_(image, sky, at),
           pedestal_(at.level(image.ny / 2, image.nx / 2)), line_sum_(static_cast<float>(kernel.line())),
           sum_(static_cast<float>(kernel.sum())), depth_(2 * kernel.radius + 2 * filter_rows),
-          blocks_((image.nx + threshold_block - 1) / threshold_block), entered_(depth_),
-          cleaned_(depth_, image.nx), weight_(depth_, image.nx), lines_(filter_rows, image.nx),
-          weights_(filter_rows, image.nx), filtered_(kept, image.nx), spare_(4, image.nx),
-          filter_bound_(depth_ * blocks_), bright_bound_(depth_ * blocks_), never_(blocks_, infinity),
-          lit_(depth_ * blocks_), above_(kept * blocks_), counts_(blocks_) {
+          blocks_((image.nx + threshold_block - 1) / threshold_block), entered_(depth_), cleaned_(depth_, image.nx),
+          weight_(depth_, image.nx), lines_(filter_rows, image.nx), weights_(filter_rows, image.nx),
+          filtered_(kept, image.nx), spare_(4, image.nx), filter_bound_(depth_ * blocks_),
+          bright_bound_(depth_ * blocks_), never_(blocks_, infinity), lit_(depth_ * blocks_), above_(kept * blocks_),
+          counts_(blocks_) {
         std::fill_n(spare_[scratch], image.nx, 1.0f);
         filter_weight(spare_[scratch], spare_[whole]);
     }
 
     Maxima run(ptrdiff_t y0, ptrdiff_t y1) {
-        const ptrdiff_t r = kernel_.radius, first = std::max<ptrdiff_t>(y0 - 1, 0),
-                        last = std::min(y1 + 1, image_.ny);
+        const ptrdiff_t r = kernel_.radius, first = std::max<ptrdiff_t>(y0 - 1, 0), last = std::min(y1 + 1, image_.ny);
         for (ptrdiff_t y = first - r; y < first + r; ++y)
             enter(y);
         std::fill_n(filtered_[slot(first - 1)] - pad, filtered_.stride(), -infinity);
@@ -194,8 +193,7 @@ class Sweep {
             filter_bound[b] = sum_ * (lowest[b] - pedestal_) + threshold_ * faintest[b];
             bright_bound[b] = lowest[b] + bright_limit * faintest[b];
         }
-        line = {image_.row(y),
-                rows().detect.scan(image_.row(y), image_.nx, bright_bound, &lit_[place(y) * blocks_])};
+        line = {image_.row(y), rows().detect.scan(image_.row(y), image_.nx, bright_bound, &lit_[place(y) * blocks_])};
         if (!line.missing)
             return;
         found_.gaps = true;
@@ -214,9 +212,7 @@ class Sweep {
         for (ptrdiff_t j = 0; j < 2 * r + filter_rows; ++j) {
             const Line& line = entered_[place(y - r + j)];
             in[j] = line.pixels;
-            weight[j] = !inside(y - r + j) ? spare_[zeros]
-                        : line.missing     ? weight_[place(y - r + j)]
-                                           : spare_[whole];
+            weight[j] = !inside(y - r + j) ? spare_[zeros] : line.missing ? weight_[place(y - r + j)] : spare_[whole];
             gaps = gaps || (line.missing && j < 2 * r + n);
         }
         rows().detect.filter_y[r](in, kernel_.tap, -pedestal_ * line_sum_, nx, lines_[0], lines_.stride());
@@ -312,10 +308,10 @@ class Sweep {
     float threshold_;
     std::vector<BrightPixel>* bright_;
     SkyRows sky_;
-    float pedestal_;        ///< taken off in the filter, which rounds less then
-    float line_sum_, sum_;  ///< of the filter in one and in two dimensions
-    ptrdiff_t depth_;       ///< rows of the image in the band
-    ptrdiff_t blocks_;      ///< of `threshold_block` pixels in a row
+    float pedestal_;       ///< taken off in the filter, which rounds less then
+    float line_sum_, sum_; ///< of the filter in one and in two dimensions
+    ptrdiff_t depth_;      ///< rows of the image in the band
+    ptrdiff_t blocks_;     ///< of `threshold_block` pixels in a row
     std::vector<Line> entered_;
     Band cleaned_, weight_; ///< rows with missing pixels: the sky in their place, and what they weigh (filtered in x)
     Band lines_, weights_;  ///< filtered in y
@@ -380,7 +376,8 @@ Maxima find_maxima(Image<const float> image, Sky sky, const SkyAt& at, const Ker
 
 std::vector<BrightPixel> bright_pixels(Image<const float> image, Sky sky) {
     std::vector<BrightPixel> bright;
-    find_maxima(image, sky, SkyAt(image, sky), Kernel(1.0), std::numeric_limits<float>::infinity(), 0, image.ny, &bright);
+    find_maxima(image, sky, SkyAt(image, sky), Kernel(1.0), std::numeric_limits<float>::infinity(), 0, image.ny,
+                &bright);
     return bright;
 }
 

@@ -30,8 +30,7 @@ std::vector<Pixel> find_hits(Image<const float> image, Span<const BrightPixel> b
         top = std::max(top, image(p.y, p.x));
     const float full = std::isnan(how.saturation) ? top : how.saturation;
     const auto shot = [&](const Bright& p) {
-        const float variance =
-            std::isnan(how.shot) ? (p.sky > p.noise ? p.noise * p.noise / p.sky : 0.0f) : how.shot;
+        const float variance = std::isnan(how.shot) ? (p.sky > p.noise ? p.noise * p.noise / p.sky : 0.0f) : how.shot;
         return variance / p.noise;
     };
     std::unordered_set<std::uint64_t> seen;
@@ -62,8 +61,7 @@ std::vector<Pixel> find_hits(Image<const float> image, Span<const BrightPixel> b
                     continue;
                 const Vicinity about(image, u, v, p.sky, p.noise);
                 const auto z = [&](int dx, int dy) {
-                    return seen.count(key(u + dx, v + dy)) ? std::numeric_limits<float>::quiet_NaN()
-                                                           : about(dx, dy);
+                    return seen.count(key(u + dx, v + dy)) ? std::numeric_limits<float>::quiet_NaN() : about(dx, dy);
                 };
                 // A star next to a hit has more light about it than the rest of a hit has.
                 int lit = 0;

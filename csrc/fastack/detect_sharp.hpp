@@ -92,8 +92,7 @@ class Sharpness {
                     continue;
                 const float pair = 0.5f * (here + near[side]);
                 const float along = 0.5f * (near[1 - side] + z(2 * u, 2 * v));
-                const float across =
-                    0.25f * (z(dy, dx) + z(-dy, -dx) + z(u + dy, v + dx) + z(u - dy, v - dx));
+                const float across = 0.25f * (z(dy, dx) + z(-dy, -dx) + z(u + dy, v + dx) + z(u - dy, v - dx));
                 if (test.exceeds(pair, 2, along, 2, next_ * next_) || test.exceeds(pair, 2, across, 4, next_))
                     return true;
             }
@@ -119,12 +118,10 @@ class Sharpness {
     }
 
   private:
-    static constexpr double safety =
-        0.9; ///< smallest local width over the frame's: seeing, ellipticity, focus
+    static constexpr double safety = 0.9;   ///< smallest local width over the frame's: seeing, ellipticity, focus
     static constexpr float mismatch = 0.1f; ///< of a real profile's core against a Gaussian
 
-    static constexpr float companion =
-        0.4f; ///< part of a pixel's light that makes its neighbour one of a pair
+    static constexpr float companion = 0.4f; ///< part of a pixel's light that makes its neighbour one of a pair
     /// Smallest I(0,0) I(1,1) / (I(1,0) I(0,1)): that of an ellipticity of 0.4 at 45 degrees and a FWHM
     /// of 1.8.
     static constexpr float corner_part = 0.4f;
@@ -142,8 +139,7 @@ class Sharpness {
             const float excess = (1 - mismatch) * here - near / ratio;
             if (!(excess > 0))
                 return false;
-            return excess * excess >
-                   limit * limit * (variance(here) / n + variance(near) / (m * ratio * ratio));
+            return excess * excess > limit * limit * (variance(here) / n + variance(near) / (m * ratio * ratio));
         }
 
         /// Whether the fourth pixel of a square is too dark for the other three.

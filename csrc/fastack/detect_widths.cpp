@@ -99,8 +99,7 @@ Widths find_widths_near(double middle, Image<const float> image, Sky sky, float 
         if (y0 == y1)
             continue;
         std::vector<Maximum> maxima = find_maxima(image, sky, at, kernel, threshold, y0, y1).list;
-        std::sort(maxima.begin(), maxima.end(),
-                  [](const Maximum& a, const Maximum& b) { return a.snr[4] > b.snr[4]; });
+        std::sort(maxima.begin(), maxima.end(), [](const Maximum& a, const Maximum& b) { return a.snr[4] > b.snr[4]; });
         std::size_t tried = 0;
         for (const Maximum& m : maxima) {
             const float level = m.level, noise = m.noise;
@@ -108,9 +107,9 @@ Widths find_widths_near(double middle, Image<const float> image, Sky sky, float 
             bool usable = true;
             for (int v = -1; v <= 1 && usable; ++v)
                 for (int u = -1; u <= 1 && usable; ++u)
-                    usable = there(z(u, v)) && !(z(u, v) * noise + level >= saturation) &&
-                             !(z(u, v) > 8 &&
-                               psf.too_sharp(Vicinity(image, m.x + u, m.y + v, level, noise), 0.0f, 3.5f));
+                    usable =
+                        there(z(u, v)) && !(z(u, v) * noise + level >= saturation) &&
+                        !(z(u, v) > 8 && psf.too_sharp(Vicinity(image, m.x + u, m.y + v, level, noise), 0.0f, 3.5f));
             if (!usable)
                 continue;
             if (const Widths found = adaptive_widths(image, m, level, noise, fwhm_to_sigma * middle);

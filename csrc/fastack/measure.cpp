@@ -130,8 +130,7 @@ template <int N> void hold(Normal<N>& normal, int fixed) {
 }
 
 /// inverse * gradient; returns what the step takes off chi^2.
-template <int N>
-double step_of(const double (&inverse)[N][N], const double (&gradient)[N], double (&step)[N]) {
+template <int N> double step_of(const double (&inverse)[N][N], const double (&gradient)[N], double (&step)[N]) {
     double gain = 0;
     for (int i = 0; i < N; ++i) {
         step[i] = 0;
@@ -167,8 +166,7 @@ ptrdiff_t capacity(double radius) {
 /// Rows of the stars near a point, by square cells as wide as the reach.
 class Neighbours {
   public:
-    Neighbours(const StarField& field, double reach)
-        : field_(field), reach_(reach), side_(std::max(reach, 8.0)) {
+    Neighbours(const StarField& field, double reach) : field_(field), reach_(reach), side_(std::max(reach, 8.0)) {
         nx_ = static_cast<ptrdiff_t>(field.image.nx / side_) + 1;
         ny_ = static_cast<ptrdiff_t>(field.image.ny / side_) + 1;
         first_.assign(nx_ * ny_ + 1, 0);
@@ -201,8 +199,7 @@ class Neighbours {
     }
 
     double distance2(ptrdiff_t i, ptrdiff_t j) const {
-        const double dx = field_.xy[2 * i] - field_.xy[2 * j],
-                     dy = field_.xy[2 * i + 1] - field_.xy[2 * j + 1];
+        const double dx = field_.xy[2 * i] - field_.xy[2 * j], dy = field_.xy[2 * i + 1] - field_.xy[2 * j + 1];
         return dx * dx + dy * dy;
     }
 
@@ -242,8 +239,7 @@ class Window {
     /// Read the pixels about the star's listed position; windows with saturated pixels reach further out.
     bool read(ptrdiff_t row) {
         const double x = field_.xy[2 * row], y = field_.xy[2 * row + 1];
-        if (!(std::abs(x) < 1e9 && std::abs(y) < 1e9 && field_.noise[row] > 0 &&
-              std::isfinite(field_.sky[row])))
+        if (!(std::abs(x) < 1e9 && std::abs(y) < 1e9 && field_.noise[row] > 0 && std::isfinite(field_.sky[row])))
             return false;
         x0 = static_cast<ptrdiff_t>(std::lround(x));
         y0 = static_cast<ptrdiff_t>(std::lround(y));
@@ -329,8 +325,7 @@ class Window {
             }
             const float* values = image.row(y);
             for (ptrdiff_t x = x0 - half; x <= x0 + half; ++x) {
-                const float value =
-                    x < 0 || x >= image.nx ? std::numeric_limits<float>::quiet_NaN() : values[x];
+                const float value = x < 0 || x >= image.nx ? std::numeric_limits<float>::quiet_NaN() : values[x];
                 if (!std::isfinite(value)) {
                     ++missing;
                 } else if (value >= saturation) {
@@ -528,9 +523,8 @@ bool levenberg(Window& window, Parameters& p, double inverse_gain, double radius
         const double width = trial.v[4] > 0 && trial.shape().determinant() > 0 ? trial.shape().fwhm() : nan;
         fresh = false;
         if (width > 0.2 && width < 4 * radius && std::hypot(step[0], step[1]) < radius) {
-            const double squares =
-                kernel.shape(pixels, profile(trial, inverse_gain, shape_mismatch), window.weight(),
-                             window.derivatives(), window.residual(), window.model_weight());
+            const double squares = kernel.shape(pixels, profile(trial, inverse_gain, shape_mismatch), window.weight(),
+                                                window.derivatives(), window.residual(), window.model_weight());
             fresh = squares + penalty(trial) <= chi2;
         }
         if (fresh)
@@ -583,8 +577,7 @@ void star_rings(Image<const float> image, const double* xy, const double* skies,
     for (int k = 0; k < reach; ++k)
         radii[k] /= static_cast<double>(rings[k].size());
     const auto value = [&](ptrdiff_t y, ptrdiff_t x) {
-        return y < 0 || y >= image.ny || x < 0 || x >= image.nx ? std::numeric_limits<float>::quiet_NaN()
-                                                                : image(y, x);
+        return y < 0 || y >= image.ny || x < 0 || x >= image.nx ? std::numeric_limits<float>::quiet_NaN() : image(y, x);
     };
     for (ptrdiff_t i = 0; i < n; ++i) {
         fwhm[i] = peak[i] = nan;
@@ -613,8 +606,7 @@ void star_rings(Image<const float> image, const double* xy, const double* skies,
                 break;
             const double outer = sum / count;
             if (outer < peak[i] / 2) {
-                fwhm[i] =
-                    2 * (radii[k - 1] + (radii[k] - radii[k - 1]) * (inner - peak[i] / 2) / (inner - outer));
+                fwhm[i] = 2 * (radii[k - 1] + (radii[k] - radii[k - 1]) * (inner - peak[i] / 2) / (inner - outer));
                 break;
             }
             inner = outer;
@@ -622,8 +614,8 @@ void star_rings(Image<const float> image, const double* xy, const double* skies,
     }
 }
 
-void sky_annulus(Image<const float> image, const double* xy, ptrdiff_t n, double inner, double outer,
-                 double* level, double* noise) {
+void sky_annulus(Image<const float> image, const double* xy, ptrdiff_t n, double inner, double outer, double* level,
+                 double* noise) {
     std::vector<float> pixels;
     const ptrdiff_t reach = static_cast<ptrdiff_t>(outer);
     const auto median = [&pixels] {
@@ -638,10 +630,8 @@ void sky_annulus(Image<const float> image, const double* xy, ptrdiff_t n, double
             continue;
         const ptrdiff_t cx = std::lround(x), cy = std::lround(y);
         pixels.clear();
-        for (ptrdiff_t ky = std::max<ptrdiff_t>(cy - reach, 0); ky <= std::min(cy + reach, image.ny - 1);
-             ++ky)
-            for (ptrdiff_t kx = std::max<ptrdiff_t>(cx - reach, 0); kx <= std::min(cx + reach, image.nx - 1);
-                 ++kx) {
+        for (ptrdiff_t ky = std::max<ptrdiff_t>(cy - reach, 0); ky <= std::min(cy + reach, image.ny - 1); ++ky)
+            for (ptrdiff_t kx = std::max<ptrdiff_t>(cx - reach, 0); kx <= std::min(cx + reach, image.nx - 1); ++kx) {
                 const double r2 = double((kx - cx) * (kx - cx) + (ky - cy) * (ky - cy));
                 if (r2 >= inner * inner && r2 <= outer * outer && std::isfinite(image(ky, kx)))
                     pixels.push_back(image(ky, kx));
@@ -674,8 +664,8 @@ void fit_stars(const StarField& field, Span<const std::int64_t> chosen, int pass
                 const bool known = !last.empty() && last[j].converged;
                 const double peak = known ? last[j].peak : field.peak[j];
                 if (peak > 0)
-                    window.subtract(known ? last[j].x : field.xy[2 * j],
-                                    known ? last[j].y : field.xy[2 * j + 1], peak, field.shape);
+                    window.subtract(known ? last[j].x : field.xy[2 * j], known ? last[j].y : field.xy[2 * j + 1], peak,
+                                    field.shape);
             }
             const double guess = std::max(window.top(start.x - window.x0, start.y - window.y0), 0.0);
             const double peak = field.peak[i] > 0 ? field.peak[i] : std::max(guess, field.noise[i]);
@@ -690,8 +680,8 @@ void fit_stars(const StarField& field, Span<const std::int64_t> chosen, int pass
             fits[i] = unfitted(field, i);
             continue;
         }
-        if (const ptrdiff_t next = i + 2; next < field.n && std::abs(field.xy[2 * next]) < 1e9 &&
-                                          std::abs(field.xy[2 * next + 1]) < 1e9)
+        if (const ptrdiff_t next = i + 2;
+            next < field.n && std::abs(field.xy[2 * next]) < 1e9 && std::abs(field.xy[2 * next + 1]) < 1e9)
             prefetch(field.image, std::lround(field.xy[2 * next]), std::lround(field.xy[2 * next + 1]),
                      static_cast<ptrdiff_t>(field.radius));
         neighbours.find(i, near);
@@ -785,7 +775,8 @@ bool fit_shape(const StarField& field, Span<const std::int64_t> chosen, MoffatSh
     std::fill_n(likelihood, chosen.size, nan);
     for (const std::int64_t& i : chosen)
         if (field.peak[i] > 0)
-            stars.push_back({i, likelihood + (&i - chosen.data),
+            stars.push_back({i,
+                             likelihood + (&i - chosen.data),
                              parameters(field.xy[2 * i], field.xy[2 * i + 1], field.peak[i], 0, field.shape),
                              {},
                              {},
@@ -809,8 +800,8 @@ bool fit_shape(const StarField& field, Span<const std::int64_t> chosen, MoffatSh
             Parameters p =
                 parameters(star.p.v[0] - window.x0, star.p.v[1] - window.y0, star.p.v[2], star.p.v[3], shape);
             const MeasurePixels pixels = window.list();
-            kernel.shape(pixels, profile(p, field.inverse_gain, shape_mismatch), pixels.variance,
-                         window.derivatives(), window.residual(), window.model_weight());
+            kernel.shape(pixels, profile(p, field.inverse_gain, shape_mismatch), pixels.variance, window.derivatives(),
+                         window.residual(), window.model_weight());
             kernel.shape_sums(pixels.n, window.derivatives(), window.residual(), window.model_weight(), sums);
             Normal<P> normal;
             normal.read(sums, P);
@@ -872,8 +863,7 @@ bool fit_shape(const StarField& field, Span<const std::int64_t> chosen, MoffatSh
         MoffatShape next = {shape.a + step[0], shape.b + step[1], shape.c + step[2],
                             std::clamp(shape.eta + step[3], eta_min, eta_max), shape.integrated};
         double part = 1;
-        while (
-            !(next.a > 0 && next.determinant() > 0 && std::abs(std::log(next.fwhm() / shape.fwhm())) < 0.3)) {
+        while (!(next.a > 0 && next.determinant() > 0 && std::abs(std::log(next.fwhm() / shape.fwhm())) < 0.3)) {
             part /= 2;
             if (part < 1e-3)
                 return false;

@@ -43,7 +43,7 @@ struct StarField {
 struct StarFit {
     double x, y, peak, sky;
     double xy_err, peak_err;
-    double top; // highest pixel near the centre above `sky`, ADU; NaN where the centre is missing
+    double top;              // highest pixel near the centre above `sky`, ADU; NaN where the centre is missing
     double width, width_err; // fit_stars: factor on the field's width, NaN where that did not converge
     double a, b, c, eta;     // fit_moffat: its shape, with `width_err` its relative error
     double chi2;             // weighted squares of the residuals
@@ -60,8 +60,8 @@ struct StarFit {
 void star_rings(Image<const float>, const double* xy, const double* sky, std::ptrdiff_t n, double* fwhm, double* peak);
 
 /// Median and 1.4826 MAD of the pixels between two radii.
-void sky_annulus(Image<const float>, const double* xy, std::ptrdiff_t n, double inner, double outer,
-                 double* level, double* noise);
+void sky_annulus(Image<const float>, const double* xy, std::ptrdiff_t n, double inner, double outer, double* level,
+                 double* noise);
 
 /// Fit x, y, peak and sky of the given stars with the field's shape; light of neighbours is taken away first.
 /// After the first pass, stars with neighbours are fitted up to `passes` times more, each time with the neighbours
@@ -73,8 +73,8 @@ void fit_stars(const StarField&, Span<const std::int64_t> rows, int passes, Star
 void fit_moffat(const StarField&, Span<const std::int64_t> rows, StarFit* fits);
 
 /// One shape for the stars `rows`, each with its own position, peak and sky: Gauss-Newton on all stars at
-/// once, those that disagree with the others weighted down. `likelihood`: -2 log likelihood of each of them, NaN where it
-/// had no part. False where the fit does not converge.
+/// once, those that disagree with the others weighted down. `likelihood`: -2 log likelihood of each of them, NaN where
+/// it had no part. False where the fit does not converge.
 bool fit_shape(const StarField&, Span<const std::int64_t> rows, MoffatShape& shape, double* likelihood);
 
 } // namespace fastack

@@ -27,7 +27,8 @@ struct BackgroundRows {
     void (*distance)(const float* x, std::ptrdiff_t n, float centre, float* out);
     CellMoments (*moments)(const float* x, std::ptrdiff_t n, float centre, float limit);
     CellCore (*core)(const float* x, std::ptrdiff_t n, float centre, float limit, float width);
-    /// Copies x[edge[i]] to x[edge[i + 1]] to out[i], for n cells, and adds the missing samples (not finite) to missing[i].
+    /// Copies x[edge[i]] to x[edge[i + 1]] to out[i], for n cells, and adds the missing samples (not finite) to
+    /// missing[i].
     void (*deal)(const float* x, const std::ptrdiff_t* edge, std::ptrdiff_t n, float* const* out, int* missing);
     /// out = sum of weight[k] * rows[k][x] over four mesh rows
     void (*blend)(const float* const* rows, const float* weight, std::ptrdiff_t n, float* out);

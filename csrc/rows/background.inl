@@ -87,8 +87,7 @@ void blend(const float* const* rows, const float* weight, ptrdiff_t n, float* __
         out[i] = wa * a[i] + wb * b[i] + wc * c[i] + wd * d[i];
 }
 
-void subtract(const float* __restrict__ x, const float* __restrict__ level, ptrdiff_t n,
-              float* __restrict__ out) {
+void subtract(const float* __restrict__ x, const float* __restrict__ level, ptrdiff_t n, float* __restrict__ out) {
     for (ptrdiff_t i = 0; i < n; ++i)
         out[i] = x[i] - level[i];
 }

@@ -11,8 +11,8 @@ constexpr std::ptrdiff_t threshold_block = 64; ///< pixels that share one count
 constexpr int filter_rows = 4;                 ///< rows that `filter_y` makes at once
 
 struct DetectRows {
-    /// Number of missing pixels of a row; in each block of `threshold_block` pixels the number of those above the block's
-    /// bound.
+    /// Number of missing pixels of a row; in each block of `threshold_block` pixels the number of those above the
+    /// block's bound.
     int (*scan)(const float* x, std::ptrdiff_t n, const float* bound, std::uint8_t* above);
     /// Puts the pixels that are there in their places in `out`, and 1 or 0 (missing) into `present`.
     void (*fill)(const float* x, std::ptrdiff_t n, float* out, float* present);

@@ -97,14 +97,14 @@ inline MeasureVariance measure_variance(const MeasureMoffat& m) {
     return {m.peak > 0 ? m.peak * m.photons : 0, m.peak * m.peak * m.mismatch * m.mismatch};
 }
 
-inline MeasureFloats measure_weight(const MeasurePixels& pixels, const MeasureVariance& v,
-                                    MeasureFloats profile, ptrdiff_t i) {
+inline MeasureFloats measure_weight(const MeasurePixels& pixels, const MeasureVariance& v, MeasureFloats profile,
+                                    ptrdiff_t i) {
     return 1.0f / (measure_load(pixels.variance + i) + profile * (v.photons + v.mismatch * profile));
 }
 
 template <int NODES>
-double measure_shape_nodes(const MeasurePixels& pixels, const MeasureMoffat& m, const float* weight,
-                           float* derivatives, float* residual, float* model_weight) {
+double measure_shape_nodes(const MeasurePixels& pixels, const MeasureMoffat& m, const float* weight, float* derivatives,
+                           float* residual, float* model_weight) {
     const ptrdiff_t n = pixels.n;
     const MeasureVariance variance = measure_variance(m);
     const float slope = m.beta * m.k * m.peak / NODES;
@@ -141,16 +141,16 @@ double measure_shape_nodes(const MeasurePixels& pixels, const MeasureMoffat& m, 
     return measure_total(squares);
 }
 
-double measure_shape_row(const MeasurePixels& pixels, const MeasureMoffat& m, const float* weight,
-                         float* derivatives, float* residual, float* model_weight) {
+double measure_shape_row(const MeasurePixels& pixels, const MeasureMoffat& m, const float* weight, float* derivatives,
+                         float* residual, float* model_weight) {
     const auto row = m.node > 0 ? measure_shape_nodes<4> : measure_shape_nodes<1>;
     return row(pixels, m, weight, derivatives, residual, model_weight);
 }
 
 /// Rows FIRST to LAST of the normal equations: few enough sums to stay in registers.
 template <int FIRST, int LAST>
-inline void measure_sums_part(ptrdiff_t n, const float* derivatives, const float* residual,
-                              const float* weight, double* sums) {
+inline void measure_sums_part(ptrdiff_t n, const float* derivatives, const float* residual, const float* weight,
+                              double* sums) {
     constexpr int P = measure_shape;
     MeasureFloats matrix[P][P] = {}, gradient[P] = {}, squares = {};
     for (ptrdiff_t i = 0; i < n; i += measure_lanes) {
@@ -184,8 +184,7 @@ void measure_shape_sums(ptrdiff_t n, const float* derivatives, const float* resi
     measure_sums_part<4, 8>(n, derivatives, residual, weight, sums);
 }
 
-template <int NODES>
-void measure_width_nodes(const MeasurePixels& pixels, const MeasureMoffat& m, double* sums) {
+template <int NODES> void measure_width_nodes(const MeasurePixels& pixels, const MeasureMoffat& m, double* sums) {
     constexpr int P = measure_width;
     const MeasureVariance variance = measure_variance(m);
     const float slope = 2 * m.beta * m.k * m.peak / NODES;
@@ -225,8 +224,7 @@ void measure_width_sums(const MeasurePixels& pixels, const MeasureMoffat& m, dou
     (m.node > 0 ? measure_width_nodes<4> : measure_width_nodes<1>)(pixels, m, sums);
 }
 
-template <int NODES>
-void measure_subtract_nodes(const MeasurePixels& pixels, const MeasureMoffat& m, float* value) {
+template <int NODES> void measure_subtract_nodes(const MeasurePixels& pixels, const MeasureMoffat& m, float* value) {
     for (ptrdiff_t i = 0; i < pixels.n; i += measure_lanes) {
         MeasureFloats profile = {};
         for (int node = 0; node < NODES; ++node)

@@ -40,7 +40,8 @@ _SPREAD = 0.03  # widths of stars vary that much (relative) over a frame without
 _NARROWEST = 0.7  # FWHM of a star that takes part in the frame's PSF, pixel
 _UNDERSAMPLED = 3.5  # FWHM below which the pixel's integration is told from mere sampling
 _HEARD = 0.5  # difference of -2 log likelihood up to which a star counts in the choice between both
-_DOUBT = 0.02  # mean of those differences from which on mere sampling is believed
+_DOUBT = 0.04  # mean of those differences from which on mere sampling is believed,
+_CERTAIN = 2.5  # or as many of its standard errors
 _SETTLED = 0.15  # change of the logarithm of the width after which the first fits are good enough
 _SHARP = 0.7  # width over the PSF's, below: no star
 _EXTENDED = 1.3  # above: no single star
@@ -155,7 +156,7 @@ def measure(
     Notes
     -----
     The profile is that of Moffat 1969, A&A 3, 455. Below a FWHM of 3.5 pixels it is fitted twice, sampled at
-    pixel centres and integrated over the pixel, and the likelier of both is kept; the FWHM is the effective
+    pixel centres and integrated over the pixel, and the one that most stars find likelier is kept; the FWHM is the effective
     PSF's, the pixel's response included, in both cases. Weights are 1 / (noise^2 + model/gain): the model's
     photon noise, never the data's own, which would bias fluxes low. Stars with neighbours are fitted again
     with the neighbours' light taken away.
@@ -242,8 +243,8 @@ class _Frame:
         shape, likelihood, fits = found[0]
         for other in found[1:]:
             # Star by star: a few that are disturbed must not decide for all. In doubt, detectors integrate.
-            better = np.nan_to_num(likelihood - other[1], posinf=_HEARD, neginf=-_HEARD)
-            if np.clip(better, -_HEARD, _HEARD).mean() > _DOUBT:
+            better = np.clip(np.nan_to_num(likelihood - other[1]), -_HEARD, _HEARD)
+            if better.mean() > min(_DOUBT, _CERTAIN * better.std() / np.sqrt(len(better))):
                 shape, likelihood, fits = other
         return shape, fits, rows
 
