@@ -32,7 +32,6 @@ from fastack.storage import Store
 STEPS = (
     (storage, "_pread"),
     (calibrate.Calibration, "read"),
-    (pipeline, "_mask_artefacts"),
     (pipeline, "resample_tile"),
 )
 
