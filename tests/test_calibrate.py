@@ -625,3 +625,18 @@ def test_hatp32_saturates_at_twelve_bits(data_root):
     calibration = load_calibration(frames)
     assert calibration.saturation_of(frames[7]) == 4095
     assert any("4095" in note for note in calibration.notes)
+
+
+def test_listed_pixels_become_missing():
+    """Those of a list that lie in a window, at its edges too (seed 5)."""
+    rng = np.random.default_rng(5)
+    places = np.unique(rng.integers(0, 60, (300, 2)), axis=0).astype(np.int32)
+    places = places[np.lexsort((places[:, 0], places[:, 1]))]
+    whole = np.zeros((60, 60), bool)
+    whole[places[:, 1], places[:, 0]] = True
+    for y0, y1, x0, x1 in ((0, 60, 0, 60), (10, 30, 5, 59), (59, 60, 0, 1), (7, 7, 0, 9)):
+        image = np.ones((y1 - y0, x1 - x0), np.float32)
+        _pixels.blank_pixels(image, places, y0, x0)
+        np.testing.assert_array_equal(np.isnan(image), whole[y0:y1, x0:x1])
+    with pytest.raises(ValueError, match="shape"):
+        _pixels.blank_pixels(np.ones((2, 2), np.float32), np.zeros((3, 3), np.int32), 0, 0)

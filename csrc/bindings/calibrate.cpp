@@ -69,4 +69,12 @@ void bind_calibrate(py::module_& m) {
           "bias"_a.noconvert() = py::none(), "dark"_a.noconvert() = py::none(), "dark_scale"_a = 1.0f,
           "inv_flat"_a.noconvert() = py::none(), "y0"_a = 0, "x0"_a = 0,
           "Stored rows to calibrated pixels in `out`; returns the (x, y) of saturated pixels.");
+    m.def(
+        "blank_pixels",
+        [](FloatArray& image, const Array<std::int32_t>& list, std::ptrdiff_t y0, std::ptrdiff_t x0) {
+            require(image.ndim() == 2, "image must have two dimensions");
+            require(list.ndim() == 2 && list.shape(1) == 2, "list must have shape (k, 2)");
+            blank_pixels(out_image(image), {list.data(), list.size()}, y0, x0);
+        },
+        "image"_a.noconvert(), "list"_a.noconvert(), "y0"_a, "x0"_a);
 }

@@ -2,6 +2,7 @@
 
 #include "rows/rows.hpp"
 
+#include <limits>
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
@@ -91,6 +92,20 @@ std::vector<Position> calibrate(Image<const unsigned char> raw, const Storage& s
         }
     }
     return saturated;
+}
+
+void blank_pixels(Image<float> image, Span<const std::int32_t> list, std::ptrdiff_t y0, std::ptrdiff_t x0) {
+    std::ptrdiff_t first = 0, last = list.size / 2; // the first with y >= y0
+    while (first < last) {
+        const std::ptrdiff_t middle = (first + last) / 2;
+        if (list[2 * middle + 1] < y0)
+            first = middle + 1;
+        else
+            last = middle;
+    }
+    for (; first < list.size / 2 && list[2 * first + 1] < y0 + image.ny; ++first)
+        if (const std::ptrdiff_t x = list[2 * first] - x0; x >= 0 && x < image.nx)
+            image(list[2 * first + 1] - y0, x) = std::numeric_limits<float>::quiet_NaN();
 }
 
 } // namespace fastack

@@ -38,4 +38,7 @@ struct Position {
 std::vector<Position> calibrate(Image<const unsigned char> raw, const Storage& storage, const Masters& masters,
                                 double saturation, Image<float> out);
 
+/// Makes pixels NaN that are in a list of x, y, sorted by y; (x0, y0) is the image's first pixel.
+void blank_pixels(Image<float> image, Span<const std::int32_t> list, std::ptrdiff_t y0, std::ptrdiff_t x0);
+
 } // namespace fastack

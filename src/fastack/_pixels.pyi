@@ -29,6 +29,12 @@ def calibrate(
     y0: int = 0,  # of out in the masters
     x0: int = 0,
 ) -> NDArray[np.int32]: ...  # (k, 2) x and y of saturated pixels in out
+def blank_pixels(
+    image: NDArray[np.float32],  # (h, w), written
+    list: NDArray[np.int32],  # (k, 2) x and y, sorted by y
+    y0: int,  # of the image's first pixel
+    x0: int,
+) -> None: ...
 
 # --- background
 def background_estimate(

@@ -20,6 +20,7 @@ import numpy as np
 from astropy.io import fits
 
 from fastack import (
+    _pixels,
     _stars,
     background,
     calibrate,
@@ -572,6 +573,7 @@ class Job:
     options: StackOptions
     maps: bool
     shared: uncertainty.MasterNoise | None  #: noise of the masters
+    ahead: bool  #: the system is to read ahead: pass 1 has not left the files in its cache
 
     @classmethod
     def of(
@@ -625,6 +627,7 @@ class Job:
             options=options,
             maps=maps,
             shared=_shared_noise(calibration, used, transforms, noise, levels, out.shape, options),
+            ahead=sum(r.frame.plane.nbytes for r in used) > options.memory,
         )
 
 
@@ -743,7 +746,7 @@ def _shades(
 def _by_row(pixels: np.ndarray | None) -> np.ndarray:
     if pixels is None or not len(pixels):
         return np.empty((0, 2), np.int32)
-    return pixels[np.lexsort((pixels[:, 0], pixels[:, 1]))]
+    return np.ascontiguousarray(pixels[np.lexsort((pixels[:, 0], pixels[:, 1]))], np.int32)
 
 
 def stack_tile(tile: grid.Tile, job: Job) -> Combined:
@@ -784,8 +787,8 @@ def stack_tile(tile: grid.Tile, job: Job) -> Combined:
     kernel = job.options.resample
     windows = [input_window(t, part, f.shape, kernel) for f, t in zip(job.frames, job.transforms, strict=True)]
     for i, window in enumerate(windows):
-        following = i + 1 < len(windows) and windows[i + 1]
-        if following:
+        following = windows[i + 1] if job.ahead and i + 1 < len(windows) else None
+        if following is not None:
             job.calibration.ahead(job.frames[i + 1], following, job.prepared[i + 1])
         _resample_frame(i, part, window, planes, job)
     inner = (slice(edge, -edge), slice(edge, -edge))
@@ -827,7 +830,8 @@ def _resample_frame(i: int, part: grid.Tile, window: Window | None, planes: _Pla
         samples[...], factor[...] = np.nan, 0
         return
     section = job.calibration.read(frame, window, job.prepared[i])
-    _mask_artefacts(section.pixels, job.artefacts[i], window)
+    # hot and cosmic-ray pixels become missing before they can ring
+    _pixels.blank_pixels(section.pixels, job.artefacts[i], window[0], window[2])
     place = ((window[2], window[0]), frame.shape, to_frame, part)
     scale = float(job.noise.scale[i])
     resample_tile(
@@ -868,17 +872,6 @@ def _scratch(shape: tuple[int, ...]) -> tuple[FloatImage, np.ndarray]:
     samples: FloatImage = _local.samples[:size].reshape(shape)
     factors: np.ndarray = _local.factors[:size].reshape(shape)
     return samples, factors
-
-
-def _mask_artefacts(pixels: FloatImage, artefacts: np.ndarray, window: tuple[int, int, int, int]) -> None:
-    """Hot and cosmic-ray pixels become missing before they can ring."""
-    y0, y1, x0, x1 = window
-    a, b = artefacts[:, 1].searchsorted(np.array((y0, y1), artefacts.dtype))  # else all of them would be converted
-    if a == b:
-        return
-    near = artefacts[a:b]
-    near = near[(near[:, 0] >= x0) & (near[:, 0] < x1)]
-    pixels.ravel()[(near[:, 1] - y0) * (x1 - x0) + (near[:, 0] - x0)] = np.nan
 
 
 def _retile(job: Job, tiles: Sequence[grid.Tile], store: Store) -> None:
