@@ -23,6 +23,9 @@ constexpr float BEND_LIMIT = 3.5f;
 constexpr float RANGE_LIMIT = 5.5f;
 constexpr float RANGE_NOISE = 3.0f; // mean range of nine normal deviates
 
+// Beside a rejected sample, one within this part of the lower limit is left alone.
+constexpr float CALM = 0.8f;
+
 // A frame's excess over the stack is smooth where most of its surroundings have this part of it, and where the stack
 // has light of this part of it in reach.
 constexpr float SMOOTH = 0.4f;
@@ -345,6 +348,8 @@ class Combiner {
                         set_stars(glow.components, y, x + at, lanes, 0);
                         rows().combine.take_stars(frames_, stars_.data(), block.x);
                     }
+                    block.next = input_.cube.image(0).row(y) + x + at + LANES * WIDE;
+                    block.next_stride = input_.cube.ny * input_.cube.nx;
                     uint8_t quiet[LANES];
                     rows().combine.first_look(setup_, frames_, block, value, noise, quiet);
                     std::copy_n(value, lanes, start.at(y, x + at));
@@ -458,7 +463,31 @@ class Combiner {
         const float excess = smooth_excess(structure, rejected);
         const bool smooth = std::abs(excess) > SMOOTH * std::abs(rejected.strength);
         const float strength = smooth ? 0.0f : std::abs(rejected.strength);
-        mark_around({rejected.y, rejected.x, rejected.frame, strength, excess, false}, smooth ? 0 : 1, marks);
+        const ptrdiff_t reach = smooth ? 0 : 1;
+        Mark mark{0, 0, rejected.frame, strength, excess, false};
+        for (mark.y = rejected.y - reach; mark.y <= rejected.y + reach; ++mark.y)
+            for (mark.x = rejected.x - reach; mark.x <= rejected.x + reach; ++mark.x) {
+                const bool inside = mark.y >= window_.y0 && mark.y < window_.y1 && mark.x >= window_.x0 && mark.x < window_.x1;
+                const bool self = mark.y == rejected.y && mark.x == rejected.x;
+                if (inside && (self || !is_calm(structure, mark)))
+                    marks[size_t(mark.y - window_.y0)].push_back(mark);
+            }
+    }
+
+    /// Whether a second look at a sample would change nothing: it is well within the lower limit, and nothing else
+    /// happens in its pixel.
+    bool is_calm(Structure& structure, const Mark& mark) const {
+        const ptrdiff_t y = mark.y, x = mark.x;
+        const bool settled = *structure.is_quiet(y, x) && *structure.bend.at(y, x) == 0.0f &&
+                             *structure.range.at(y, x) == 0.0f && !is_lit(structure.stars, y, x, 1);
+        if (!settled)
+            return false;
+        const float level = *structure.start.at(y, x), d = input_.cube.image(mark.frame)(y, x) - level;
+        const float factor = input_.factor ? float(input_.factor.image(mark.frame)(y, x)) / 255.0f : 1.0f;
+        const float variance = input_.variance ? input_.variance.image(mark.frame)(y, x)
+                                               : factor * white_variance(mark.frame, y, x, level);
+        const float limit = CALM * setup_.kappa_grow;
+        return !(d * d > limit * limit * variance); // nor does a missing one
     }
 
     void second_look(Structure& structure, ptrdiff_t y, std::vector<Mark>& marks) {
@@ -659,8 +688,6 @@ class Combiner {
     void load(ptrdiff_t y, ptrdiff_t x, int width) {
         for (int i = 0; i < n_; ++i) {
             const float* from = input_.cube.image(i).row(y) + x;
-            for (int at = 0; at < width; at += LANES) // prefetch: too many frames for the processor to foresee
-                __builtin_prefetch(from + at + LANES * WIDE);
             for (int at = 0; at < width; at += LANES)
                 copy_lanes(from + at, std::min(LANES, width - at), block_samples(at) + ptrdiff_t(i) * LANES, NAN);
         }

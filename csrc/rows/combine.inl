@@ -584,6 +584,8 @@ FASTACK_INLINE void average_as(const CombineFrames& frames, CombineBlock& block)
     for (int i = 0; i < n; ++i) {
         const VF v = sample(block.x, i);
         const VI here = v == v;
+        if (block.next) // too many frames for the processor to foresee
+            __builtin_prefetch(block.next + i * block.next_stride);
         const VF w = here ? splat(frames.weight[i]) : VF{};
         sum += w * (here ? v - first : VF{});
         weights += w;
