@@ -306,7 +306,7 @@ class Combiner {
         Patches patches = look_around(structure, group.frame, group.y, group.x, sign);
         if (patches.count < 3)
             return 0.0f;
-        if (patches.light >= SMOOTH_LIGHT * group.strength)
+        if (unknown_light(structure, group.y, group.x) >= SMOOTH_LIGHT * group.strength)
             return group.strength;
         std::nth_element(patches.excess, patches.excess + 1, patches.excess + patches.count);
         return std::max(patches.excess[1], 0.0f);
@@ -548,47 +548,69 @@ class Combiner {
     /// which a trail crosses two; 0 where the stack shows no light around that could be the cause.
     float smooth_excess(Structure& structure, const Mark& mark) const {
         const float sign = mark.strength > 0 ? 1.0f : -1.0f, distance = std::abs(mark.strength);
+        if (unknown_light(structure, mark.y, mark.x) < SMOOTH_LIGHT * distance)
+            return 0.0f;
         Patches around = look_around(structure, mark.frame, mark.y, mark.x, sign);
-        if (around.count < 3 || around.light < SMOOTH_LIGHT * distance)
+        if (around.count < 3)
             return 0.0f;
         float* const typical = around.excess + (around.count - 1) / 2;
         std::nth_element(around.excess, typical, around.excess + around.count);
         return sign * std::clamp(*typical, 0.0f, distance);
     }
 
-    /// Eight patches of 3x3 pixels around one of them: a frame's excess over the first stack, towards `sign`, and the
-    /// largest light of the stack in all nine that no known star explains.
+    /// Eight patches of 3x3 pixels around a pixel: a frame's excess over the first stack, towards `sign`.
     struct Patches {
         float excess[8];
-        float light = 0;
         int count = 0;
     };
 
     Patches look_around(Structure& structure, int frame, ptrdiff_t row, ptrdiff_t column, float sign) const {
-        const Region& known = structure.start.region;
         const Image<const float> image = input_.cube.image(frame);
         Patches patches;
+        for_patches(structure, row, column, [&](int direction, const Region& patch) {
+            float sum = 0;
+            int count = 0;
+            for (ptrdiff_t y = patch.y0; y < patch.y1; ++y)
+                for (ptrdiff_t x = patch.x0; x < patch.x1; ++x) {
+                    const float d = image(y, x) - *structure.start.at(y, x) - star_difference(structure, frame, y, x);
+                    sum += std::isnan(d) ? 0.0f : d;
+                    count += !std::isnan(d);
+                }
+            if (count && direction != CENTRE)
+                patches.excess[patches.count++] = sign * sum / float(count);
+        });
+        return patches;
+    }
+
+    /// Largest light of the first stack in those patches and the pixel's own that no known star explains.
+    float unknown_light(Structure& structure, ptrdiff_t row, ptrdiff_t column) const {
+        float most = 0;
+        for_patches(structure, row, column, [&](int, const Region& patch) {
+            float sum = 0;
+            int count = 0;
+            for (ptrdiff_t y = patch.y0; y < patch.y1; ++y)
+                for (ptrdiff_t x = patch.x0; x < patch.x1; ++x) {
+                    const float known = input_.stars.flux ? *structure.stars.mean.at(y, x) : 0.0f;
+                    const float light = *structure.start.at(y, x) - frames_.pedestal - known;
+                    sum += std::isnan(light) ? 0.0f : light;
+                    count += !std::isnan(light);
+                }
+            if (count)
+                most = std::max(most, sum / float(count));
+        });
+        return most;
+    }
+
+    static constexpr int CENTRE = 4;
+
+    template <class Function>
+    static void for_patches(const Structure& structure, ptrdiff_t row, ptrdiff_t column, Function function) {
+        const Region& known = structure.start.region;
         for (int direction = 0; direction < 9; ++direction) {
             const ptrdiff_t cy = row + (direction / 3 - 1) * RING, cx = column + (direction % 3 - 1) * RING;
-            float sum = 0, level = 0;
-            int count = 0;
-            for (ptrdiff_t y = std::max(cy - 1, known.y0); y < std::min(cy + 2, known.y1); ++y)
-                for (ptrdiff_t x = std::max(cx - 1, known.x0); x < std::min(cx + 2, known.x1); ++x) {
-                    const float stack = *structure.start.at(y, x);
-                    const float d = image(y, x) - stack - star_difference(structure, frame, y, x);
-                    if (!std::isnan(d)) {
-                        sum += d;
-                        level += stack - frames_.pedestal - (input_.stars.flux ? *structure.stars.mean.at(y, x) : 0.0f);
-                        ++count;
-                    }
-                }
-            if (count) {
-                if (direction != 4)
-                    patches.excess[patches.count++] = sign * sum / float(count);
-                patches.light = std::max(patches.light, level / float(count));
-            }
+            function(direction, Region{std::max(cy - 1, known.y0), std::min(cy + 2, known.y1),
+                                       std::max(cx - 1, known.x0), std::min(cx + 2, known.x1)});
         }
-        return patches;
     }
 
     /// Block of 16 columns of the output that a column of the cube lies in.

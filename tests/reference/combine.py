@@ -179,11 +179,11 @@ def patches(frame, start, known, pedestal, y, x, sign):
     excess, light = [], 0.0
     for dy, dx in ((a, b) for a in (-3, 0, 3) for b in (-3, 0, 3)):
         at = np.s_[max(y + dy - 1, 0) : max(y + dy + 2, 0), max(x + dx - 1, 0) : max(x + dx + 2, 0)]
-        good = np.isfinite(frame[at])
-        if good.any():
-            light = max(light, (start[at] - known[at] - pedestal)[good].mean())
-            if dy or dx:
-                excess.append(sign * (frame[at] - start[at])[good].mean())
+        some, good = np.isfinite(start[at]), np.isfinite(frame[at])
+        if some.any():
+            light = max(light, (start[at] - known[at] - pedestal)[some].mean())
+        if good.any() and (dy or dx):
+            excess.append(sign * (frame[at] - start[at])[good].mean())
     return np.sort(excess), light
 
 
