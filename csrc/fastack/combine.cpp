@@ -23,6 +23,9 @@ constexpr float BEND_LIMIT = 3.5f;
 constexpr float RANGE_LIMIT = 5.5f;
 constexpr float RANGE_NOISE = 3.0f; // mean range of nine normal deviates
 
+// Beside a rejected sample, one within this part of the lower limit is left alone.
+constexpr float CALM = 0.8f;
+
 // A frame's excess over the stack is smooth where most of its surroundings have this part of it, and where the stack
 // has light of this part of it in reach.
 constexpr float SMOOTH = 0.4f;
@@ -303,7 +306,7 @@ class Combiner {
         Patches patches = look_around(structure, group.frame, group.y, group.x, sign);
         if (patches.count < 3)
             return 0.0f;
-        if (patches.light >= SMOOTH_LIGHT * group.strength)
+        if (unknown_light(structure, group.y, group.x) >= SMOOTH_LIGHT * group.strength)
             return group.strength;
         std::nth_element(patches.excess, patches.excess + 1, patches.excess + patches.count);
         return std::max(patches.excess[1], 0.0f);
@@ -345,6 +348,8 @@ class Combiner {
                         set_stars(glow.components, y, x + at, lanes, 0);
                         rows().combine.take_stars(frames_, stars_.data(), block.x);
                     }
+                    block.next = input_.cube.image(0).row(y) + x + at + LANES * WIDE;
+                    block.next_stride = input_.cube.ny * input_.cube.nx;
                     uint8_t quiet[LANES];
                     rows().combine.first_look(setup_, frames_, block, value, noise, quiet);
                     std::copy_n(value, lanes, start.at(y, x + at));
@@ -458,7 +463,31 @@ class Combiner {
         const float excess = smooth_excess(structure, rejected);
         const bool smooth = std::abs(excess) > SMOOTH * std::abs(rejected.strength);
         const float strength = smooth ? 0.0f : std::abs(rejected.strength);
-        mark_around({rejected.y, rejected.x, rejected.frame, strength, excess, false}, smooth ? 0 : 1, marks);
+        const ptrdiff_t reach = smooth ? 0 : 1;
+        Mark mark{0, 0, rejected.frame, strength, excess, false};
+        for (mark.y = rejected.y - reach; mark.y <= rejected.y + reach; ++mark.y)
+            for (mark.x = rejected.x - reach; mark.x <= rejected.x + reach; ++mark.x) {
+                const bool inside = mark.y >= window_.y0 && mark.y < window_.y1 && mark.x >= window_.x0 && mark.x < window_.x1;
+                const bool self = mark.y == rejected.y && mark.x == rejected.x;
+                if (inside && (self || !is_calm(structure, mark)))
+                    marks[size_t(mark.y - window_.y0)].push_back(mark);
+            }
+    }
+
+    /// Whether a second look at a sample would change nothing: it is well within the lower limit, and nothing else
+    /// happens in its pixel.
+    bool is_calm(Structure& structure, const Mark& mark) const {
+        const ptrdiff_t y = mark.y, x = mark.x;
+        const bool settled = *structure.is_quiet(y, x) && *structure.bend.at(y, x) == 0.0f &&
+                             *structure.range.at(y, x) == 0.0f && !is_lit(structure.stars, y, x, 1);
+        if (!settled)
+            return false;
+        const float level = *structure.start.at(y, x), d = input_.cube.image(mark.frame)(y, x) - level;
+        const float factor = input_.factor ? float(input_.factor.image(mark.frame)(y, x)) / 255.0f : 1.0f;
+        const float variance = input_.variance ? input_.variance.image(mark.frame)(y, x)
+                                               : factor * white_variance(mark.frame, y, x, level);
+        const float limit = CALM * setup_.kappa_grow;
+        return !(d * d > limit * limit * variance); // nor does a missing one
     }
 
     void second_look(Structure& structure, ptrdiff_t y, std::vector<Mark>& marks) {
@@ -519,47 +548,69 @@ class Combiner {
     /// which a trail crosses two; 0 where the stack shows no light around that could be the cause.
     float smooth_excess(Structure& structure, const Mark& mark) const {
         const float sign = mark.strength > 0 ? 1.0f : -1.0f, distance = std::abs(mark.strength);
+        if (unknown_light(structure, mark.y, mark.x) < SMOOTH_LIGHT * distance)
+            return 0.0f;
         Patches around = look_around(structure, mark.frame, mark.y, mark.x, sign);
-        if (around.count < 3 || around.light < SMOOTH_LIGHT * distance)
+        if (around.count < 3)
             return 0.0f;
         float* const typical = around.excess + (around.count - 1) / 2;
         std::nth_element(around.excess, typical, around.excess + around.count);
         return sign * std::clamp(*typical, 0.0f, distance);
     }
 
-    /// Eight patches of 3x3 pixels around one of them: a frame's excess over the first stack, towards `sign`, and the
-    /// largest light of the stack in all nine that no known star explains.
+    /// Eight patches of 3x3 pixels around a pixel: a frame's excess over the first stack, towards `sign`.
     struct Patches {
         float excess[8];
-        float light = 0;
         int count = 0;
     };
 
     Patches look_around(Structure& structure, int frame, ptrdiff_t row, ptrdiff_t column, float sign) const {
-        const Region& known = structure.start.region;
         const Image<const float> image = input_.cube.image(frame);
         Patches patches;
+        for_patches(structure, row, column, [&](int direction, const Region& patch) {
+            float sum = 0;
+            int count = 0;
+            for (ptrdiff_t y = patch.y0; y < patch.y1; ++y)
+                for (ptrdiff_t x = patch.x0; x < patch.x1; ++x) {
+                    const float d = image(y, x) - *structure.start.at(y, x) - star_difference(structure, frame, y, x);
+                    sum += std::isnan(d) ? 0.0f : d;
+                    count += !std::isnan(d);
+                }
+            if (count && direction != CENTRE)
+                patches.excess[patches.count++] = sign * sum / float(count);
+        });
+        return patches;
+    }
+
+    /// Largest light of the first stack in those patches and the pixel's own that no known star explains.
+    float unknown_light(Structure& structure, ptrdiff_t row, ptrdiff_t column) const {
+        float most = 0;
+        for_patches(structure, row, column, [&](int, const Region& patch) {
+            float sum = 0;
+            int count = 0;
+            for (ptrdiff_t y = patch.y0; y < patch.y1; ++y)
+                for (ptrdiff_t x = patch.x0; x < patch.x1; ++x) {
+                    const float known = input_.stars.flux ? *structure.stars.mean.at(y, x) : 0.0f;
+                    const float light = *structure.start.at(y, x) - frames_.pedestal - known;
+                    sum += std::isnan(light) ? 0.0f : light;
+                    count += !std::isnan(light);
+                }
+            if (count)
+                most = std::max(most, sum / float(count));
+        });
+        return most;
+    }
+
+    static constexpr int CENTRE = 4;
+
+    template <class Function>
+    static void for_patches(const Structure& structure, ptrdiff_t row, ptrdiff_t column, Function function) {
+        const Region& known = structure.start.region;
         for (int direction = 0; direction < 9; ++direction) {
             const ptrdiff_t cy = row + (direction / 3 - 1) * RING, cx = column + (direction % 3 - 1) * RING;
-            float sum = 0, level = 0;
-            int count = 0;
-            for (ptrdiff_t y = std::max(cy - 1, known.y0); y < std::min(cy + 2, known.y1); ++y)
-                for (ptrdiff_t x = std::max(cx - 1, known.x0); x < std::min(cx + 2, known.x1); ++x) {
-                    const float stack = *structure.start.at(y, x);
-                    const float d = image(y, x) - stack - star_difference(structure, frame, y, x);
-                    if (!std::isnan(d)) {
-                        sum += d;
-                        level += stack - frames_.pedestal - (input_.stars.flux ? *structure.stars.mean.at(y, x) : 0.0f);
-                        ++count;
-                    }
-                }
-            if (count) {
-                if (direction != 4)
-                    patches.excess[patches.count++] = sign * sum / float(count);
-                patches.light = std::max(patches.light, level / float(count));
-            }
+            function(direction, Region{std::max(cy - 1, known.y0), std::min(cy + 2, known.y1),
+                                       std::max(cx - 1, known.x0), std::min(cx + 2, known.x1)});
         }
-        return patches;
     }
 
     /// Block of 16 columns of the output that a column of the cube lies in.
@@ -659,8 +710,6 @@ class Combiner {
     void load(ptrdiff_t y, ptrdiff_t x, int width) {
         for (int i = 0; i < n_; ++i) {
             const float* from = input_.cube.image(i).row(y) + x;
-            for (int at = 0; at < width; at += LANES) // prefetch: too many frames for the processor to foresee
-                __builtin_prefetch(from + at + LANES * WIDE);
             for (int at = 0; at < width; at += LANES)
                 copy_lanes(from + at, std::min(LANES, width - at), block_samples(at) + ptrdiff_t(i) * LANES, NAN);
         }

@@ -64,6 +64,8 @@ struct CombineBlock {
     const uint8_t* factor = nullptr; // per sample (noise): the variance is that of the constants times this / 255
     const float* shade = nullptr;    // per sample, or nullptr: 1
     const float* given = nullptr;    // per sample: variance in place of all that
+    const float* next = nullptr;     // samples of frame 0 that are wanted soon; frame by frame so many further on
+    ptrdiff_t next_stride = 0;
     const uint8_t* near = nullptr;   // per sample, in the second look (with `shift`): 1 beside a rejected one, 2 out
     const float* shift = nullptr;    // per sample: smooth excess of its frame around it
     const float* start = nullptr;    // [lanes] robust first value (noise)

@@ -13,6 +13,7 @@ constexpr int LANES = COMBINE_LANES;
 typedef float VF __attribute__((vector_size(4 * COMBINE_LANES)));
 typedef int32_t VI __attribute__((vector_size(4 * COMBINE_LANES)));
 typedef uint8_t VB __attribute__((vector_size(COMBINE_LANES)));
+typedef uint16_t VH __attribute__((vector_size(2 * COMBINE_LANES)));
 
 FASTACK_INLINE VF load(const float* p) {
     VF v;
@@ -28,6 +29,8 @@ FASTACK_INLINE VF smaller(VF a, VF b) { return a < b ? a : b; }
 FASTACK_INLINE VF larger(VF a, VF b) { return a > b ? a : b; }
 FASTACK_INLINE VF positive(VF a) { return a < VF{} ? VF{} : a; } // NaN stays
 FASTACK_INLINE VF magnitude(VF a) { return a < VF{} ? -a : a; }
+// In steps of two: beyond that GCC 12 goes lane by lane.
+FASTACK_INLINE VI widen(VB a) { return __builtin_convertvector(__builtin_convertvector(a, VH), VI); }
 FASTACK_INLINE VF to_float(VI a) { return __builtin_convertvector(a, VF); }
 FASTACK_INLINE VF root(VF a) {
     for (int l = 0; l < LANES; ++l)
@@ -389,7 +392,7 @@ FASTACK_INLINE VF variance_of(const CombineFrames& frames, const CombineBlock& b
 FASTACK_INLINE VI near_of(const CombineBlock& block, int i) {
     VB near;
     memcpy(&near, block.near + (ptrdiff_t)i * LANES, sizeof near);
-    return __builtin_convertvector(near, VI);
+    return widen(near);
 }
 
 /// What known stars have more in frame i than in the mean of all frames.
@@ -554,7 +557,7 @@ inline void reject_noise(const CombineSetup& setup, const CombineFrames& frames,
 FASTACK_INLINE VF factor_of(const CombineBlock& block, int i) {
     VB byte;
     memcpy(&byte, block.factor + (ptrdiff_t)i * LANES, sizeof byte);
-    return to_float(__builtin_convertvector(byte, VI)); // straight to float GCC goes lane by lane
+    return to_float(widen(byte));
 }
 
 /// Variance of a sample in units of 1/255.
@@ -584,6 +587,8 @@ FASTACK_INLINE void average_as(const CombineFrames& frames, CombineBlock& block)
     for (int i = 0; i < n; ++i) {
         const VF v = sample(block.x, i);
         const VI here = v == v;
+        if (block.next) // too many frames for the processor to foresee
+            __builtin_prefetch(block.next + i * block.next_stride);
         const VF w = here ? splat(frames.weight[i]) : VF{};
         sum += w * (here ? v - first : VF{});
         weights += w;
@@ -873,7 +878,7 @@ void prepare_variance(const CombineFrames& frames, const uint8_t* factor, const 
         if (factor) {
             VB byte;
             memcpy(&byte, factor + at, sizeof byte);
-            k = to_float(__builtin_convertvector(byte, VI)) * (1.0f / 255.0f);
+            k = to_float(widen(byte)) * (1.0f / 255.0f);
         }
         const VF shaded = shade ? load(shade + at) : splat(1);
         store(shot + at, k * frames.shot[i] * shaded);

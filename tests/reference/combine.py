@@ -98,7 +98,7 @@ def first_stack(cube, k, frames, pedestal, kappa):
     median = np.take_along_axis(np.sort(cube, axis=0), np.maximum(n - 1, 0)[None] // 2, 0)[0]
     value = np.where(quiet, mean, median)
     variance = shot.mean() * np.maximum(value - pedestal, 0) + (shot * np.maximum(sky, 0) + floor).mean()
-    return value, np.sqrt(variance * np.where(n <= 2, 1, np.where(quiet, 1, np.pi / 2) / np.maximum(n, 1)))
+    return value, np.sqrt(variance * np.where(n <= 2, 1, np.where(quiet, 1, np.pi / 2) / np.maximum(n, 1))), quiet
 
 
 def structure(value, sigma, radius):
@@ -179,11 +179,11 @@ def patches(frame, start, known, pedestal, y, x, sign):
     excess, light = [], 0.0
     for dy, dx in ((a, b) for a in (-3, 0, 3) for b in (-3, 0, 3)):
         at = np.s_[max(y + dy - 1, 0) : max(y + dy + 2, 0), max(x + dx - 1, 0) : max(x + dx + 2, 0)]
-        good = np.isfinite(frame[at])
-        if good.any():
-            light = max(light, (start[at] - known[at] - pedestal)[good].mean())
-            if dy or dx:
-                excess.append(sign * (frame[at] - start[at])[good].mean())
+        some, good = np.isfinite(start[at]), np.isfinite(frame[at])
+        if some.any():
+            light = max(light, (start[at] - known[at] - pedestal)[some].mean())
+        if good.any() and (dy or dx):
+            excess.append(sign * (frame[at] - start[at])[good].mean())
     return np.sort(excess), light
 
 
@@ -240,7 +240,7 @@ def reject_noise(cube, k, frames, pedestal, radius, kappa, rounds, stars=None, s
     n, *shape = cube.shape
     known, difference = stars if stars is not None else (np.zeros(shape), np.zeros(cube.shape))
     cube = cube - difference
-    start, sigma = first_stack(cube, k, frames, pedestal, min(kappa[:2]))
+    start, sigma, quiet = first_stack(cube, k, frames, pedestal, min(kappa[:2]))
     darkest = pedestal - 5 * np.sqrt((frames[1] * np.maximum(frames[2], 0) + frames[3]).mean())
     level = np.maximum(start, darkest)
     maps = np.stack([start, *structure(level - known, sigma, radius)[:2], structure(level, sigma, radius)[2]])
@@ -255,9 +255,17 @@ def reject_noise(cube, k, frames, pedestal, radius, kappa, rounds, stars=None, s
     near = np.zeros(cube.shape, int)
     marked = np.zeros(cube.shape, bool)
 
+    noise = k * (frames[1][:, None, None] * np.maximum(start - pedestal + frames[2][:, None, None], 0))
+    noise += k * frames[3][:, None, None]
+    settled = quiet & (maps[2] == 0) & (maps[3] == 0) & (known == 0)
+    with np.errstate(invalid="ignore"):
+        calm = settled & ~((cube - start) ** 2 > (0.8 * kappa[3]) ** 2 * noise)
+
     def mark(i, y, x, reach, excess, distance, kind):
         for v in range(max(y - reach, 0), min(y + reach + 1, shape[0])):
             for u in range(max(x - reach, 0), min(x + reach + 1, shape[1])):
+                if kind == 1 and calm[i, v, u] and (v, u) != (y, x):
+                    continue
                 if not marked[i, v, u] or abs(excess) < abs(shift[i, v, u]):
                     shift[i, v, u] = excess
                 marked[i, v, u] = True
