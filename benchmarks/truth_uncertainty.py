@@ -264,7 +264,7 @@ def programs(n_nights: int = 10) -> list[tuple[str, float, float]]:
                 data, uncert, weight, counts = (file[k].data.astype(float) for k in (0, "UNCERT", "WEIGHT", "NCOMB"))
             full = np.array([counts[int(b) - 8 : int(b) + 9, int(a) - 8 : int(a) + 9].min() >= 8 for a, b in stars])
             at = CircularAperture(stars[full], 5.0)
-            level = np.median(data)
+            level = np.nanmedian(data)
             error = aperture_error(uncert, 1 / weight, guide.correlation, 5.0, squared=SQUARED)
             table = aperture_photometry(np.nan_to_num(data - level), at, error=np.nan_to_num(error))
             flux = np.asarray(table["aperture_sum"])

@@ -112,6 +112,11 @@ def test_dry_run_writes_nothing_and_shows_the_choice(night: Path, tmp_path: Path
     done = run("stack", night, "--dry-run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "FWHM limit" in done.stdout
+    rows = [line.split() for line in done.stdout.splitlines()]
+    limits = {row[0]: float(row[2]) for row in rows if len(row) == 4 and row[0] in ("equal", "variance", "depth")}
+    assert limits.keys() == {"equal", "variance", "depth"}
+    assert limits["depth"] < limits["equal"]  # one of the frames has twice the seeing of the others
+    assert f"5 sigma point source {limits['equal']:.4g} adu with weights equal" in done.stdout
     assert not list(tmp_path.iterdir())
 
 

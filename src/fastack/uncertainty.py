@@ -33,7 +33,7 @@ _MIN_POINTS = 16  # of one frame
 _GOLDEN = (0.7548776662466927, 0.5698402909980532)  # Roberts' sequence: evenly spread points in the square
 _SUBPIXELS = 16  # per axis, where an aperture cuts a pixel
 _LEAST_ERROR = 0.02  # of a gain estimate, relative
-_MASTER_PLACES = 1 << 14  # places of the output times frames, where the masters' noise is followed
+_MASTER_PLACES = 1 << 13  # places of the output times frames, where the masters' noise is followed
 _MASTER_CELL = 32  # pixels of a master behind one value of its variance
 _CENTRES = ((0.0, 0.0), (0.5, 0.0), (0.5, 0.5), (0.25, 0.25))  # of apertures, against pixels
 
@@ -489,11 +489,13 @@ def master_noise(
 
 
 def _medians(image: FloatImage) -> Array:
-    """Medians of cells of a map; NaN does not count."""
-    ny, nx = (-(-n // _MASTER_CELL) for n in image.shape)
-    wide = np.full((ny * _MASTER_CELL, nx * _MASTER_CELL), np.nan, np.float32)
+    """Medians of cells of a map, from every second row and column; NaN does not count."""
+    side = _MASTER_CELL // 2
+    image = image[::2, ::2]
+    ny, nx = (-(-n // side) for n in image.shape)
+    wide = np.full((ny * side, nx * side), np.nan, np.float32)
     wide[: image.shape[0], : image.shape[1]] = image
-    cells = np.sort(wide.reshape(ny, _MASTER_CELL, nx, _MASTER_CELL).swapaxes(1, 2).reshape(ny, nx, -1), axis=-1)
+    cells = np.sort(wide.reshape(ny, side, nx, side).swapaxes(1, 2).reshape(ny, nx, -1), axis=-1)
     count = np.isfinite(cells).sum(axis=-1)
     middle = np.take_along_axis(cells, np.maximum(count - 1, 0)[..., None] // 2, axis=-1)[..., 0]
     return np.asarray(np.where(count > 0, middle, 0.0), float)
