@@ -40,7 +40,8 @@ import fastack
 from fastack import report
 from fastack.calibrate import load_calibration
 from fastack.errors import CalibrationError, FastackWarning
-from fastack.frames import find_frames, open_frame
+from fastack.files import find_frames
+from fastack.frames import open_frame
 from fastack.masters import camera_gain
 from fastack.types import PixelFlag
 from fastack.uncertainty import NoiseCorrelation, aperture_error

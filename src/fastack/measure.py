@@ -155,11 +155,11 @@ def measure(
 
     Notes
     -----
-    The profile is that of Moffat 1969, A&A 3, 455. Below a FWHM of 3.5 pixels it is fitted twice, sampled at pixel
-    centres and integrated over the pixel, and the one that most stars find likelier is kept; the FWHM is that of the
-    effective PSF, the pixel's response included, in both cases. Weights are 1 / (noise^2 + model/gain): the model's
-    photon noise, never the data's own, which would bias fluxes low. Stars with neighbours are fitted again with the
-    neighbours' light taken away.
+    The profile is that of Moffat 1969, A&A 3, 455. Below a FWHM of 3.5 pixels it is fitted twice, sampled at
+    pixel centres and integrated over the pixel, and the one that most stars find likelier is kept; the FWHM is
+    the effective PSF's, the pixel's response included, in both cases. Weights are 1 / (noise^2 + model/gain):
+    the model's photon noise, never the data's own, which would bias fluxes low. Stars with neighbours are
+    fitted again with the neighbours' light taken away.
     """
     pixels = _as_image(image)
     table = stars if isinstance(stars, Stars) else Stars.make(_as_positions(stars))
