@@ -528,6 +528,36 @@ def test_pile_up_tells_the_saturation_level(tmp_path):
     assert load_calibration([open_frame(tmp_path / f"c{i}.fits") for i in range(3)]).saturation is None
 
 
+def edged(path, name, rng, *, defect):
+    """A vignetted frame of 300 x 280 px with a gradient; with dark first rows and an empty last column on demand."""
+    y, x = np.mgrid[:300, :280]
+    data = rng.normal(1000 * (1 - 2e-6 * ((x - 140) ** 2 + (y - 150) ** 2)) + 0.1 * x, 8)
+    if defect:
+        data[:9] -= 200 * np.exp(-np.arange(9) / 3.0)[:, None]
+        data[:, -2:] = 0
+    fits.PrimaryHDU(np.rint(data).astype(np.int16)).writeto(path / name)
+    return open_frame(path / name)
+
+
+def test_lines_at_the_edge_that_do_not_show_the_sky(tmp_path):
+    rng = np.random.default_rng(9)
+    frames = [edged(tmp_path, f"d{i}.fits", rng, defect=True) for i in range(4)]
+    calibration = load_calibration(frames)
+    # the ninth row is off by 200 exp(-8/3) = 14 ADU, nearly two sigmas; a line counts from half a sigma on
+    assert calibration.edges == (9, 0, 0, 2)
+    pixels = calibration.read(frames[0]).pixels
+    assert np.isnan(pixels[:9]).all() and np.isnan(pixels[:, -2:]).all() and np.isfinite(pixels[9:, :-2]).all()
+    np.testing.assert_array_equal(calibration.read(frames[0], (3, 40, 250, 280)).pixels, pixels[3:40, 250:])
+    assert sum("--keep-edges" in note for note in calibration.notes) == 2
+    assert load_calibration(frames, CalibrateOptions(keep_edges=True)).edges == (0, 0, 0, 0)
+
+
+def test_gradients_and_vignetting_are_no_edges(tmp_path):
+    rng = np.random.default_rng(10)
+    frames = [edged(tmp_path, f"d{i}.fits", rng, defect=False) for i in range(4)]
+    assert load_calibration(frames).edges == (0, 0, 0, 0)
+
+
 def test_a_file_that_vanishes_between_the_passes(masters):
     _path, _, light = masters
     calibration = load_calibration([light])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from fastack import normalise
 from fastack.errors import MatchError
-from fastack.types import Background, StarFlag, Stars, Transform
+from fastack.types import Background, FrameQuality, FrameRecord, StarFlag, Stars, Transform
 
 
 def lists(n: int, scale: float, seed: int, snr: float = 50.0) -> tuple[Stars, Stars]:
@@ -74,3 +77,64 @@ def test_sky_is_compared_where_both_look() -> None:
     shifted = Transform.affine([[1, 0, -128], [0, 1, 0]])  # the frame looks 128 px further along x
     frame = mesh(500 + slope - slope.mean() + 20)
     assert normalise.sky_level(reference, frame, shifted, 1.0) == pytest.approx(500, abs=0.6)
+
+
+def quality(noise: float) -> FrameQuality:
+    unknown = {f.name: 0 for f in fields(FrameQuality)}
+    return FrameQuality(**unknown | {"noise": noise})
+
+
+def night_of(slopes: np.ndarray, sky: np.ndarray | None = None, noise: float = 10.0) -> tuple[list[FrameRecord], list]:
+    """Frames of 640 x 640 px, drifting by 7 px, whose sky is a common one and a plane of their own."""
+    records, to_frame = [], []
+    centres = (np.arange(10) + 0.5) * 64 - 0.5
+    x, y = np.meshgrid(centres, centres)
+    for k, (a, b) in enumerate(slopes):
+        shift = 7.0 * k
+        level = 500.0 + a * (x - 320) / 640 + b * (y - 320) / 640
+        if sky is not None:
+            level = level + np.sin((x + shift) / 150) * sky.mean() + sky
+        record = FrameRecord(path=Path(f"d{k}.fits"), name=f"d{k}.fits")
+        record.background, record.sky, record.weight = mesh(level), 500.0, 1.0 + 0.2 * k
+        record.quality = quality(noise)
+        records.append(record)
+        to_frame.append(Transform.affine([[1, 0, -shift], [0, 1, 0]]))
+    return records, to_frame
+
+
+def test_planes_are_told_from_the_common_sky() -> None:
+    slopes = np.random.default_rng(4).normal(0, 40, (6, 2))
+    records, to_frame = night_of(slopes)
+    surfaces = normalise.sky_surfaces(records, to_frame, (0, 640, 0, 640))
+    assert surfaces is not None
+    weight = np.array([r.weight for r in records])
+    mean = weight @ slopes / weight.sum()
+    rows = []
+    for k in range(6):
+        window = surfaces.at(k, (100, 540, 100, 540))
+        rows.append([np.diff(window, axis=1).mean() * 640, np.diff(window, axis=0).mean() * 640])
+    # the meshes are planes without noise: what is left is their rounding to float32, 3e-5 over 440 px
+    np.testing.assert_allclose(rows, slopes - mean, atol=0.01)
+
+
+def test_surfaces_have_no_mean_and_depend_on_no_window() -> None:
+    rng = np.random.default_rng(5)
+    records, to_frame = night_of(rng.normal(0, 40, (5, 2)), sky=rng.normal(0, 5, (10, 10)))
+    surfaces = normalise.sky_surfaces(records, to_frame, (0, 640, 0, 640))
+    assert surfaces is not None
+    every = [surfaces.at(k, (64, 576, 64, 576)) for k in range(5)]
+    mean = np.average(every, axis=0, weights=[r.weight for r in records])
+    assert np.abs(mean).max() < 1e-4 * np.abs(every).max()
+    np.testing.assert_array_equal(surfaces.at(2, (-3, 70, 300, 420))[67:], every[2][:6, 236:356])
+
+
+def test_alike_skies_need_no_surface() -> None:
+    common = np.zeros((6, 2))
+    records, to_frame = night_of(common, noise=10.0)
+    assert normalise.sky_surfaces(records, to_frame, (0, 640, 0, 640)) is None
+    records, to_frame = night_of(common + [[20.0, 0]] + np.arange(6)[:, None], noise=1000.0)
+    assert normalise.sky_surfaces(records, to_frame, (0, 640, 0, 640)) is None
+    assert normalise.sky_surfaces(records[:1], to_frame[:1], (0, 640, 0, 640)) is None
+    records, to_frame = night_of(np.array([[300.0, 0], [-300.0, 0]]))
+    assert normalise.sky_surfaces(records, to_frame, (0, 640, 0, 640), "level") is None
+    assert normalise.sky_surfaces(records, to_frame, (0, 640, 0, 640), "plane") is not None

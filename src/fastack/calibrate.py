@@ -33,7 +33,9 @@ _OUTLIER = 5.0  # sigmas beyond which a pixel of the overscan is left out
 _BAND = 32  # rows of all frames that are combined into a master at a time
 _SAME_EXPOSURE = 0.02  # relative difference up to which two exposures are the same
 _KEPT = 256_000_000  # bytes of decompressed calibration frames that stay in memory
-_SAMPLED = 3  # frames in which the saturation level is looked for
+_SAMPLED = 3  # frames in which the saturation level and bad edges are looked for
+_STRIP = 64  # lines at each side in which a bad edge is looked for
+_EDGE = 24  # lines that a bad edge may have; the others tell the sky
 
 
 def decode(
@@ -123,6 +125,7 @@ class Calibration:
     binning: tuple[int, int] | None = None  #: of the masters
     use_overscan: bool = True  #: False where the master bias or dark holds the level itself
     saturation: float | None = None  #: found in the frames; counts where a frame has a guess only, ADU
+    edges: tuple[int, int, int, int] = (0, 0, 0, 0)  #: rows below, above, columns left, right that do not show the sky
     variance: dict[str, FloatImage] = field(default_factory=dict)  #: of "bias", "dark", "flat" where known
     notes: tuple[str, ...] = ()  #: what was used, refused and assumed, in words
 
@@ -224,6 +227,7 @@ class Calibration:
             )
             if len(found):
                 saturated.append(found + np.array([x0, y0 + top], np.int32))
+        self._cut_edges(pixels, (y0, y1, x0, x1), frame.shape)
         if ready.mask is not None and frame.mask is not None:
             pixels[~(_read_plane(frame.mask, ready.mask, stored) == 0)] = np.nan
         if ready.weight is not None and frame.weight is not None:
@@ -236,6 +240,15 @@ class Calibration:
             pixels[~(np.isfinite(variance) & (variance >= 0))] = np.nan
         positions = np.concatenate(saturated) if saturated else np.empty((0, 2), np.int32)
         return Section(pixels, positions, variance)
+
+    def _cut_edges(self, pixels: FloatImage, window: Window, shape: tuple[int, int]) -> None:
+        """Pixels of the detector's bad edges become missing."""
+        below, above, left, right = self.edges
+        y0, _, x0, _ = window
+        pixels[: max(0, below - y0)] = np.nan
+        pixels[max(0, shape[0] - above - y0) :] = np.nan
+        pixels[:, : max(0, left - x0)] = np.nan
+        pixels[:, max(0, shape[1] - right - x0) :] = np.nan
 
     def saturation_of(self, frame: Frame) -> float | None:
         """Raw level from which a pixel of the frame counts as saturated, ADU; None where nothing tells it."""
@@ -336,6 +349,11 @@ def load_calibration(frames: Sequence[Frame], options: CalibrateOptions | None =
         notes.append(f"{beside.name} lies beside the frames and is used")
     if flat is not None and not options.no_flat:
         result = _with_flat(result, _load("flat", flat, like, result, options), notes, options)
+    if not options.keep_edges:
+        result = replace(result, edges=_find_edges([f for f in frames if f.shape == like.shape], result))
+        for count, side in zip(result.edges, ("below", "above", "on the left", "on the right"), strict=True):
+            if count:
+                notes.append(f"{count} rows or columns {side} do not show the sky and are left out (--keep-edges)")
     result = replace(result, notes=tuple(notes))
     result._check(like)
     result._dark_scale(like)
@@ -509,6 +527,52 @@ def _find_saturation(frames: Sequence[Frame]) -> float | None:
         return None
     enough = min(counts) >= 3 if len(counts) > 1 else counts[0] >= 10
     return highest[0] if enough and highest[0] != guessed[0].saturation else None
+
+
+def _find_edges(frames: Sequence[Frame], calibration: Calibration) -> tuple[int, int, int, int]:
+    """Rows below and above, columns left and right, whose level departs from the sky next to them.
+
+    The first rows that are read out, and strips that the light does not reach, stand off by many sigmas of the noise
+    within a few pixels; gradients and vignetting go on far inwards and are followed by a parabola.
+    """
+    index = np.unique(np.linspace(0, len(frames) - 1, _SAMPLED).round().astype(int))
+    found: list[list[int]] = []
+    for i in index:
+        frame = frames[i]
+        ny, nx = frame.shape
+        if min(ny, nx) < 4 * _STRIP:
+            return 0, 0, 0, 0
+        (y0, y1), (x0, x1) = ((max(0, n // 2 - 256), min(n, n // 2 + 256)) for n in (ny, nx))
+        windows = (0, _STRIP, x0, x1), (ny - _STRIP, ny, x0, x1), (y0, y1, 0, _STRIP), (y0, y1, nx - _STRIP, nx)
+        try:
+            ready = calibration.prepare(frame)
+            below, above, left, right = (calibration.read(frame, window, ready).pixels for window in windows)
+        except (CalibrationError, FrameError):  # the frame is left out, with its reason, when its turn comes
+            continue
+        found.append([_bad_lines(strip) for strip in (below, above[::-1], left.T, right.T[::-1])])
+    if not found:
+        return 0, 0, 0, 0
+    a, b, c, d = np.median(found, axis=0).astype(int).tolist()
+    return a, b, c, d
+
+
+def _bad_lines(strip: FloatImage) -> int:
+    """Number of lines, from the first on, whose level is off the smooth continuation of the inner ones."""
+    some = strip[:, np.isfinite(strip[_EDGE:]).all(axis=0)]
+    if some.shape[1] < 32:
+        return 0
+    some = np.where(np.isfinite(some), some, np.float32(np.inf))
+    noise = 1.4826 * float(np.median(np.abs(np.diff(some[_EDGE:], axis=1)))) / math.sqrt(2)
+    middle = np.median(some, axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        near = np.abs(some - middle) <= 3 * noise  # a mean, since medians of integers come in steps
+    level = np.sum(some, axis=1, where=near) / np.maximum(near.sum(axis=1), 1)
+    level = np.where(near.sum(axis=1) > 0.5 * some.shape[1], level, middle[:, 0])
+    line = np.arange(len(level)) / len(level)
+    off = np.abs(level - np.polyval(np.polyfit(line[_EDGE:], level[_EDGE:], 2), line))
+    quiet = off <= 0.5 * noise
+    # what hardly stands off, or has no end, is no edge
+    return int(np.argmax(quiet)) if off[0] > noise and quiet[:_EDGE].any() else 0
 
 
 # ---- making masters

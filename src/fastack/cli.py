@@ -74,6 +74,7 @@ _SETTINGS: dict[str, tuple[str, Any, str]] = {
     "master_clip": ("Calibration", float, "clipping when raw calibration frames are combined, sigma"),
     "max_temperature": ("Calibration", float, "difference of temperature between calibration frames at most, degree"),
     "no_flat": ("Calibration", bool, "do not pick up master_flat.fits"),
+    "keep_edges": ("Calibration", bool, "keep lines at the detector's edge whose level is not the sky's"),
     "gain": ("Calibration", float, "e-/ADU, over the headers"),
     "rdnoise": ("Calibration", float, "read noise in electrons, over the headers"),
     "saturation": ("Calibration", float, "level in raw ADU from which a pixel is saturated, over the headers"),
@@ -108,6 +109,11 @@ _SETTINGS: dict[str, tuple[str, Any, str]] = {
     "weights": ("Combination", str, "equal, variance, exposure, depth, or a column of --weight-table [equal]"),
     "weight_table": ("Combination", str, "table with a weight for each frame"),
     "normalise": ("Combination", bool, "match flux scale and sky to the reference"),
+    "match_sky": (
+        "Combination",
+        click.Choice(("mesh", "plane", "level")),
+        "how finely the frames' skies are made alike before rejection [mesh]",
+    ),
     "subtract_sky": ("Combination", bool, "leave the sky out of the result"),
     # running
     "threads": ("Running", int, "threads [all processors]"),

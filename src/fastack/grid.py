@@ -17,7 +17,9 @@ ANCHOR = 16  #: tiles begin at multiples of it, so that the kernels' blocks are 
 _AREA = 1 << 17  # pixels of a tile: larger ones save little, and their samples take memory
 
 
-def footprint(shape: tuple[int, int], transform: Transform, steps: int = 8) -> Array:
+def footprint(
+    shape: tuple[int, int], transform: Transform, steps: int = 8, edges: tuple[int, int, int, int] = (0, 0, 0, 0)
+) -> Array:
     """Border of a frame on the reference's grid.
 
     Parameters
@@ -28,6 +30,8 @@ def footprint(shape: tuple[int, int], transform: Transform, steps: int = 8) -> A
         Reference pixels to frame pixels.
     steps : int
         Points along each side.
+    edges : tuple of int
+        Rows below and above, columns left and right of the frame that are not used.
 
     Returns
     -------
@@ -38,7 +42,9 @@ def footprint(shape: tuple[int, int], transform: Transform, steps: int = 8) -> A
     t = np.linspace(0, 1, steps, endpoint=False)
     zero, one = np.zeros_like(t), np.ones_like(t)
     sides = [(t, zero), (one, t), (1 - t, one), (zero, 1 - t)]
-    border = np.concatenate([np.stack([u * (nx - 1), v * (ny - 1)], axis=1) for u, v in sides])
+    below, above, left, right = edges
+    size = np.array([nx - 1 - left - right, ny - 1 - below - above])
+    border = np.concatenate([np.stack([u, v], axis=1) for u, v in sides]) * size + [left, below]
     return transform.inverse(border)
 
 
@@ -48,6 +54,7 @@ def frame_grid(
     shapes: Sequence[tuple[int, int]],
     transforms: Sequence[Transform],
     max_size: int | None = None,
+    edges: tuple[int, int, int, int] = (0, 0, 0, 0),
 ) -> Grid:
     """Output grid: the reference's pixels, as far as the framing wants.
 
@@ -61,6 +68,8 @@ def frame_grid(
         Of the frames that are stacked; the transforms map reference pixels to frame pixels.
     max_size : int, optional
         Pixels allowed; default 4 times the reference's.
+    edges : tuple of int
+        Rows below and above, columns left and right of every frame that are not used.
 
     Returns
     -------
@@ -75,7 +84,7 @@ def frame_grid(
     ny, nx = reference_shape
     if framing == "reference":
         return Grid(shape=(ny, nx))
-    borders = [footprint(s, t) for s, t in zip(shapes, transforms, strict=True)]
+    borders = [footprint(s, t, edges=edges) for s, t in zip(shapes, transforms, strict=True)]
     if framing == "union":
         low = np.floor(np.min([b.min(axis=0) for b in borders], axis=0) + 1e-3).astype(int)
         high = np.ceil(np.max([b.max(axis=0) for b in borders], axis=0) - 1e-3).astype(int)

@@ -1,338 +1,25 @@
-"""Dates, exposure, gain and provenance: what the header of a frame says, and what a stack's must say.
+"""The header of a stack: gain, read noise, dates, errors and provenance, on the base of the reference's.
 
-Keywords follow the FITS Standard 4.0 (section 9, time coordinates) and the habits of this field where the standard
-is silent: NCOMBINE and IMCMBnnn (IRAF), EGAIN (e-/ADU), SATURATE.
+Keywords follow the FITS Standard 4.0 and the habits of this field where the standard is silent: NCOMBINE and
+IMCMBnnn (IRAF), EGAIN (e-/ADU), SATURATE.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from astropy.io import fits
 
-from fastack.types import Array
-from fastack.wcs import WCS_CARD, without
-
-if TYPE_CHECKING:
-    from astropy.time import Time
-
-_ISO = re.compile(
-    r"^\s*(\d{4})-(\d{1,2})-(\d{1,2})"
-    r"(?:[T ]\s*(\d{1,2}):(\d{1,2})(?::(\d{1,2}(?:\.\d*)?))?)?\s*(Z|[+-]\d{2}:?\d{2})?\s*$",
-    re.IGNORECASE,
-)
-_OLD_DATE = re.compile(r"^\s*(\d{1,2})/(\d{1,2})/(\d{2}|\d{4})\s*$")
-_CLOCK = re.compile(r"^\s*(\d{1,2})[: ](\d{1,2})[: ](\d{1,2}(?:\.\d*)?)\s*(Z)?\s*$", re.IGNORECASE)
-
-_DATE_KEYS = ("DATE-BEG", "DATE-OBS", "DATE_OBS", "UTSHUT", "UT-DATE", "UTDATE", "DATEOBS")
-_CLOCK_KEYS = ("TIME-OBS", "UTSTART", "UTCSTART", "UTC-OBS", "UT-OBS", "UT-START", "TIME-BEG", "UTC", "UT", "EXP-STRT")
-_MID_KEYS = ("DATE-AVG", "DATE-MID")
-_MJD_KEYS = ("MJD-BEG", "MJD-OBS", "MJD_OBS", "MJD")
-_MJD_MID_KEYS = ("MJD-AVG", "MJD-MID")
-_JD_KEYS = ("JD-OBS", "JD", "JD-BEG", "JULDATE")
-_JD_MID_KEYS = ("JD-AVG", "JD-MID", "MIDTIMJD")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Exposure:
-    """When a frame was taken."""
-
-    date_obs: str | None  #: DATE-OBS as the frame gives it, in UTC, ISO 8601; None where there is no date
-    start: str | None  #: start of the exposure, UTC, ISO 8601 to the nanosecond
-    exposure: float | None  #: seconds
-    granularity: float = 1.0  #: step in which the date is given, second
-    notes: tuple[str, ...] = ()  #: what was assumed
-
-
-def _text(header: fits.Header, key: str) -> str | None:
-    try:
-        value = header.get(key)
-    except (fits.VerifyError, ValueError):
-        return None
-    if value is None or isinstance(value, (bool, fits.card.Undefined)):
-        return None
-    return str(value).strip() or None
-
-
-def _comment(header: fits.Header, key: str) -> str:
-    try:
-        return str(header.comments[key]).lower()
-    except (KeyError, fits.VerifyError):
-        return ""
-
-
-def _decimals(header: fits.Header, key: str) -> int:
-    """Digits after the point as the card was written, trailing zeros included."""
-    try:
-        value = str(header.cards[key]).split("=", 1)[1].split("/")[0]
-    except (KeyError, IndexError, fits.VerifyError):
-        return 0
-    match = re.search(r"\.(\d+)", value)
-    return len(match.group(1)) if match else 0
-
-
-def _iso(days: Any, seconds: float) -> str:
-    """ISO string of a calendar date plus seconds of the day (may lie outside 0..86400)."""
-    import datetime as dt
-
-    microseconds = round(seconds * 1e6)
-    day, rest = divmod(microseconds, 86_400_000_000)
-    date = days + dt.timedelta(days=day)
-    clock, fraction = divmod(rest, 1_000_000)
-    hour, minute, second = clock // 3600, clock // 60 % 60, clock % 60
-    return f"{date.isoformat()}T{hour:02d}:{minute:02d}:{second:02d}.{fraction:06d}"
-
-
-def parse_date(text: str) -> tuple[Any, float | None, float, float]:
-    """Read a date, with or without a time.
-
-    Parameters
-    ----------
-    text : str
-        ISO 8601 with or without time, fraction, ``Z`` or a zone offset, or ``dd/mm/yy``.
-
-    Returns
-    -------
-    date : datetime.date
-        The calendar date as it is written.
-    seconds : float or None
-        Of that day; None where there is only a date. 60 and more in a leap second.
-    granularity : float
-        Step in which the time is written, second.
-    offset : float
-        Of the zone, east positive, second.
-
-    Raises
-    ------
-    ValueError
-        If it is none of these.
-    """
-    import datetime as dt
-
-    match = _OLD_DATE.match(text)
-    if match:
-        in_century = int(match.group(3))
-        century = 0 if len(match.group(3)) == 4 else 1900 if in_century >= 70 else 2000
-        return dt.date(century + in_century, int(match.group(2)), int(match.group(1))), None, 86400.0, 0.0
-    match = _ISO.match(text)
-    if not match:
-        raise ValueError(f"{text!r} is no date that can be read")
-    year, month, day, hour, minute, second, zone = match.groups()
-    date = dt.date(int(year), int(month), int(day))
-    offset = 0.0
-    if zone and zone.upper() != "Z":
-        digits = zone[1:].replace(":", "")
-        offset = (1 if zone[0] == "+" else -1) * (int(digits[:2]) * 3600.0 + int(digits[2:]) * 60.0)
-    if hour is None:
-        return date, None, 86400.0, offset
-    seconds, granularity = _clock_seconds(hour, minute, second)
-    return date, seconds, granularity, offset
-
-
-def _clock_seconds(hour: str, minute: str, second: str | None) -> tuple[float, float]:
-    if int(hour) > 24 or int(minute) > 59 or (second and float(second) >= 61):
-        raise ValueError(f"{hour}:{minute}:{second} is no time of day")
-    if second is None:
-        return int(hour) * 3600.0 + int(minute) * 60.0, 60.0
-    _, _, fraction = second.partition(".")
-    return int(hour) * 3600.0 + int(minute) * 60.0 + float(second), 10.0 ** -len(fraction)
-
-
-def _leap_iso(date: Any, seconds: float) -> str:
-    """Like `_iso`, but 23:59:60 stays what it is."""
-    if 86400 <= seconds < 86401:
-        return f"{date.isoformat()}T23:59:{60 + seconds - 86400:09.6f}"
-    return _iso(date, seconds)
-
-
-def read_exposure(header: fits.Header, exposure: float | None = None) -> Exposure:
-    """When a frame was taken, from whatever cards its header has.
-
-    Dates are looked for in DATE-BEG, DATE-OBS and their misspellings, times of day in TIME-OBS, UTSTART, UTCSTART,
-    UT and others, then in MJD-OBS and JD. A zone offset is honoured. Where DATE-OBS and MJD-OBS differ by more than
-    the coarser one's step, the finer one counts and the difference is noted.
-
-    Parameters
-    ----------
-    header : astropy.io.fits.Header
-        Of the frame.
-    exposure : float, optional, second
-        Exposure time, needed where the header gives the middle of the exposure.
-
-    Returns
-    -------
-    Exposure
-        With ``start`` None where there is no date.
-    """
-    notes: list[str] = []
-    found: list[tuple[float, str, str, bool]] = []  # granularity, key, UTC, whether of the middle
-    for key, middle in [*((k, False) for k in _DATE_KEYS), *((k, True) for k in _MID_KEYS)]:
-        text = _text(header, key)
-        if text is None:
-            continue
-        try:
-            date, seconds, granularity, offset = parse_date(text)
-            if seconds is None:
-                seconds, granularity, clock_key = _clock(header, date, granularity)
-                if clock_key:
-                    notes.append(f"time of day from {clock_key}")
-                else:
-                    notes.append(f"{key} {text!r} has no time of day; midnight assumed")
-            if _OLD_DATE.match(text):
-                notes.append(f"{key} {text!r} read as day/month/year {date.isoformat()}")
-        except ValueError as error:
-            notes.append(f"{key}: {error}")
-            continue
-        if offset:
-            notes.append(f"{key} {text!r} is local time; turned into UTC")
-        middle = middle or ("mid" in _comment(header, key) and key != "DATE-BEG")
-        utc = _iso(date, seconds - offset) if offset else _leap_iso(date, seconds)
-        found.append((granularity, key, utc, middle))
-        if not middle:
-            break
-    numeric = [
-        (_MJD_KEYS, 0.0, False),
-        (_MJD_MID_KEYS, 0.0, True),
-        (_JD_KEYS, 2400000.5, False),
-        (_JD_MID_KEYS, 2400000.5, True),
-    ]
-    for keys, zero, middle in numeric:
-        for key in keys:
-            text = _text(header, key)
-            try:
-                mjd = float(text.replace(",", ".")) - zero if text else np.nan
-            except ValueError:
-                notes.append(f"{key} {text!r} is no number")
-                continue
-            if zero == 0.0 and mjd > 2400000:
-                notes.append(f"{key} {text} is a Julian Date")
-                mjd -= 2400000.5
-            if not 0 < mjd < 200000:
-                continue
-            granularity = max(86400.0 * 10.0 ** -_decimals(header, key), 1e-6 if zero == 0 else 4e-5)
-            found.append((granularity, key, _mjd_iso(mjd), middle))
-            break
-    start = [f for f in found if not f[3]]
-    chosen = min(start or found, key=lambda f: f[0], default=None)
-    if chosen is None:
-        return Exposure(date_obs=None, start=None, exposure=exposure, notes=(*notes, "no date"))
-    for other in start if start else found:
-        difference = _seconds_between(other[2], chosen[2])
-        if other is not chosen and abs(difference) > 1.01 * max(other[0], chosen[0]):
-            notes.append(f"{other[1]} differs from {chosen[1]} by {difference:+.3f} s; {chosen[1]} counts")
-    begin = chosen[2]
-    if chosen[3]:
-        begin = _shift(begin, -(exposure or 0.0) / 2)
-        notes.append(f"{chosen[1]} is the middle of the exposure")
-    return Exposure(date_obs=chosen[2], start=begin, exposure=exposure, granularity=chosen[0], notes=tuple(notes))
-
-
-def _clock(header: fits.Header, date: Any, granularity: float) -> tuple[float, float, str | None]:
-    for key in _CLOCK_KEYS:
-        text = _text(header, key)
-        if text is None:
-            continue
-        match = _CLOCK.match(text)
-        if match:
-            seconds, step = _clock_seconds(*match.groups()[:3])
-            return seconds, step, key
-        try:
-            other, seconds_or_none, step, offset = parse_date(text)
-        except ValueError:
-            continue
-        if seconds_or_none is not None:
-            return seconds_or_none - offset + 86400.0 * (other - date).days, step, key
-    return 0.0, granularity, None
-
-
-def _mjd_iso(mjd: float) -> str:
-    import datetime as dt
-
-    day = int(np.floor(mjd))
-    return _iso(dt.date(1858, 11, 17) + dt.timedelta(days=day), (mjd - day) * 86400.0)
-
-
-def _seconds_between(a: str, b: str) -> float:
-    import datetime as dt
-
-    try:
-        first, second = dt.datetime.fromisoformat(a), dt.datetime.fromisoformat(b)
-    except ValueError:  # a leap second
-        pass
-    else:
-        if first.date() == second.date():
-            return (first - second).total_seconds()
-    from astropy.time import Time
-
-    return float((Time(a, scale="utc") - Time(b, scale="utc")).sec)
-
-
-def _shift(utc: str, seconds: float) -> str:
-    from astropy import units as u
-    from astropy.time import Time
-
-    return str((Time(utc, scale="utc") + seconds * u.s).isot)
-
-
-def _mean_time(times: Time, weights: Array | None = None) -> Time:
-    from astropy import units as u
-
-    offsets = (times - times[0]).sec
-    return times[0] + np.average(offsets, weights=weights) * u.s
-
-
-def date_cards(exposures: Sequence[Exposure], weights: Sequence[float] | None = None) -> list[tuple[str, Any, str]]:
-    """Date cards of a stack.
-
-    Parameters
-    ----------
-    exposures : sequence of Exposure
-        Of the accepted frames.
-    weights : sequence of float, optional
-        Of the frames in the average; equal by default.
-
-    Returns
-    -------
-    list of (keyword, value, comment)
-        DATE-OBS and MJD-OBS are plain means of the frames' own (this observatory's tools expect that), DATE-AVG and
-        MJD-AVG weighted means of mid-exposures, DATE-BEG, DATE-END, MJD-BEG, MJD-END and TELAPSE the whole span.
-        Empty where no frame has a date.
-    """
-    from astropy import units as u
-    from astropy.time import Time
-
-    dated = [i for i, e in enumerate(exposures) if e.start is not None]
-    if not dated:
-        return []
-    some = [exposures[i] for i in dated]
-    times = Time([e.date_obs for e in some], format="isot", scale="utc", precision=6)
-    start = Time([e.start for e in some], format="isot", scale="utc", precision=6)
-    length = np.array([e.exposure or 0.0 for e in some])
-    w = np.ones(len(some)) if weights is None else np.asarray(weights, float)[dated]
-    if not w.sum() > 0:
-        w = np.ones(len(some))
-    mean, mid = _mean_time(times), _mean_time(start + length / 2 * u.s, w)
-    first, last = start.min(), (start + length * u.s).max()
-    of = f"of {len(some)} frames" if len(some) == len(exposures) else f"of the {len(some)} dated frames"
-    cards: list[tuple[str, Any, str]] = [
-        ("TIMESYS", "UTC", "time system of all dates"),
-        ("DATE-OBS", mean.isot, f"mean DATE-OBS {of}"),
-        ("MJD-OBS", float(np.mean(times.mjd)), f"mean MJD {of}"),
-        ("DATE-BEG", first.isot, "start of the first exposure"),
-        ("DATE-AVG", mid.isot, "weighted mean of mid-exposures"),
-        ("DATE-END", last.isot, "end of the last exposure"),
-        ("MJD-BEG", float(first.mjd), "start of the first exposure"),
-        ("MJD-AVG", float(mid.mjd), "weighted mean of mid-exposures"),
-        ("MJD-END", float(last.mjd), "end of the last exposure"),
-        ("TELAPSE", float(np.round((last - first).sec, 6)), "[s] from DATE-BEG to DATE-END"),
-    ]
-    if len(some) < len(exposures):
-        cards.append(("NDATED", len(some), "frames behind the mean dates; the others had none"))
-    return cards
+from fastack import __version__, uncertainty
+from fastack.combine import median_noise_ratios
+from fastack.dates import date_cards
+from fastack.options import StackOptions
+from fastack.types import FrameQuality, FrameRecord, Grid, Transform
+from fastack.wcs import WCS_CARD, wcs_cards, without
 
 
 def effective_gain(weights: Any, scale: Any, gain: Any) -> float:
@@ -423,3 +110,159 @@ def history(lines: Iterable[str]) -> list[str]:
         ascii_line = line.encode("ascii", "replace").decode()
         out += textwrap.wrap(ascii_line, 70, subsequent_indent="  ", break_on_hyphens=False) or [""]
     return out
+
+
+def stack_header(
+    used: Sequence[FrameRecord],
+    reference: FrameRecord,
+    out: Grid,
+    transforms: Sequence[Transform],
+    options: StackOptions,
+    command: str | None,
+    notes: Sequence[str] = (),
+) -> fits.Header:
+    """Primary header of the stack.
+
+    Parameters
+    ----------
+    used : sequence of FrameRecord
+        Frames of the stack.
+    reference : FrameRecord
+        Whose header is the base.
+    out : Grid
+        Of the output.
+    transforms : sequence of Transform
+        Output pixels to the pixels of each frame.
+    options : StackOptions
+        For the HISTORY.
+    command : str, optional
+        Command line.
+    notes : sequence of str
+        Of the calibration.
+
+    Returns
+    -------
+    astropy.io.fits.Header
+        Without structural cards.
+    """
+    cards = base_cards(reference.frame.header, reference.frame.gain)
+    weights = [r.weight for r in used]
+    n = sum(r.frame.ncombine for r in used)
+    cards["BUNIT"] = ("adu", "of the reference frame")
+    cards["NCOMBINE"] = (n, "frames combined")
+    for keyword, value, comment in date_cards([r.exposure for r in used], weights):
+        cards[keyword] = (value, comment)
+    known = [float(r.frame.exposure) for r in used if r.frame.exposure]
+    if known:
+        scaled = options.normalise and reference.frame.exposure
+        typical = float(reference.frame.exposure) if scaled else float(np.mean(known))
+        cards["EXPTIME"] = (typical, "[s] so that counts/EXPTIME is a rate")
+        cards["XPOSURE"] = (float(np.sum(known)), "[s] total exposure")
+    _noise_cards(cards, used, options)
+    _error_cards(cards, used, reference, out, transforms, options)
+    airmass = [a for a in (_number(r.frame.header.get("AIRMASS")) for r in used) if a]
+    if airmass:
+        cards["AIRMASS"] = (round(float(np.mean(airmass)), 4), f"mean of {len(airmass)} frames")
+    levels = [
+        (r.frame.saturation - r.sky) * r.scale + (0.0 if options.subtract_sky else reference.sky)
+        for r in used
+        if r.frame.saturation
+    ]
+    if levels:
+        cards["SATURATE"] = (float(min(levels)), "[adu] lowest of the frames, scaled")
+    cards["FASTREF"] = (reference.name, "reference frame")
+    if out.wcs is not None:
+        for card in wcs_cards(out.wcs, out.origin).cards:
+            cards[card.keyword] = (card.value, card.comment)
+    cards["LTV1"], cards["LTV2"] = -out.origin[0], -out.origin[1]
+    for k, r in enumerate(used[:999], 1):
+        cards[f"IMCMB{k:03d}"] = r.name[:68]
+    lines = [f"fastack {__version__}"]
+    if command:
+        lines.append(command)
+    lines.append(f"options: {_changed(options)}")
+    lines += [*notes, *(note for note in dict.fromkeys(f"{note}" for r in used for note in r.notes))][:40]
+    for line in history(lines):
+        cards.add_history(line)
+    return cards
+
+
+def _number(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if np.isfinite(number) and number > 0 else None
+
+
+def _noise_cards(cards: fits.Header, used: Sequence[FrameRecord], options: StackOptions) -> None:
+    gains = [r.frame.gain for r in used]
+    if not all(gains):
+        return
+    weights, scales = [r.weight for r in used], [r.scale for r in used]
+    gain = effective_gain(weights, scales, gains)
+    ratio = float(median_noise_ratios(len(used))[-1]) if options.combine.combine == "median" else 1.0
+    cards["GAIN"] = (gain / ratio, "[e-/adu] effective, of the stack")
+    cards["EGAIN"] = (gain / ratio, "[e-/adu] effective, of the stack")
+    noises = [r.frame.rdnoise for r in used]
+    if all(value is not None for value in noises):
+        rdnoise = effective_rdnoise(weights, scales, gains, noises)
+        cards["RDNOISE"] = (rdnoise / np.sqrt(ratio), "[e-] effective, of the stack")
+
+
+def _error_cards(
+    cards: fits.Header,
+    used: Sequence[FrameRecord],
+    reference: FrameRecord,
+    out: Grid,
+    transforms: Sequence[Transform],
+    options: StackOptions,
+) -> None:
+    """NOISCORR and the bias level of photon statistics, for `fastack errors`."""
+    weight, scale = np.array([r.weight for r in used]), np.array([r.scale for r in used])
+    area = np.array([t.magnification**2 for t in transforms])
+    noise = np.array([r.quality.noise if r.quality else np.nan for r in used])
+    share = (weight * scale * area * noise) ** 2
+    correlation = uncertainty.noise_correlation(transforms, out.shape, share, options.resample, combine=options.combine)
+    for keyword, value, comment in correlation.cards():
+        cards[keyword] = (value, comment)
+    gains = [r.frame.gain for r in used]
+    if all(gains) and np.isfinite(noise).all():
+        pedestal = 0.0 if options.subtract_sky or reference.background is None else reference.background.sky
+        level = uncertainty.bias_level(pedestal, weight, scale, gains, noise, area)
+        cards["BIASLEV"] = (round(level, 4), "[adu] (sky - BIASLEV)/GAIN is the variance")
+
+
+def _changed(options: StackOptions) -> str:
+    """Options that differ from their defaults."""
+    default = StackOptions()
+    parts = []
+    for item in dataclasses.fields(options):
+        value, usual = getattr(options, item.name), getattr(default, item.name)
+        if dataclasses.is_dataclass(value):
+            parts += [
+                f"{sub.name}={getattr(value, sub.name)!r}"
+                for sub in dataclasses.fields(value)
+                if getattr(value, sub.name) != getattr(usual, sub.name)
+            ]
+        elif value != usual and item.name not in ("threads", "memory", "scheduler"):
+            parts.append(f"{item.name}={value!r}")
+    return ", ".join(parts) or "defaults"
+
+
+def quality_cards(cards: fits.Header, quality: FrameQuality | None) -> None:
+    """Write what was measured on the stack itself.
+
+    Parameters
+    ----------
+    cards : astropy.io.fits.Header
+        Header of the stack, changed in place.
+    quality : FrameQuality, optional
+        Without it, or without a FWHM, nothing is written.
+    """
+    if quality is None or not np.isfinite(quality.fwhm):
+        return
+    cards["FWHM"] = (round(quality.fwhm, 4), "[pixel] of the stack's stars")
+    cards["ELLIPTIC"] = (round(quality.ellipticity, 4), "1 - minor/major axis of the mean PSF")
+    cards["SKYLEVEL"] = (float(quality.sky), "[adu] median background")
+    cards["SKYNOISE"] = (float(quality.noise), "[adu] background noise in one pixel")

@@ -88,7 +88,9 @@ def make(
     bias, dark = None, None
     given = {"bias": options.bias} if kind == "dark" else {"bias": options.bias, "dark": options.dark}
     if kind != "bias" and any(given.values()):
-        base = replace(options, bias=given.get("bias"), dark=given.get("dark"), flat=None, no_flat=True)
+        base = replace(
+            options, bias=given.get("bias"), dark=given.get("dark"), flat=None, no_flat=True, keep_edges=True
+        )
         basis = calibrate.load_calibration(frames, base)
         bias, dark = basis.bias, basis if basis.dark is not None else None
     master = calibrate.make_master(kind, frames, bias=bias, dark=dark, options=options)  # type: ignore[arg-type]
@@ -212,7 +214,9 @@ def summary(made: MasterFile, path: str | Path) -> str:
     return "\n".join(lines)
 
 
-def gain_text(sources: Sequence[str | Path], options: CalibrateOptions = CalibrateOptions(no_flat=True)) -> str:
+def gain_text(
+    sources: Sequence[str | Path], options: CalibrateOptions = CalibrateOptions(no_flat=True, keep_edges=True)
+) -> str:
     """Estimate the gain of a camera from its light frames and say how sure that is.
 
     Parameters

@@ -61,7 +61,9 @@ def match(
         Where no transform reaches the odds, where two different ones come too close to each other, and where
         nothing agrees but positions fixed on the detector.
 
-    Notes ----- Triangles with the ratios of their sides as invariants follow Groth (1986, AJ 91, 1244) and
+    Notes
+    -----
+    Triangles with the ratios of their sides as invariants follow Groth (1986, AJ 91, 1244) and
     Valdes et al. (1995, PASP 107, 1119); bright stars first as in Tabur (2007, PASA 24, 189). The odds count
     false alarms as Desolneux, Moisan & Morel (2008, From Gestalt Theory to Image Analysis, ch. 3) do; see
     docs/match.md.
@@ -162,8 +164,14 @@ def _fixed(xa: Array, xb: Array, radius: float) -> Rows:
 
 def _is_clump(pairs: Array, every: Array) -> bool:
     """Whether the pairs fill but a corner or a row of the list; a shared sky shows all over the shared area."""
-    middle, whole = (np.diff(np.percentile(xy, [25, 75], axis=0), axis=0)[0] for xy in (pairs, every))
+    middle, whole = (_interquartile(xy) for xy in (pairs, every))
     return bool((middle < CLUMP * whole).any())
+
+
+def _interquartile(xy: Array) -> Array:
+    low, high = len(xy) // 4, len(xy) - 1 - len(xy) // 4
+    ordered = np.partition(xy, (low, high), axis=0)
+    return np.asarray(ordered[high] - ordered[low])
 
 
 def _rests_on_fixed(found: _Match, xa: Array, xb: Array, options: MatchOptions) -> bool:

@@ -1,13 +1,66 @@
-"""Flux scale and sky level of each frame against the reference."""
+"""Flux scale, sky level and sky gradient of each frame against the others."""
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
+from fastack import _stars, background
 from fastack.errors import MatchError
-from fastack.types import Array, Background, StarFlag, Stars, Transform
+from fastack.types import Array, Background, FloatImage, FrameRecord, StarFlag, Stars, Transform
+
+_CELL = 64  #: side of a cell of the sky surfaces, output pixel
+_QUIET = 0.2  #: surfaces whose rms stays below, in sigmas of a pixel, are not worth their cost
+_TURNS = 50  #: of common sky and planes at most; frames that overlap widely need about ten
 
 _UNFIT = StarFlag.SATURATED | StarFlag.EDGE | StarFlag.NO_FIT | StarFlag.SHARP
+
+
+def match_levels(records: Sequence[FrameRecord], reference: FrameRecord, *, normalise: bool = True) -> None:
+    """Flux scale and sky level of each frame against the reference.
+
+    Parameters
+    ----------
+    records : sequence of FrameRecord
+        Registered frames.
+    reference : FrameRecord
+        Whose scale is 1.
+    normalise : bool
+        Whether at all; otherwise every frame keeps its own scale and level.
+    """
+    assert reference.stars is not None and reference.background is not None
+    pedestal = reference.background.sky
+    for r in records:
+        if r.reason is not None or r.transform is None or r.background is None:
+            continue
+        area = r.transform.magnification**2
+        if r is reference:
+            r.scale, r.scale_err, r.sky = 1.0, 0.0, pedestal
+        elif not normalise:
+            r.scale, r.scale_err, r.sky = 1.0, 0.0, pedestal / area
+        else:
+            assert r.stars is not None
+            first, second = _common_stars(reference.stars, r.stars, r.transform)
+            try:
+                r.scale, r.scale_err = flux_scale(first, second)
+            except MatchError as error:
+                r.scale = _exposure_ratio(reference, r)
+                r.notes += (f"{error}; scaled by exposure, {r.scale:.4g}",)
+            r.sky = sky_level(reference.background, r.background, r.transform, r.scale)
+
+
+def _common_stars(reference: Stars, frame: Stars, to_frame: Transform) -> tuple[Stars, Stars]:
+    """Stars of both lists that a transform brings together, row by row."""
+    pairs = _stars.nearest_pairs(np.ascontiguousarray(to_frame(reference.xy)), np.ascontiguousarray(frame.xy), 1.5)
+    return reference[pairs[:, 0]], frame[pairs[:, 1]]
+
+
+def _exposure_ratio(reference: FrameRecord, record: FrameRecord) -> float:
+    a, b = reference.frame.exposure, record.frame.exposure
+    return float(a / b) if a and b else 1.0
 
 
 def flux_scale(reference: Stars, frame: Stars) -> tuple[float, float]:
@@ -62,8 +115,8 @@ def _weighted_median(values: Array, weights: Array) -> float:
     return float(values[order][np.searchsorted(half, half[-1] / 2)])
 
 
-def mesh_at(background: Background, xy: Array) -> Array:
-    """Sky level at pixels of the image, bilinear between mesh points.
+def mesh_at(background: Background, xy: Array, reach: float = 0.0) -> Array:
+    """Sky level at pixels of the image, bilinear between mesh points and straight beyond the outermost.
 
     Parameters
     ----------
@@ -71,6 +124,8 @@ def mesh_at(background: Background, xy: Array) -> Array:
         Mesh of levels.
     xy : (n, 2) ndarray, pixel
         Positions.
+    reach : float, pixel
+        How far outside the image there is still a value.
 
     Returns
     -------
@@ -78,15 +133,16 @@ def mesh_at(background: Background, xy: Array) -> Array:
         NaN outside the image.
     """
     level = np.asarray(background.level, float)
-    ny, nx = background.shape
-    fx = np.clip((xy[:, 0] + 0.5) / background.cell[1] - 0.5, 0, level.shape[1] - 1)
-    fy = np.clip((xy[:, 1] + 0.5) / background.cell[0] - 0.5, 0, level.shape[0] - 1)
-    ix, iy = np.floor(fx).astype(int), np.floor(fy).astype(int)
-    jx, jy = np.minimum(ix + 1, level.shape[1] - 1), np.minimum(iy + 1, level.shape[0] - 1)
-    fx, fy = fx - ix, fy - iy
+    places, inside = [], np.ones(len(xy), bool)
+    for axis in (0, 1):
+        n, size = level.shape[1 - axis], background.shape[1 - axis]
+        at = (xy[:, axis] + 0.5) / background.cell[1 - axis] - 0.5
+        first = np.clip(np.floor(at), 0, max(0, n - 2)).astype(int)
+        places.append((first, np.minimum(first + 1, n - 1), at - first))
+        inside &= (xy[:, axis] >= -0.5 - reach) & (xy[:, axis] <= size - 0.5 + reach)
+    (ix, jx, fx), (iy, jy, fy) = places
     top = level[iy, ix] * (1 - fx) + level[iy, jx] * fx
     bottom = level[jy, ix] * (1 - fx) + level[jy, jx] * fx
-    inside = (xy[:, 0] >= -0.5) & (xy[:, 0] <= nx - 0.5) & (xy[:, 1] >= -0.5) & (xy[:, 1] <= ny - 0.5)
     return np.where(inside, top * (1 - fy) + bottom * fy, np.nan)
 
 
@@ -128,3 +184,129 @@ def sky_level(reference: Background, frame: Background, transform: Transform, sc
             break
         excess = excess[keep]
     return float(np.mean(excess)) if len(excess) > 4 else float(np.median(excess))
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class SkySurfaces:
+    """What the sky of each frame has beyond its level and the common sky; they reach `_CELL` pixels further out."""
+
+    meshes: list[Background]  #: of each frame, ADU of the reference
+    origin: tuple[int, int]  #: pixel of the output that the meshes' (0, 0) falls on, (x, y)
+
+    def at(self, index: int, window: tuple[int, int, int, int]) -> FloatImage:
+        """One frame's surface in a window of the output.
+
+        Parameters
+        ----------
+        index : int
+            Of the frame.
+        window : tuple of int
+            (y0, y1, x0, x1).
+
+        Returns
+        -------
+        (y1 - y0, x1 - x0) float32 ndarray, ADU of the reference
+            A pixel has the same value in every window.
+        """
+        y0, y1, x0, x1 = window
+        dx, dy = self.origin
+        return background.render(self.meshes[index], (slice(y0 - dy, y1 - dy), slice(x0 - dx, x1 - dx)))
+
+
+def sky_surfaces(
+    records: Sequence[FrameRecord], to_frame: Sequence[Transform], area: tuple[int, int, int, int], model: str = "mesh"
+) -> SkySurfaces | None:
+    """What each frame's sky has beyond the common sky: gradients of moon and twilight, flats that miss.
+
+    Parameters
+    ----------
+    records : sequence of FrameRecord
+        Frames of the stack with background, flux scale, level and weight.
+    to_frame : sequence of Transform
+        Output pixels to the pixels of each frame.
+    area : tuple of int
+        (y0, y1, x0, x1) of the output that is wanted; beyond the output where the surfaces are not to depend on its
+        framing.
+    model : {"mesh", "plane", "level"}
+        How fine: a plane and what the frame's mesh shows beyond it, the plane alone, or nothing.
+
+    Returns
+    -------
+    SkySurfaces, or None
+        To be taken off the frames' resampled and scaled pixels. None where no frame's sky differs from the others' by
+        more than a fifth of a pixel's noise.
+
+    Notes
+    -----
+    The frames' levels are the sum of a common sky, free at every mesh point, and a plane for each frame (least squares
+    by turns; planes of mosaics are matched so in Montage, Berriman et al. 2003, ADASS XII, 343). Their weighted mean
+    is zero. What is left at a mesh point beyond the weighted mean of the frames there is the mesh's part. So the
+    average of frames that cover a place is the same as without it: objects of any size keep their light, and
+    a uniform sky stays as it is.
+    """
+    if model == "level" or len(records) < 2:
+        return None
+    y0, y1, x0, x1 = area
+    my, mx = -(-(y1 - y0) // _CELL) + 2, -(-(x1 - x0) // _CELL) + 2
+    x, y = x0 + (np.arange(mx) - 0.5) * _CELL - 0.5, y0 + (np.arange(my) - 0.5) * _CELL - 0.5
+    nodes = np.stack([a.ravel() for a in np.meshgrid(x, y)], axis=1)
+    weight = np.array([r.weight for r in records])
+    factor = np.array([r.scale * t.magnification**2 for r, t in zip(records, to_frame, strict=True)])
+    noise = factor * np.array([r.quality.noise if r.quality else np.nan for r in records])
+    excess = np.empty((len(records), len(nodes)))
+    for k, (r, t) in enumerate(zip(records, to_frame, strict=True)):
+        assert r.background is not None
+        excess[k] = factor[k] * (mesh_at(r.background, t(nodes), reach=_CELL) - r.sky)
+    known = np.isfinite(excess)
+    excess[~known] = 0.0
+    basis = np.stack([np.ones(len(nodes)), *((nodes - nodes.mean(axis=0)) / np.ptp(nodes, axis=0).max()).T], axis=1)
+    surface = _planes(excess, known, weight, basis) @ basis.T
+    rest = np.zeros_like(surface)
+    if model == "mesh":
+        rest = np.where(known, excess - surface - _common(excess - surface, known, weight), 0.0)
+    size = np.sqrt(np.sum((surface + rest) ** 2, axis=1, where=known) / np.maximum(known.sum(axis=1), 1))
+    if not (size > _QUIET * np.where(np.isfinite(noise), noise, 0.0)).any():
+        return None
+    if model == "mesh":
+        padded = np.pad(rest.reshape(-1, my, mx), ((0, 0), (1, 1), (1, 1)), mode="edge")
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
+        rest = np.median(windows, axis=(3, 4)).reshape(rest.shape)
+        surface = surface + rest - _common(rest, np.ones_like(known), weight)
+    whole = (my * _CELL, mx * _CELL)
+    empty = np.zeros((my, mx), np.float32)
+    meshes = surface.astype(np.float32).reshape(-1, my, mx)
+    return SkySurfaces(
+        meshes=[Background(level=mesh, noise=empty, shape=whole, cell=(_CELL, _CELL)) for mesh in meshes],
+        origin=(x0 - _CELL, y0 - _CELL),
+    )
+
+
+def _common(values: Array, known: NDArray[np.bool_], weight: Array) -> Array:
+    """Weighted mean over the frames at every point; 0 where there is none."""
+    shares = weight[:, None] * known
+    total = shares.sum(axis=0)
+    mean: Array = np.sum(shares * values, axis=0) / np.where(total > 0, total, 1.0)
+    return mean
+
+
+def _planes(excess: Array, known: NDArray[np.bool_], weight: Array, basis: Array) -> Array:
+    """(n, 3) coefficients of each frame's plane beside the common sky; cells of odd light do not count."""
+    terms = basis.shape[1]
+    products = (basis[:, :, None] * basis[:, None, :]).reshape(len(basis), terms * terms)
+    planes: Array = np.zeros((len(excess), terms))
+    counted = known.copy()
+    for _ in range(3):
+        normal = (counted.astype(float) @ products).reshape(-1, terms, terms) + 1e-9 * np.eye(terms)
+        for _ in range(_TURNS):
+            left = excess - _common(excess - planes @ basis.T, counted, weight)
+            moment = np.where(counted, left, 0.0) @ basis
+            new = np.linalg.solve(normal, moment[..., None])[..., 0]
+            new = new - weight @ new / weight.sum()
+            change, planes = np.abs(new - planes).max(), np.asarray(new, float)
+            if change <= 1e-4 * np.abs(planes).max():
+                break
+        rest = excess - planes @ basis.T
+        rest = np.abs(rest - _common(rest, counted, weight))
+        limit = np.array([5 * 1.4826 * np.median(a[b]) if b.any() else 0.0 for a, b in zip(rest, counted, strict=True)])
+        counted = known & (rest <= limit[:, None] + 1e-12)
+    return planes

@@ -121,6 +121,7 @@ class CalibrateOptions:
     dark: str | None = None
     flat: str | None = None  #: None: master_flat.fits beside the frames, where there is one
     no_flat: bool = False  #: do not pick up master_flat.fits
+    keep_edges: bool = False  #: keep lines at the detector's edge whose level is not the sky's
     gain: float | None = None  #: e-/ADU
     rdnoise: float | None = None  #: e-
     saturation: float | None = None  #: ADU, raw
@@ -185,6 +186,7 @@ class StackOptions:
     weight_table: str | None = None
     max_stars: int = 500  #: brightest stars of a frame that are measured and matched
     normalise: bool = True  #: match flux scale and sky to the reference
+    match_sky: Literal["mesh", "plane", "level"] = "mesh"  #: how finely the frames' skies are made alike
     subtract_sky: bool = False
     threads: int | None = None  #: None: as many as the processors that this process may use
     memory: int = 2_000_000_000  #: byte; working memory that a run may take

@@ -5,9 +5,9 @@ Pass 1 measures every frame, the meeting works on lists of stars alone, pass 2 c
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -19,24 +19,24 @@ import numpy as np
 from astropy.io import fits
 
 from fastack import (
-    __version__,
     _stars,
     background,
     calibrate,
+    dates,
     frames,
     grid,
     header,
     normalise,
     output,
+    registration,
     report,
     select,
     transform,
-    uncertainty,
 )
 from fastack import wcs as coordinates
-from fastack.combine import Combined, NoiseModel, Starlight, combine_tile, halo, median_noise_ratios
+from fastack.combine import Combined, NoiseModel, Starlight, combine_tile, halo
 from fastack.detect import detect, find_artefacts, survey
-from fastack.errors import FastackError, FrameError, MatchError, StackError
+from fastack.errors import FastackError, FrameError, StackError
 from fastack.executor import Executor, make_executor
 from fastack.measure import measure
 from fastack.options import StackOptions
@@ -164,12 +164,12 @@ def stack(
     if target is not None and not dry_run:
         output.check_target(target, overwrite=overwrite)
     with make_executor(options.threads, options.scheduler) as executor:
-        records, notes = measure_frames(sources, options, reporter, executor, exclude=target)
+        records, calibration = measure_frames(sources, options, reporter, executor, exclude=target)
         select.apply_limits(records, options.select)
         _need(records, "after the selection")
         reference = select.choose_reference(records, options.reference)
-        register(records, reference, options, reporter)
-        match_levels(records, reference, options)
+        registration.register(records, reference, options, reporter)
+        normalise.match_levels(records, reference, normalise=options.normalise)
         select.apply_transparency(records, options.select)
         _drop_changed(records)
         _need(records, "after the registration")
@@ -189,14 +189,14 @@ def stack(
                 path=None,
                 seconds=seconds,
                 options=options,
-                notes=tuple(notes),
+                notes=calibration.notes,
             )
-        out, transforms = output_grid(used, reference, options)
-        primary = stack_header(used, reference, out, transforms, options, command, notes)
+        out, transforms = output_grid(used, reference, options, calibration.edges)
+        primary = header.stack_header(used, reference, out, transforms, options, command, calibration.notes)
         planes = [output.PRIMARY, output.UNCERT, output.NCOMB, output.WEIGHT, output.FLAGS]
         if maps:
             planes += [output.REJLOW, output.REJHIGH]
-        job = Job.of(used, reference, transforms, out, options, maps)
+        job = Job.of(used, reference, transforms, out, calibration, options, maps)
         if target is None:
             sink = output.MemorySink(out.shape, planes)
             _combine(job, sink, executor, reporter, used)
@@ -205,11 +205,11 @@ def stack(
             with output.FitsSink(target, out.shape, planes, primary, overwrite=overwrite) as file:
                 _combine(job, file, executor, reporter, used)
                 measured = _measure_stack(file, out, reference, options)
-                _quality_cards(primary, measured)
+                header.quality_cards(primary, measured[1])
                 file.finish([report.frames_hdu(records)])
             sink = None
     if target is None:
-        _quality_cards(primary, measured)
+        header.quality_cards(primary, measured[1])
     stars, quality = measured
     return StackResult(
         shape=out.shape,
@@ -223,7 +223,7 @@ def stack(
         stars=stars,
         seconds=time.perf_counter() - started,
         options=options,
-        notes=tuple(notes),
+        notes=calibration.notes,
     )
 
 
@@ -265,7 +265,7 @@ def open_frames(
             record.reason = str(error)
         else:
             record.notes = tuple(record.frame.assumptions)
-            record.exposure = header.read_exposure(record.frame.header, record.frame.exposure)
+            record.exposure = dates.read_exposure(record.frame.header, record.frame.exposure)
             record.notes += record.exposure.notes
             if record.frame.image_type in ("bias", "dark", "flat"):
                 record.reason = f"a {record.frame.image_type} frame, not a light frame"
@@ -279,7 +279,7 @@ def measure_frames(
     reporter: report.Reporter | None = None,
     executor: Executor | None = None,
     exclude: Path | None = None,
-) -> tuple[list[FrameRecord], list[str]]:
+) -> tuple[list[FrameRecord], calibrate.Calibration]:
     """Pass 1: open, calibrate, detect and measure every frame.
 
     Parameters
@@ -295,8 +295,8 @@ def measure_frames(
     -------
     records : list of FrameRecord
         With quality, stars, background and artefacts; those left out carry the reason.
-    notes : list of str
-        What was said of the masters.
+    calibration : Calibration
+        The masters behind it; its notes say what was used, refused and assumed.
     """
     reporter = reporter or report.Reporter()
     if executor is None:
@@ -324,7 +324,7 @@ def measure_frames(
         reporter.advance()
     reporter.finish()
     _drop_known_artefacts([r for r in live if r.reason is None])
-    return records, list(calibration.notes)
+    return records, calibration
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -429,193 +429,11 @@ def _drop_changed(records: Sequence[FrameRecord]) -> None:
                 r.reason = str(error)
 
 
-def register(
-    records: Sequence[FrameRecord], reference: FrameRecord, options: StackOptions, reporter: report.Reporter
-) -> None:
-    """Find every frame's transform; those without one are left out with the reason.
-
-    Parameters
-    ----------
-    records : sequence of FrameRecord
-        Measured frames.
-    reference : FrameRecord
-        Whose pixels the transforms start from.
-    options : StackOptions
-        ``register`` says how.
-    reporter : Reporter
-        Told of progress.
-    """
-    live = [r for r in records if r.reason is None]
-    reporter.start("register", len(live), 0)
-    if options.register == "none":
-        for r in live:
-            r.transform = Transform.identity()
-    elif options.register == "wcs":
-        _register_by_wcs(live, reference)
-    elif options.register == "stars":
-        _register_by_stars(live, reference, options, reporter)
-    else:
-        _register_by_table(live, options.register)
-    reporter.finish()
-    solved = [r for r in live if r.reason is None and r.transform is not None]
-    reasons = transform.consistent(
-        [r.transform for r in solved if r.transform is not None],
-        [r.frame.shape for r in solved],
-        log_odds=[r.log_odds for r in solved],
-    )
-    for r, reason in zip(solved, reasons, strict=True):
-        if reason is not None and r is not reference:
-            r.reason = f"registration: {reason}"
-
-
-def _register_by_stars(
-    live: Sequence[FrameRecord], reference: FrameRecord, options: StackOptions, reporter: report.Reporter
-) -> None:
-    reference.transform = Transform.identity()
-    assert reference.stars is not None
-    reference.n_matched = len(reference.stars)
-    at = next(i for i, r in enumerate(live) if r is reference)
-    # outwards from the reference, so that the neighbour's transform is a good first guess
-    order = [*range(at + 1, len(live)), *range(at - 1, -1, -1)]
-    failed = []
-    guess: Transform | None = Transform.identity()
-    for k in order:
-        if k == at - 1:
-            guess = Transform.identity()
-        r = live[k]
-        assert r.stars is not None
-        try:
-            r.transform, pairs = transform.register(
-                reference.stars, r.stars, guess=guess, match_options=options.match, options=options.transform
-            )
-            guess, r.n_matched, r.log_odds = r.transform, len(pairs), pairs.log_odds
-            if pairs.weak:
-                r.notes += ("registered on three stars alone",)
-        except MatchError as error:
-            failed.append((r, str(error)))
-        reporter.advance()
-    # a frame that does not reach the reference may reach a neighbour that does
-    progress = True
-    while failed and progress:
-        progress = False
-        for r, message in list(failed):
-            near = sorted((abs(live.index(r) - i), i) for i, o in enumerate(live) if o.transform is not None)
-            for _, i in near[:3]:
-                if live[i] is reference:
-                    continue
-                if _register_over(r, live[i], reference, options):
-                    failed.remove((r, message))
-                    progress = True
-                    break
-    for r, message in failed:
-        r.reason = f"registration: {message}"
-
-
-def _register_over(record: FrameRecord, neighbour: FrameRecord, reference: FrameRecord, options: StackOptions) -> bool:
-    assert record.stars is not None and neighbour.stars is not None and neighbour.transform is not None
-    try:
-        step, pairs = transform.register(
-            neighbour.stars, record.stars, match_options=options.match, options=options.transform
-        )
-    except MatchError:
-        return False
-    guess = transform.compose(neighbour.transform, step)
-    try:
-        assert reference.stars is not None
-        record.transform, pairs = transform.register(
-            reference.stars, record.stars, guess=guess, match_options=options.match, options=options.transform
-        )
-    except MatchError:
-        record.transform = guess
-        record.notes += (f"registered over {neighbour.name}",)
-    record.n_matched, record.log_odds = len(pairs), pairs.log_odds
-    return True
-
-
-def _register_by_wcs(live: Sequence[FrameRecord], reference: FrameRecord) -> None:
-    base = coordinates.read_wcs(reference.frame.header)
-    if base is None:
-        raise StackError(f"--register wcs: the reference {reference.name} has no celestial WCS")
-    base = _trimmed(base, reference)
-    for r in live:
-        wcs = coordinates.read_wcs(r.frame.header)
-        if wcs is None:
-            r.reason = "registration: no celestial WCS in the header"
-            continue
-        try:
-            r.transform = (
-                Transform.identity()
-                if r is reference
-                else transform.from_wcs(base, _trimmed(wcs, r), reference.frame.shape)
-            )
-        except MatchError as error:
-            r.reason = f"registration: {error}"
-
-
-def _trimmed(wcs: Any, record: FrameRecord) -> Any:
-    """WCS of the light area."""
-    y0, _, x0, _ = record.frame.trim
-    if x0 or y0:
-        wcs = wcs.deepcopy()
-        wcs.wcs.crpix = np.asarray(wcs.wcs.crpix) - [x0, y0]
-        wcs.wcs.set()
-    return wcs
-
-
-def _register_by_table(live: Sequence[FrameRecord], path: str) -> None:
-    table = report.read_transforms(path)
-    for r in live:
-        r.transform = table.get(r.name)
-        if r.transform is None:
-            r.reason = f"registration: {path} has no transform for it"
-
-
-def match_levels(records: Sequence[FrameRecord], reference: FrameRecord, options: StackOptions) -> None:
-    """Flux scale and sky level of each frame against the reference.
-
-    Parameters
-    ----------
-    records : sequence of FrameRecord
-        Registered frames.
-    reference : FrameRecord
-        Whose scale is 1.
-    options : StackOptions
-        ``normalise`` switches it off: then every frame keeps its own scale and level.
-    """
-    assert reference.stars is not None and reference.background is not None
-    pedestal = reference.background.sky
-    for r in records:
-        if r.reason is not None or r.transform is None or r.background is None:
-            continue
-        area = r.transform.magnification**2
-        if r is reference:
-            r.scale, r.scale_err, r.sky = 1.0, 0.0, pedestal
-        elif not options.normalise:
-            r.scale, r.scale_err, r.sky = 1.0, 0.0, pedestal / area
-        else:
-            assert r.stars is not None
-            first, second = _common_stars(reference.stars, r.stars, r.transform)
-            try:
-                r.scale, r.scale_err = normalise.flux_scale(first, second)
-            except MatchError as error:
-                r.scale = _exposure_ratio(reference, r)
-                r.notes += (f"{error}; scaled by exposure, {r.scale:.4g}",)
-            r.sky = normalise.sky_level(reference.background, r.background, r.transform, r.scale)
-
-
-def _common_stars(reference: Stars, frame: Stars, to_frame: Transform) -> tuple[Stars, Stars]:
-    """Stars of both lists that a transform brings together, row by row."""
-    pairs = _stars.nearest_pairs(np.ascontiguousarray(to_frame(reference.xy)), np.ascontiguousarray(frame.xy), 1.5)
-    return reference[pairs[:, 0]], frame[pairs[:, 1]]
-
-
-def _exposure_ratio(reference: FrameRecord, record: FrameRecord) -> float:
-    a, b = reference.frame.exposure, record.frame.exposure
-    return float(a / b) if a and b else 1.0
-
-
 def output_grid(
-    used: Sequence[FrameRecord], reference: FrameRecord, options: StackOptions
+    used: Sequence[FrameRecord],
+    reference: FrameRecord,
+    options: StackOptions,
+    edges: tuple[int, int, int, int] = (0, 0, 0, 0),
 ) -> tuple[Grid, list[Transform]]:
     """The output's grid, and the maps from its pixels to those of each frame.
 
@@ -627,6 +445,8 @@ def output_grid(
         Whose pixels the output continues.
     options : StackOptions
         Framing, grid, size limit.
+    edges : tuple of int
+        Rows below and above, columns left and right of every frame that are not used.
 
     Returns
     -------
@@ -636,7 +456,7 @@ def output_grid(
         In the order of `used`.
     """
     wcs = coordinates.read_wcs(reference.frame.header)
-    wcs = _trimmed(wcs, reference) if wcs is not None else None
+    wcs = registration.trimmed_wcs(wcs, reference) if wcs is not None else None
     own = [r.transform for r in used if r.transform is not None]
     if options.grid is not None:
         if wcs is None:
@@ -644,7 +464,8 @@ def output_grid(
         target, shape = coordinates.read_grid(options.grid)
         to_reference = transform.from_wcs(target, wcs, shape)
         return Grid(shape=shape, wcs=target), [transform.compose(to_reference, t) for t in own]
-    out = grid.frame_grid(options.framing, reference.frame.shape, [r.frame.shape for r in used], own, options.max_size)
+    shapes = [r.frame.shape for r in used]
+    out = grid.frame_grid(options.framing, reference.frame.shape, shapes, own, options.max_size, edges)
     dx, dy = out.origin
     return replace(out, wcs=wcs), [t.shifted(dx, dy) for t in own]
 
@@ -669,6 +490,7 @@ class Job:
     noise: NoiseModel
     stars: Starlight | None  #: what seeing does to the known stars
     levels: Array  #: sky of each frame, ADU of the frame
+    surfaces: normalise.SkySurfaces | None  #: what each sky has beyond its level
     pedestal: float
     shape: tuple[int, int]
     options: StackOptions
@@ -681,12 +503,12 @@ class Job:
         reference: FrameRecord,
         transforms: list[Transform],
         out: Grid,
+        calibration: calibrate.Calibration,
         options: StackOptions,
         maps: bool,
     ) -> Job:
         """Collect it from the records."""
         assert reference.background is not None
-        calibration = calibrate.load_calibration([r.frame for r in used], options.calibrate)
 
         def column(values: Iterator[Any]) -> Array:
             return np.array([np.nan if v is None else v for v in values], float)
@@ -720,6 +542,7 @@ class Job:
             noise=noise,
             stars=_starlight(used, transforms, noise) if options.combine.reject == "noise" else None,
             levels=levels,
+            surfaces=_surfaces(used, transforms, out, calibration, options) if options.normalise else None,
             pedestal=0.0 if options.subtract_sky else reference.background.sky,
             shape=out.shape,
             options=options,
@@ -754,6 +577,24 @@ def _starlight(used: Sequence[FrameRecord], transforms: Sequence[Transform], noi
     ]
     least = float(np.min(noise.scale * noise.area * noise.noise))
     return Starlight.make(table[:, :2], table[:, 2], psfs, least, noise.weight)
+
+
+def _surfaces(
+    used: Sequence[FrameRecord],
+    transforms: Sequence[Transform],
+    out: Grid,
+    calibration: calibrate.Calibration,
+    options: StackOptions,
+) -> normalise.SkySurfaces | None:
+    """Sky surfaces over all that the frames cover, so that the framing does not change them."""
+    ny, nx = out.shape
+    area = (0, ny, 0, nx)
+    if options.grid is None:
+        own = [r.transform for r in used if r.transform is not None]
+        whole = grid.frame_grid("union", (ny, nx), [r.frame.shape for r in used], own, sys.maxsize, calibration.edges)
+        x0, y0 = (round(a - b) for a, b in zip(whole.origin, out.origin, strict=True))
+        area = (min(0, y0), max(ny, y0 + whole.shape[0]), min(0, x0), max(nx, x0 + whole.shape[1]))
+    return normalise.sky_surfaces(used, transforms, area, options.match_sky)
 
 
 def _split_noise(noise: Array, gain: Array, rdnoise: Array, level: Array) -> tuple[Array, Array]:
@@ -846,6 +687,8 @@ def stack_tile(tile: grid.Tile, job: Job) -> Combined:
             flags=flags,
             options=job.options.resample,
         )
+        if job.surfaces is not None:
+            cube[i] -= job.surfaces.at(i, wide)
         if spread is None:
             continue
         scale2 = np.float32(job.noise.scale[i] ** 2)
@@ -940,157 +783,6 @@ def _measure_stack(
     moved[:, 1] += y0
     moved.setflags(write=False)
     return replace(stars, xy=moved), quality
-
-
-# The end -----------------------------------------------------------------------------------------------------------
-
-
-def stack_header(
-    used: Sequence[FrameRecord],
-    reference: FrameRecord,
-    out: Grid,
-    transforms: Sequence[Transform],
-    options: StackOptions,
-    command: str | None,
-    notes: Sequence[str] = (),
-) -> fits.Header:
-    """Primary header of the stack.
-
-    Parameters
-    ----------
-    used : sequence of FrameRecord
-        Frames of the stack.
-    reference : FrameRecord
-        Whose header is the base.
-    out : Grid
-        Of the output.
-    transforms : sequence of Transform
-        Output pixels to the pixels of each frame.
-    options : StackOptions
-        For the HISTORY.
-    command : str, optional
-        Command line.
-    notes : sequence of str
-        Of the calibration.
-
-    Returns
-    -------
-    astropy.io.fits.Header
-        Without structural cards.
-    """
-    cards = header.base_cards(reference.frame.header, reference.frame.gain)
-    weights = [r.weight for r in used]
-    n = sum(r.frame.ncombine for r in used)
-    cards["BUNIT"] = ("adu", "of the reference frame")
-    cards["NCOMBINE"] = (n, "frames combined")
-    for keyword, value, comment in header.date_cards([r.exposure for r in used], weights):
-        cards[keyword] = (value, comment)
-    known = [float(r.frame.exposure) for r in used if r.frame.exposure]
-    if known:
-        scaled = options.normalise and reference.frame.exposure
-        typical = float(reference.frame.exposure) if scaled else float(np.mean(known))
-        cards["EXPTIME"] = (typical, "[s] so that counts/EXPTIME is a rate")
-        cards["XPOSURE"] = (float(np.sum(known)), "[s] total exposure")
-    _noise_cards(cards, used, options)
-    _error_cards(cards, used, reference, out, transforms, options)
-    airmass = [a for a in (_number(r.frame.header.get("AIRMASS")) for r in used) if a]
-    if airmass:
-        cards["AIRMASS"] = (round(float(np.mean(airmass)), 4), f"mean of {len(airmass)} frames")
-    levels = [
-        (r.frame.saturation - r.sky) * r.scale + (0.0 if options.subtract_sky else reference.sky)
-        for r in used
-        if r.frame.saturation
-    ]
-    if levels:
-        cards["SATURATE"] = (float(min(levels)), "[adu] lowest of the frames, scaled")
-    cards["FASTREF"] = (reference.name, "reference frame")
-    if out.wcs is not None:
-        for card in coordinates.wcs_cards(out.wcs, out.origin).cards:
-            cards[card.keyword] = (card.value, card.comment)
-    cards["LTV1"], cards["LTV2"] = -out.origin[0], -out.origin[1]
-    for k, r in enumerate(used[:999], 1):
-        cards[f"IMCMB{k:03d}"] = r.name[:68]
-    lines = [f"fastack {__version__}"]
-    if command:
-        lines.append(command)
-    lines.append(f"options: {_changed(options)}")
-    lines += [*notes, *(note for note in dict.fromkeys(f"{note}" for r in used for note in r.notes))][:40]
-    for line in header.history(lines):
-        cards.add_history(line)
-    return cards
-
-
-def _number(value: Any) -> float | None:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if np.isfinite(number) and number > 0 else None
-
-
-def _noise_cards(cards: fits.Header, used: Sequence[FrameRecord], options: StackOptions) -> None:
-    gains = [r.frame.gain for r in used]
-    if not all(gains):
-        return
-    weights, scales = [r.weight for r in used], [r.scale for r in used]
-    gain = header.effective_gain(weights, scales, gains)
-    ratio = float(median_noise_ratios(len(used))[-1]) if options.combine.combine == "median" else 1.0
-    cards["GAIN"] = (gain / ratio, "[e-/adu] effective, of the stack")
-    cards["EGAIN"] = (gain / ratio, "[e-/adu] effective, of the stack")
-    noises = [r.frame.rdnoise for r in used]
-    if all(value is not None for value in noises):
-        rdnoise = header.effective_rdnoise(weights, scales, gains, noises)
-        cards["RDNOISE"] = (rdnoise / np.sqrt(ratio), "[e-] effective, of the stack")
-
-
-def _error_cards(
-    cards: fits.Header,
-    used: Sequence[FrameRecord],
-    reference: FrameRecord,
-    out: Grid,
-    transforms: Sequence[Transform],
-    options: StackOptions,
-) -> None:
-    """NOISCORR and the bias level of photon statistics, for `fastack errors`."""
-    weight, scale = np.array([r.weight for r in used]), np.array([r.scale for r in used])
-    area = np.array([t.magnification**2 for t in transforms])
-    noise = np.array([r.quality.noise if r.quality else np.nan for r in used])
-    share = (weight * scale * area * noise) ** 2
-    correlation = uncertainty.noise_correlation(transforms, out.shape, share, options.resample, combine=options.combine)
-    for keyword, value, comment in correlation.cards():
-        cards[keyword] = (value, comment)
-    gains = [r.frame.gain for r in used]
-    if all(gains) and np.isfinite(noise).all():
-        pedestal = 0.0 if options.subtract_sky or reference.background is None else reference.background.sky
-        level = uncertainty.bias_level(pedestal, weight, scale, gains, noise, area)
-        cards["BIASLEV"] = (round(level, 4), "[adu] (sky - BIASLEV)/GAIN is the variance")
-
-
-def _changed(options: StackOptions) -> str:
-    """Options that differ from their defaults."""
-    default = StackOptions()
-    parts = []
-    for item in dataclasses.fields(options):
-        value, usual = getattr(options, item.name), getattr(default, item.name)
-        if dataclasses.is_dataclass(value):
-            parts += [
-                f"{sub.name}={getattr(value, sub.name)!r}"
-                for sub in dataclasses.fields(value)
-                if getattr(value, sub.name) != getattr(usual, sub.name)
-            ]
-        elif value != usual and item.name not in ("threads", "memory", "scheduler"):
-            parts.append(f"{item.name}={value!r}")
-    return ", ".join(parts) or "defaults"
-
-
-def _quality_cards(cards: fits.Header, measured: tuple[Stars | None, FrameQuality | None]) -> None:
-    _, quality = measured
-    if quality is None or not np.isfinite(quality.fwhm):
-        return
-    cards["FWHM"] = (round(quality.fwhm, 4), "[pixel] of the stack's stars")
-    cards["ELLIPTIC"] = (round(quality.ellipticity, 4), "1 - minor/major axis of the mean PSF")
-    cards["SKYLEVEL"] = (float(quality.sky), "[adu] median background")
-    cards["SKYNOISE"] = (float(quality.noise), "[adu] background noise in one pixel")
 
 
 def _need(records: Sequence[FrameRecord], when: str) -> None:

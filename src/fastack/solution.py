@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from astropy.io import fits
 
-from fastack import astrometry, background, catalogue, header
+from fastack import astrometry, background, catalogue, dates
 from fastack.calibrate import Calibration
 from fastack.detect import detect
 from fastack.errors import OutputError, SolveError
@@ -198,7 +198,7 @@ def mean_epoch(cards: fits.Header) -> float | None:
     """
     from astropy.time import Time
 
-    text = cards.get("DATE-AVG") or header.read_exposure(cards).date_obs
+    text = cards.get("DATE-AVG") or dates.read_exposure(cards).date_obs
     if not text:
         return None
     with warnings.catch_warnings():

@@ -77,7 +77,9 @@ def fit(
     MatchError
         Too few stars for the model asked for (3 for ``"auto"``), or all of them in one point.
 
-    Notes ----- The first guess is the similarity of least median of squares over pairs of stars (Rousseeuw
+    Notes
+    -----
+    The first guess is the similarity of least median of squares over pairs of stars (Rousseeuw
     1984, J. Am. Stat. Assoc. 79, 871); then each model is fitted by weighted least squares to the stars
     within ``options.clip`` robust sigmas of itself until their set no longer changes. ``"auto"`` goes up the
     ladder shift, similarity, affine, quadratic, cubic and takes a higher model where an F test on the same
@@ -209,7 +211,9 @@ class _Pairs:
                 break
             higher = self.settle(model, keep)
             keep = higher.near
-            if higher.keep.sum() >= ENOUGH[model] and self.better(below, higher):
+            # where some pairs are wrong, others may be: the more stars must speak for a model
+            enough = ENOUGH[model] * (2 if higher.keep.mean() < 0.95 else 1)
+            if higher.keep.sum() >= enough and self.better(below, higher):
                 best, below = higher, model
             if self.hopeless(below, model, higher):
                 break
@@ -217,14 +221,27 @@ class _Pairs:
 
     def hopeless(self, lower: str, reached: str, last: _Solution) -> bool:
         """Whether no model above the one reached can be better, by far, than the lower one: of many stars alone."""
-        keep, weight = last.near, 1 / last.variance[last.near]
-        n = int(keep.sum())
-        if n < MANY:
-            return False
-        root = np.sqrt(weight)[:, None]
-        q, _ = np.linalg.qr(self.basis[keep] * root)
-        b = self.b[keep] * root
-        chi2 = np.sum(b * b) - np.cumsum(np.sum((q.T @ b) ** 2, axis=1))
+        some = last.near
+        for _ in range(ROUNDS):
+            keep, n = some, int(some.sum())
+            if n < MANY:
+                return False
+            basis, b, weight = self.basis[keep], self.b[keep], 1 / last.variance[keep]
+            weighted = basis.T * weight
+            try:
+                root = np.linalg.cholesky(weighted @ basis)
+            except np.linalg.LinAlgError:  # the stars do not span the highest model
+                return False
+            terms = np.linalg.solve(root, weighted @ b)
+            # wrong pairs make every model look bad: they are told by what the highest one leaves
+            rest = b - basis @ np.linalg.solve(root.T, terms)
+            left = np.sqrt(np.sum(rest * rest, axis=1) * weight)
+            inside = left <= self.clip * _median(left) / 1.1774
+            if inside.all():
+                break
+            some = keep.copy()
+            some[keep] = inside
+        chi2 = weight @ np.sum(b * b, axis=1) - np.cumsum(np.sum(terms**2, axis=1))
         low = self.chi2(self.solve(lower, keep, last.variance), keep, last.variance)
         for model in LADDER[LADDER.index(reached) + 1 :]:
             high = float(max(chi2[TERMS[model] - 1], 1e-12 * low))
@@ -519,7 +536,9 @@ def register(
     MatchError
         Where the lists do not match, or the match does not stand up to the fit.
 
-    Notes ----- The stars are predicted through the fitted transform and paired again within five sigma of the
+    Notes
+    -----
+    The stars are predicted through the fitted transform and paired again within five sigma of the
     residuals, until the pairs stay the same. A pair that coincides on the detector within three sigma, where
     the transform moves it by more than six, is a hot pixel and left out.
     """
@@ -530,7 +549,7 @@ def register(
     used = np.zeros(len(index), bool)
     if options.model == "auto" and len(index) >= MANY:
         # the first fit only brings the pairs closer: the ladder is climbed once they are known
-        transform, used = _fit_rows(reference, frame, index, replace(options, model="similarity"))
+        transform, used = _rough(reference.xy[index[:, 0]], frame.xy[index[:, 1]], options.clip)
     if used.mean() < UNDISTORTED:
         transform, used = _fit_rows(reference, frame, index, options)
     seen: set[bytes] = set()
@@ -557,6 +576,30 @@ def register(
                 f"rms {transform.rms:.2f} px, log odds {odds:.1f}, needed {match_options.min_log_odds:.1f})"
             )
     return transform, Pairs(index=index[used], log_odds=float(odds), weak=seed.weak)
+
+
+def _rough(a: Array, b: Array, clip: float) -> tuple[Transform, Mask]:
+    """Similarity through pairs that a similarity has brought together, and those within the clipping limit of it."""
+    centre = a.mean(axis=0)
+    z, w = (a - centre) @ [1, 1j], b @ [1, 1j]
+    near = np.ones(len(a), bool)
+    for _ in range(2):
+        trials = []
+        for x in (z, z.conj()):
+            x0, w0 = x[near].mean(), w[near].mean()
+            factor = np.vdot(x[near] - x0, w[near] - w0) / np.vdot(x[near] - x0, x[near] - x0).real
+            distance = np.abs(w - w0 - factor * (x - x0))
+            trials.append((_median(distance), factor, w0 - factor * x0, distance))
+        parity = 1.0 if trials[0][0] <= trials[1][0] else -1.0
+        median, factor, offset, distance = min(trials, key=lambda t: t[0])
+        sigma = max(median / 1.1774, FINEST)
+        near = distance <= clip * sigma
+    c, s = factor.real, factor.imag
+    cx, cy = np.array([offset.real, c, -parity * s]), np.array([offset.imag, s, parity * c])
+    origin = (float(centre[0]), float(centre[1]))
+    return Transform(
+        cx=cx, cy=cy, order=1, origin=origin, model="similarity", rms=float(sigma), n=int(near.sum())
+    ), near
 
 
 def _rows(reference: Stars, frame: Stars, seed: Pairs) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

@@ -355,7 +355,7 @@ class FrameRecord:
     frame: Any = None  #: frames.Frame; None where the file could not be opened
     prepared: Any = field(default=None, repr=False)  #: calibrate.Prepared, for reading sections
     reason: str | None = None  #: why the frame is not in the stack; None while it is
-    exposure: Any = None  #: header.Exposure
+    exposure: Any = None  #: dates.Exposure
     quality: FrameQuality | None = None
     stars: Stars | None = field(default=None, repr=False)
     background: Background | None = field(default=None, repr=False)

@@ -1,0 +1,333 @@
+"""When a frame was taken: dates as they occur in headers, and the date cards of a stack.
+
+Keywords follow the FITS Standard 4.0, section 9 (time coordinates).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from astropy.io import fits
+
+from fastack.types import Array
+
+if TYPE_CHECKING:
+    from astropy.time import Time
+
+_ISO = re.compile(
+    r"^\s*(\d{4})-(\d{1,2})-(\d{1,2})"
+    r"(?:[T ]\s*(\d{1,2}):(\d{1,2})(?::(\d{1,2}(?:\.\d*)?))?)?\s*(Z|[+-]\d{2}:?\d{2})?\s*$",
+    re.IGNORECASE,
+)
+_OLD_DATE = re.compile(r"^\s*(\d{1,2})/(\d{1,2})/(\d{2}|\d{4})\s*$")
+_CLOCK = re.compile(r"^\s*(\d{1,2})[: ](\d{1,2})[: ](\d{1,2}(?:\.\d*)?)\s*(Z)?\s*$", re.IGNORECASE)
+
+_DATE_KEYS = ("DATE-BEG", "DATE-OBS", "DATE_OBS", "UTSHUT", "UT-DATE", "UTDATE", "DATEOBS")
+_CLOCK_KEYS = ("TIME-OBS", "UTSTART", "UTCSTART", "UTC-OBS", "UT-OBS", "UT-START", "TIME-BEG", "UTC", "UT", "EXP-STRT")
+_MID_KEYS = ("DATE-AVG", "DATE-MID")
+_MJD_KEYS = ("MJD-BEG", "MJD-OBS", "MJD_OBS", "MJD")
+_MJD_MID_KEYS = ("MJD-AVG", "MJD-MID")
+_JD_KEYS = ("JD-OBS", "JD", "JD-BEG", "JULDATE")
+_JD_MID_KEYS = ("JD-AVG", "JD-MID", "MIDTIMJD")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exposure:
+    """When a frame was taken."""
+
+    date_obs: str | None  #: DATE-OBS as the frame gives it, in UTC, ISO 8601; None where there is no date
+    start: str | None  #: start of the exposure, UTC, ISO 8601 to the nanosecond
+    exposure: float | None  #: seconds
+    granularity: float = 1.0  #: step in which the date is given, second
+    notes: tuple[str, ...] = ()  #: what was assumed
+
+
+def _text(header: fits.Header, key: str) -> str | None:
+    try:
+        value = header.get(key)
+    except (fits.VerifyError, ValueError):
+        return None
+    if value is None or isinstance(value, (bool, fits.card.Undefined)):
+        return None
+    return str(value).strip() or None
+
+
+def _comment(header: fits.Header, key: str) -> str:
+    try:
+        return str(header.comments[key]).lower()
+    except (KeyError, fits.VerifyError):
+        return ""
+
+
+def _decimals(header: fits.Header, key: str) -> int:
+    """Digits after the point as the card was written, trailing zeros included."""
+    try:
+        value = str(header.cards[key]).split("=", 1)[1].split("/")[0]
+    except (KeyError, IndexError, fits.VerifyError):
+        return 0
+    match = re.search(r"\.(\d+)", value)
+    return len(match.group(1)) if match else 0
+
+
+def _iso(days: Any, seconds: float) -> str:
+    """ISO string of a calendar date plus seconds of the day (may lie outside 0..86400)."""
+    import datetime as dt
+
+    microseconds = round(seconds * 1e6)
+    day, rest = divmod(microseconds, 86_400_000_000)
+    date = days + dt.timedelta(days=day)
+    clock, fraction = divmod(rest, 1_000_000)
+    hour, minute, second = clock // 3600, clock // 60 % 60, clock % 60
+    return f"{date.isoformat()}T{hour:02d}:{minute:02d}:{second:02d}.{fraction:06d}"
+
+
+def parse_date(text: str) -> tuple[Any, float | None, float, float]:
+    """Read a date, with or without a time.
+
+    Parameters
+    ----------
+    text : str
+        ISO 8601 with or without time, fraction, ``Z`` or a zone offset, or ``dd/mm/yy``.
+
+    Returns
+    -------
+    date : datetime.date
+        The calendar date as it is written.
+    seconds : float or None
+        Of that day; None where there is only a date. 60 and more in a leap second.
+    granularity : float
+        Step in which the time is written, second.
+    offset : float
+        Of the zone, east positive, second.
+
+    Raises
+    ------
+    ValueError
+        If it is none of these.
+    """
+    import datetime as dt
+
+    match = _OLD_DATE.match(text)
+    if match:
+        in_century = int(match.group(3))
+        century = 0 if len(match.group(3)) == 4 else 1900 if in_century >= 70 else 2000
+        return dt.date(century + in_century, int(match.group(2)), int(match.group(1))), None, 86400.0, 0.0
+    match = _ISO.match(text)
+    if not match:
+        raise ValueError(f"{text!r} is no date that can be read")
+    year, month, day, hour, minute, second, zone = match.groups()
+    date = dt.date(int(year), int(month), int(day))
+    offset = 0.0
+    if zone and zone.upper() != "Z":
+        digits = zone[1:].replace(":", "")
+        offset = (1 if zone[0] == "+" else -1) * (int(digits[:2]) * 3600.0 + int(digits[2:]) * 60.0)
+    if hour is None:
+        return date, None, 86400.0, offset
+    seconds, granularity = _clock_seconds(hour, minute, second)
+    return date, seconds, granularity, offset
+
+
+def _clock_seconds(hour: str, minute: str, second: str | None) -> tuple[float, float]:
+    if int(hour) > 24 or int(minute) > 59 or (second and float(second) >= 61):
+        raise ValueError(f"{hour}:{minute}:{second} is no time of day")
+    if second is None:
+        return int(hour) * 3600.0 + int(minute) * 60.0, 60.0
+    _, _, fraction = second.partition(".")
+    return int(hour) * 3600.0 + int(minute) * 60.0 + float(second), 10.0 ** -len(fraction)
+
+
+def _leap_iso(date: Any, seconds: float) -> str:
+    """Like `_iso`, but 23:59:60 stays what it is."""
+    if 86400 <= seconds < 86401:
+        return f"{date.isoformat()}T23:59:{60 + seconds - 86400:09.6f}"
+    return _iso(date, seconds)
+
+
+def read_exposure(header: fits.Header, exposure: float | None = None) -> Exposure:
+    """When a frame was taken, from whatever cards its header has.
+
+    Dates are looked for in DATE-BEG, DATE-OBS and their misspellings, times of day in TIME-OBS, UTSTART, UTCSTART,
+    UT and others, then in MJD-OBS and JD. A zone offset is honoured. Where DATE-OBS and MJD-OBS differ by more than
+    the coarser one's step, the finer one counts and the difference is noted.
+
+    Parameters
+    ----------
+    header : astropy.io.fits.Header
+        Of the frame.
+    exposure : float, optional, second
+        Exposure time, needed where the header gives the middle of the exposure.
+
+    Returns
+    -------
+    Exposure
+        With ``start`` None where there is no date.
+    """
+    notes: list[str] = []
+    found: list[tuple[float, str, str, bool]] = []  # granularity, key, UTC, whether of the middle
+    for key, middle in [*((k, False) for k in _DATE_KEYS), *((k, True) for k in _MID_KEYS)]:
+        text = _text(header, key)
+        if text is None:
+            continue
+        try:
+            date, seconds, granularity, offset = parse_date(text)
+            if seconds is None:
+                seconds, granularity, clock_key = _clock(header, date, granularity)
+                if clock_key:
+                    notes.append(f"time of day from {clock_key}")
+                else:
+                    notes.append(f"{key} {text!r} has no time of day; midnight assumed")
+            if _OLD_DATE.match(text):
+                notes.append(f"{key} {text!r} read as day/month/year {date.isoformat()}")
+        except ValueError as error:
+            notes.append(f"{key}: {error}")
+            continue
+        if offset:
+            notes.append(f"{key} {text!r} is local time; turned into UTC")
+        middle = middle or ("mid" in _comment(header, key) and key != "DATE-BEG")
+        utc = _iso(date, seconds - offset) if offset else _leap_iso(date, seconds)
+        found.append((granularity, key, utc, middle))
+        if not middle:
+            break
+    numeric = [
+        (_MJD_KEYS, 0.0, False),
+        (_MJD_MID_KEYS, 0.0, True),
+        (_JD_KEYS, 2400000.5, False),
+        (_JD_MID_KEYS, 2400000.5, True),
+    ]
+    for keys, zero, middle in numeric:
+        for key in keys:
+            text = _text(header, key)
+            try:
+                mjd = float(text.replace(",", ".")) - zero if text else np.nan
+            except ValueError:
+                notes.append(f"{key} {text!r} is no number")
+                continue
+            if zero == 0.0 and mjd > 2400000:
+                notes.append(f"{key} {text} is a Julian Date")
+                mjd -= 2400000.5
+            if not 0 < mjd < 200000:
+                continue
+            granularity = max(86400.0 * 10.0 ** -_decimals(header, key), 1e-6 if zero == 0 else 4e-5)
+            found.append((granularity, key, _mjd_iso(mjd), middle))
+            break
+    start = [f for f in found if not f[3]]
+    chosen = min(start or found, key=lambda f: f[0], default=None)
+    if chosen is None:
+        return Exposure(date_obs=None, start=None, exposure=exposure, notes=(*notes, "no date"))
+    for other in start if start else found:
+        difference = _seconds_between(other[2], chosen[2])
+        if other is not chosen and abs(difference) > 1.01 * max(other[0], chosen[0]):
+            notes.append(f"{other[1]} differs from {chosen[1]} by {difference:+.3f} s; {chosen[1]} counts")
+    begin = chosen[2]
+    if chosen[3]:
+        begin = _shift(begin, -(exposure or 0.0) / 2)
+        notes.append(f"{chosen[1]} is the middle of the exposure")
+    return Exposure(date_obs=chosen[2], start=begin, exposure=exposure, granularity=chosen[0], notes=tuple(notes))
+
+
+def _clock(header: fits.Header, date: Any, granularity: float) -> tuple[float, float, str | None]:
+    for key in _CLOCK_KEYS:
+        text = _text(header, key)
+        if text is None:
+            continue
+        match = _CLOCK.match(text)
+        if match:
+            seconds, step = _clock_seconds(*match.groups()[:3])
+            return seconds, step, key
+        try:
+            other, seconds_or_none, step, offset = parse_date(text)
+        except ValueError:
+            continue
+        if seconds_or_none is not None:
+            return seconds_or_none - offset + 86400.0 * (other - date).days, step, key
+    return 0.0, granularity, None
+
+
+def _mjd_iso(mjd: float) -> str:
+    import datetime as dt
+
+    day = int(np.floor(mjd))
+    return _iso(dt.date(1858, 11, 17) + dt.timedelta(days=day), (mjd - day) * 86400.0)
+
+
+def _seconds_between(a: str, b: str) -> float:
+    import datetime as dt
+
+    try:
+        first, second = dt.datetime.fromisoformat(a), dt.datetime.fromisoformat(b)
+    except ValueError:  # a leap second
+        pass
+    else:
+        if first.date() == second.date():
+            return (first - second).total_seconds()
+    from astropy.time import Time
+
+    return float((Time(a, scale="utc") - Time(b, scale="utc")).sec)
+
+
+def _shift(utc: str, seconds: float) -> str:
+    from astropy import units as u
+    from astropy.time import Time
+
+    return str((Time(utc, scale="utc") + seconds * u.s).isot)
+
+
+def _mean_time(times: Time, weights: Array | None = None) -> Time:
+    from astropy import units as u
+
+    offsets = (times - times[0]).sec
+    return times[0] + np.average(offsets, weights=weights) * u.s
+
+
+def date_cards(exposures: Sequence[Exposure], weights: Sequence[float] | None = None) -> list[tuple[str, Any, str]]:
+    """Date cards of a stack.
+
+    Parameters
+    ----------
+    exposures : sequence of Exposure
+        Of the accepted frames.
+    weights : sequence of float, optional
+        Of the frames in the average; equal by default.
+
+    Returns
+    -------
+    list of (keyword, value, comment)
+        DATE-OBS and MJD-OBS are plain means of the frames' own (this observatory's tools expect that), DATE-AVG and
+        MJD-AVG weighted means of mid-exposures, DATE-BEG, DATE-END, MJD-BEG, MJD-END and TELAPSE the whole span.
+        Empty where no frame has a date.
+    """
+    from astropy import units as u
+    from astropy.time import Time
+
+    dated = [i for i, e in enumerate(exposures) if e.start is not None]
+    if not dated:
+        return []
+    some = [exposures[i] for i in dated]
+    times = Time([e.date_obs for e in some], format="isot", scale="utc", precision=6)
+    start = Time([e.start for e in some], format="isot", scale="utc", precision=6)
+    length = np.array([e.exposure or 0.0 for e in some])
+    w = np.ones(len(some)) if weights is None else np.asarray(weights, float)[dated]
+    if not w.sum() > 0:
+        w = np.ones(len(some))
+    mean, mid = _mean_time(times), _mean_time(start + length / 2 * u.s, w)
+    first, last = start.min(), (start + length * u.s).max()
+    of = f"of {len(some)} frames" if len(some) == len(exposures) else f"of the {len(some)} dated frames"
+    cards: list[tuple[str, Any, str]] = [
+        ("TIMESYS", "UTC", "time system of all dates"),
+        ("DATE-OBS", mean.isot, f"mean DATE-OBS {of}"),
+        ("MJD-OBS", float(np.mean(times.mjd)), f"mean MJD {of}"),
+        ("DATE-BEG", first.isot, "start of the first exposure"),
+        ("DATE-AVG", mid.isot, "weighted mean of mid-exposures"),
+        ("DATE-END", last.isot, "end of the last exposure"),
+        ("MJD-BEG", float(first.mjd), "start of the first exposure"),
+        ("MJD-AVG", float(mid.mjd), "weighted mean of mid-exposures"),
+        ("MJD-END", float(last.mjd), "end of the last exposure"),
+        ("TELAPSE", float(np.round((last - first).sec, 6)), "[s] from DATE-BEG to DATE-END"),
+    ]
+    if len(some) < len(exposures):
+        cards.append(("NDATED", len(some), "frames behind the mean dates; the others had none"))
+    return cards

@@ -1,0 +1,168 @@
+"""Registration of a night: every frame's transform from the reference, by stars, by WCS, or from a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fastack import report, transform
+from fastack import wcs as coordinates
+from fastack.errors import MatchError, StackError
+from fastack.options import StackOptions
+from fastack.types import FrameRecord, Transform
+
+
+def register(
+    records: Sequence[FrameRecord], reference: FrameRecord, options: StackOptions, reporter: report.Reporter
+) -> None:
+    """Find every frame's transform; those without one are left out with the reason.
+
+    Parameters
+    ----------
+    records : sequence of FrameRecord
+        Measured frames.
+    reference : FrameRecord
+        Whose pixels the transforms start from.
+    options : StackOptions
+        ``register`` says how.
+    reporter : Reporter
+        Told of progress.
+    """
+    live = [r for r in records if r.reason is None]
+    reporter.start("register", len(live), 0)
+    if options.register == "none":
+        for r in live:
+            r.transform = Transform.identity()
+    elif options.register == "wcs":
+        _register_by_wcs(live, reference)
+    elif options.register == "stars":
+        _register_by_stars(live, reference, options, reporter)
+    else:
+        _register_by_table(live, options.register)
+    reporter.finish()
+    solved = [r for r in live if r.reason is None and r.transform is not None]
+    reasons = transform.consistent(
+        [r.transform for r in solved if r.transform is not None],
+        [r.frame.shape for r in solved],
+        log_odds=[r.log_odds for r in solved],
+    )
+    for r, reason in zip(solved, reasons, strict=True):
+        if reason is not None and r is not reference:
+            r.reason = f"registration: {reason}"
+
+
+def _register_by_stars(
+    live: Sequence[FrameRecord], reference: FrameRecord, options: StackOptions, reporter: report.Reporter
+) -> None:
+    reference.transform = Transform.identity()
+    assert reference.stars is not None
+    reference.n_matched = len(reference.stars)
+    at = next(i for i, r in enumerate(live) if r is reference)
+    # outwards from the reference, so that the neighbour's transform is a good first guess
+    order = [*range(at + 1, len(live)), *range(at - 1, -1, -1)]
+    failed = []
+    guess: Transform | None = Transform.identity()
+    for k in order:
+        if k == at - 1:
+            guess = Transform.identity()
+        r = live[k]
+        assert r.stars is not None
+        try:
+            r.transform, pairs = transform.register(
+                reference.stars, r.stars, guess=guess, match_options=options.match, options=options.transform
+            )
+            guess, r.n_matched, r.log_odds = r.transform, len(pairs), pairs.log_odds
+            if pairs.weak:
+                r.notes += ("registered on three stars alone",)
+        except MatchError as error:
+            failed.append((r, str(error)))
+        reporter.advance()
+    # a frame that does not reach the reference may reach a neighbour that does
+    progress = True
+    while failed and progress:
+        progress = False
+        for r, message in list(failed):
+            near = sorted((abs(live.index(r) - i), i) for i, o in enumerate(live) if o.transform is not None)
+            for _, i in near[:3]:
+                if live[i] is reference:
+                    continue
+                if _register_over(r, live[i], reference, options):
+                    failed.remove((r, message))
+                    progress = True
+                    break
+    for r, message in failed:
+        r.reason = f"registration: {message}"
+
+
+def _register_over(record: FrameRecord, neighbour: FrameRecord, reference: FrameRecord, options: StackOptions) -> bool:
+    assert record.stars is not None and neighbour.stars is not None and neighbour.transform is not None
+    try:
+        step, pairs = transform.register(
+            neighbour.stars, record.stars, match_options=options.match, options=options.transform
+        )
+    except MatchError:
+        return False
+    guess = transform.compose(neighbour.transform, step)
+    try:
+        assert reference.stars is not None
+        record.transform, pairs = transform.register(
+            reference.stars, record.stars, guess=guess, match_options=options.match, options=options.transform
+        )
+    except MatchError:
+        record.transform = guess
+        record.notes += (f"registered over {neighbour.name}",)
+    record.n_matched, record.log_odds = len(pairs), pairs.log_odds
+    return True
+
+
+def _register_by_wcs(live: Sequence[FrameRecord], reference: FrameRecord) -> None:
+    base = coordinates.read_wcs(reference.frame.header)
+    if base is None:
+        raise StackError(f"--register wcs: the reference {reference.name} has no celestial WCS")
+    base = trimmed_wcs(base, reference)
+    for r in live:
+        wcs = coordinates.read_wcs(r.frame.header)
+        if wcs is None:
+            r.reason = "registration: no celestial WCS in the header"
+            continue
+        try:
+            r.transform = (
+                Transform.identity()
+                if r is reference
+                else transform.from_wcs(base, trimmed_wcs(wcs, r), reference.frame.shape)
+            )
+        except MatchError as error:
+            r.reason = f"registration: {error}"
+
+
+def trimmed_wcs(wcs: Any, record: FrameRecord) -> Any:
+    """WCS of a frame's light area.
+
+    Parameters
+    ----------
+    wcs : astropy.wcs.WCS
+        Of the whole frame.
+    record : FrameRecord
+        Whose TRIMSEC counts.
+
+    Returns
+    -------
+    astropy.wcs.WCS
+        The same object where nothing is trimmed.
+    """
+    y0, _, x0, _ = record.frame.trim
+    if x0 or y0:
+        wcs = wcs.deepcopy()
+        wcs.wcs.crpix = np.asarray(wcs.wcs.crpix) - [x0, y0]
+        wcs.wcs.set()
+    return wcs
+
+
+def _register_by_table(live: Sequence[FrameRecord], path: str) -> None:
+    table = report.read_transforms(path)
+    for r in live:
+        r.transform = table.get(r.name)
+        if r.transform is None:
+            r.reason = f"registration: {path} has no transform for it"

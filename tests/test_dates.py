@@ -1,0 +1,117 @@
+"""Dates as they occur, and the date cards of a stack."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from astropy.time import Time
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastack import dates
+
+
+def cards(**values: object) -> fits.Header:
+    head = fits.Header()
+    for key, value in values.items():
+        head[key.replace("_", "-")] = value
+    return head
+
+
+@pytest.mark.parametrize(
+    ("values", "start"),
+    [
+        ({"DATE_OBS": "2019-01-30T21:14:05"}, "2019-01-30T21:14:05"),
+        ({"DATE_OBS": "2019-01-30T21:14:05.123456"}, "2019-01-30T21:14:05.123456"),
+        ({"DATE_OBS": "2019-01-30T21:14:05Z"}, "2019-01-30T21:14:05"),
+        ({"DATE_OBS": "2019-01-30 21:14:05.5"}, "2019-01-30T21:14:05.5"),
+        ({"DATE_OBS": "2017-12-19T18:33:43.317-0700"}, "2017-12-20T01:33:43.317"),
+        ({"DATE_OBS": "2017-12-20T00:30:00+05:30"}, "2017-12-19T19:00:00"),
+        ({"DATE_OBS": "2019-03-26", "UTCSTART": "02:27:31.13"}, "2019-03-26T02:27:31.13"),
+        ({"DATE_OBS": "2019-03-26", "TIME_OBS": "23:59:59.9"}, "2019-03-26T23:59:59.9"),
+        ({"DATE_OBS": "2019-03-26", "UT": "03 04 05"}, "2019-03-26T03:04:05"),
+        ({"DATE_OBS": "30/01/99", "UTSTART": "01:02:03"}, "1999-01-30T01:02:03"),
+        ({"DATE_OBS": "30/01/19", "UT": "01:02:03"}, "2019-01-30T01:02:03"),
+        ({"DATE_OBS": "2016-12-31T23:59:60.25"}, "2016-12-31T23:59:60.25"),
+        ({"MJD_OBS": 58513.25}, "2019-01-30T06:00:00"),
+        ({"JD": 2458513.75}, "2019-01-30T06:00:00"),
+        ({"JD": "2458513,75"}, "2019-01-30T06:00:00"),
+    ],
+)
+def test_dates_are_read_as_they_occur(values: dict[str, object], start: str) -> None:
+    found = dates.read_exposure(cards(**values), 60.0)
+    assert found.start is not None
+    assert abs((Time(found.start, scale="utc") - Time(start, scale="utc")).sec) < 1e-6
+
+
+def test_middle_of_exposure_becomes_its_start() -> None:
+    head = cards(DATE_AVG="2019-01-30T21:14:30")
+    assert dates.read_exposure(head, 60.0).start.startswith("2019-01-30T21:14:00")
+    head = fits.Header([("DATE-OBS", "2019-01-30T21:14:30", "mid-exposure, UTC")])
+    assert dates.read_exposure(head, 60.0).start.startswith("2019-01-30T21:14:00")
+
+
+def test_finer_date_counts_and_the_difference_is_told() -> None:
+    coarse = dates.read_exposure(cards(DATE_OBS="2019-01-30T21:14:05.50", MJD_OBS=58513.1), 1.0)
+    assert coarse.date_obs.startswith("2019-01-30T21:14:05.5")
+    assert any("MJD-OBS differs" in note for note in coarse.notes)
+    mjd = Time("2019-01-30T21:15:05.5", scale="utc").mjd
+    fine = dates.read_exposure(cards(DATE_OBS="2019-01-30T21:14", MJD_OBS=mjd), 1.0)
+    assert fine.date_obs.startswith("2019-01-30T21:15:05.5")
+
+
+@pytest.mark.parametrize("text", ["yesterday", "2019-13-01T00:00:00", "2019-01-30T25:00:00", "", "0000-00-00"])
+def test_malformed_dates_do_not_stop_anything(text: str) -> None:
+    found = dates.read_exposure(cards(DATE_OBS=text), 60.0)
+    assert found.start is None
+    assert found.notes
+
+
+def test_means_of_the_dates_are_exact_to_a_microsecond() -> None:
+    texts = ["2016-12-31T23:59:59.000001", "2017-01-01T00:00:01.000003", "2017-01-01T00:00:03.000005"]
+    exposures = [dates.read_exposure(cards(DATE_OBS=t), 10.0) for t in texts]
+    made = {k: v for k, v, _ in dates.date_cards(exposures, [1.0, 1.0, 2.0])}
+    # a leap second lies between the first and the second date: offsets are 0, 3.000002 and 5.000004 s
+    first = Time(texts[0], scale="utc")
+    assert abs((Time(made["DATE-OBS"], scale="utc") - first).sec - 8.000006 / 3) < 1e-6
+    assert abs((Time(made["DATE-AVG"], scale="utc") - first).sec - (5 + 13.000010 / 4)) < 1e-6
+    assert made["TELAPSE"] == pytest.approx(15.000004, abs=1e-6)
+    assert made["DATE-BEG"] == texts[0]
+
+
+@given(st.lists(st.floats(0, 3e7), min_size=1, max_size=30))
+def test_mean_mjd_is_the_mean_of_the_mjds(seconds: list[float]) -> None:
+    times = Time(58000.0 + np.array(seconds) / 86400, format="mjd", scale="utc", precision=6)
+    exposures = [dates.Exposure(date_obs=t, start=t, exposure=0.0) for t in times.isot]
+    made = {k: v for k, v, _ in dates.date_cards(exposures)}
+    assert abs(made["MJD-OBS"] - times.mjd.mean()) * 86400 < 5e-6  # a double holds an MJD to 0.6 microseconds
+    assert made["MJD-BEG"] <= made["MJD-AVG"] + 1e-10 <= made["MJD-END"] + 2e-10
+
+
+def test_undated_frames_are_left_out_of_the_mean_and_counted() -> None:
+    exposures = [
+        dates.read_exposure(cards(DATE_OBS="2019-01-30T21:00:00"), 1.0),
+        dates.read_exposure(cards(OBJECT="x"), 1.0),
+    ]
+    made = {k: (v, c) for k, v, c in dates.date_cards(exposures)}
+    assert made["NDATED"][0] == 1
+    assert "1 dated" in made["DATE-OBS"][1]
+    assert dates.date_cards(exposures[1:]) == []
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [
+        ("hatp32/HATP-32171220013343.FITS", "2017-12-20T01:33:43.317"),
+        ("m27_osc/Light_1069.fits", "2018-09-07T22:31:45.431"),
+        ("lowell_night/light/20190326.0126.fits.fz", "2019-03-26T02:27:31.13"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_dates_of_real_frames(data_root, name: str, start: str) -> None:
+    with fits.open(data_root / name) as file:
+        head = file[-1].header
+    found = dates.read_exposure(head, 60.0)
+    assert abs((Time(found.start, scale="utc") - Time(start, scale="utc")).sec) < 1e-6
