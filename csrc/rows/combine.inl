@@ -427,11 +427,10 @@ FASTACK_INLINE void reject_noise_rounds(const CombineSetup& setup, const Combine
     float* const kept = block.work + (ptrdiff_t)n * LANES; // weight of the samples kept, 0 of the others
     const VF curvature = load(block.curvature), bend = load(block.bend), range = load(block.range);
     const bool structure = block.stars || any((bend > 0.0f) | (range > 0.0f));
-    const auto allowance_of = [&](int i) {
-        VF allowance = frames.tolerance[i] * bend + frames.jitter[i] * range;
+    const auto allowance_of = [&](int i, VF& allowance) {
+        allowance = frames.tolerance[i] * bend + frames.jitter[i] * range;
         if (block.stars)
             allowance += setup.star_error * magnitude(star_difference(frames, block.stars, i));
-        return allowance;
     };
     VF start = load(block.start);
     VI count{};
@@ -464,8 +463,11 @@ FASTACK_INLINE void reject_noise_rounds(const CombineSetup& setup, const Combine
     if (structure) {
         if (!SECOND)
             start = select(x, n, (count - 1) >> 1);
-        for (int i = 0; i < n; ++i)
-            slack = sample(x, i) == start ? larger(allowance_of(i), slack) : slack;
+        for (int i = 0; i < n; ++i) {
+            VF allowance;
+            allowance_of(i, allowance);
+            slack = sample(x, i) == start ? larger(allowance, slack) : slack;
+        }
     }
 
     const VI pair = count == 2;
@@ -495,7 +497,7 @@ FASTACK_INLINE void reject_noise_rounds(const CombineSetup& setup, const Combine
             const VF spread = larger(noise * (own - before * twice) + value_variance, 1e-3f * noise);
             VF distance = magnitude(d), allowance{};
             if (structure) {
-                allowance = allowance_of(i);
+                allowance_of(i, allowance);
                 distance = positive(distance - (allowance + slack));
             }
             VF limit = d > 0.0f ? high2 : low2;
@@ -562,16 +564,18 @@ FASTACK_INLINE VF factor_of(const CombineBlock& block, int i) {
 
 /// Variance of a sample in units of 1/255.
 template <bool SHADE, bool GIVEN>
-FASTACK_INLINE VF noise_of(const CombineFrames& frames, const CombineBlock& block, int i, VF level) {
-    if (GIVEN)
-        return 255.0f * sample(block.given, i);
+FASTACK_INLINE void noise_of(const CombineFrames& frames, const CombineBlock& block, int i, VF level, VF& noise) {
+    if (GIVEN) {
+        noise = 255.0f * sample(block.given, i);
+        return;
+    }
     VF light = frames.shot[i] * positive(level + frames.sky[i]), read = splat(frames.floor[i]);
     if (SHADE) {
         const VF f = sample(block.shade, i);
         light *= f;
         read *= f * f;
     }
-    return (light + read) * factor_of(block, i);
+    noise = (light + read) * factor_of(block, i);
 }
 
 /// Weighted mean about the first sample, so that a constant stays what it is, and its variance.
@@ -617,7 +621,9 @@ FASTACK_INLINE void average_as(const CombineFrames& frames, CombineBlock& block)
         for (int i = 0; i < n; ++i) {
             const VF v = sample(block.x, i);
             const float squared = frames.weight[i] * frames.weight[i] * (1.0f / 255.0f);
-            exact += v == v ? squared * noise_of<SHADE, GIVEN>(frames, block, i, level) : VF{};
+            VF noise;
+            noise_of<SHADE, GIVEN>(frames, block, i, level, noise);
+            exact += v == v ? squared * noise : VF{};
         }
         total = clipped ? exact : total;
     }
@@ -639,7 +645,8 @@ __attribute__((noinline)) void average_model(const CombineFrames& frames, Combin
 
 /// Lanes whose samples all lie within the limits of `reject_noise_rounds` about their mean.
 template <bool SHADE, bool GIVEN>
-FASTACK_INLINE VI quiet_lanes(const CombineSetup& setup, const CombineFrames& frames, const CombineBlock& block, VI count) {
+FASTACK_INLINE void quiet_lanes(const CombineSetup& setup, const CombineFrames& frames, const CombineBlock& block,
+                                VI count, VI& quiet) {
     const VF value = load(block.data), level = value - frames.pedestal;
     const float kappa = setup.kappa_low < setup.kappa_high ? setup.kappa_low : setup.kappa_high;
     // a sample is part of the value that it is held against: less than twice its share of the weights
@@ -648,12 +655,14 @@ FASTACK_INLINE VI quiet_lanes(const CombineSetup& setup, const CombineFrames& fr
     VF worst = splat(-INF);
     VI unknown{};
     for (int i = 0; i < frames.n; ++i) {
-        const VF d = sample(block.x, i) - value, noise = noise_of<SHADE, GIVEN>(frames, block, i, level);
+        const VF d = sample(block.x, i) - value;
+        VF noise;
+        noise_of<SHADE, GIVEN>(frames, block, i, level, noise);
         worst = larger(d * d - limit * noise, worst);
         if (GIVEN)
             unknown |= noise != noise;
     }
-    return ~unknown & ((count == 0) | ((count > 2) & (worst <= 0.999f * kappa * kappa * load(block.variance))));
+    quiet = ~unknown & ((count == 0) | ((count > 2) & (worst <= 0.999f * kappa * kappa * load(block.variance))));
 }
 
 void first_look(const CombineSetup& setup, const CombineFrames& frames, CombineBlock& block, float* value, float* sigma,
@@ -662,9 +671,13 @@ void first_look(const CombineSetup& setup, const CombineFrames& frames, CombineB
     average_model(frames, block);
     VI count;
     memcpy(&count, block.count, sizeof count);
-    const VI quiet = block.given   ? quiet_lanes<false, true>(setup, frames, block, count)
-                     : block.shade ? quiet_lanes<true, false>(setup, frames, block, count)
-                                   : quiet_lanes<false, false>(setup, frames, block, count);
+    VI quiet;
+    if (block.given)
+        quiet_lanes<false, true>(setup, frames, block, count, quiet);
+    else if (block.shade)
+        quiet_lanes<true, false>(setup, frames, block, count, quiet);
+    else
+        quiet_lanes<false, false>(setup, frames, block, count, quiet);
     VF level = load(block.data);
     if (any(~quiet))
         level = quiet ? level : select(block.x, n, (count - 1) >> 1);
