@@ -133,7 +133,7 @@ class Starlight:
     """Known stars, and what their light is in each of n frames.
 
     The frames' profiles are the weighted mean of all and multiples of a few components (compare Lupton et al. 2001,
-    ASP Conf. Ser. 238, 269), so that each component is rendered once for all frames.
+    ASP Conference Series 238, 269), so that each component is rendered once for all frames.
     """
 
     xy: Array  #: (m, 2) positions in pixels of the output
