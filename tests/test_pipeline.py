@@ -122,6 +122,18 @@ def bits(result: fastack.StackResult) -> list[bytes]:
     return [result.plane(name).tobytes() for name in ("", "UNCERT", "NCOMB", "WEIGHT", "FLAGS")]
 
 
+def test_a_table_of_transforms_that_starts_from_another_frame(night: Path, tmp_path: Path) -> None:
+    table = tmp_path / "first.fits"
+    first = fastack.stack(str(night), output_path=table, reference="d0001.fits")
+    by_stars = fastack.stack(str(night), reference="d0004.fits", dry_run=True)
+    by_table = fastack.stack(str(night), register=str(table), reference="d0004.fits", dry_run=True)
+    assert by_table.reference == "d0004.fits" != first.reference
+    corners = np.array([[0.0, 0.0], [319.0, 0.0], [0.0, 255.0], [319.0, 255.0]])
+    for one, other in zip(by_stars.records, by_table.records, strict=True):
+        # two fits of the same stars: each errs by some hundredths of a pixel at the corners
+        np.testing.assert_allclose(one.transform(corners), other.transform(corners), atol=0.15)
+
+
 def test_gradients_that_change_from_frame_to_frame_do_not_enter_the_rejection(tmp_path: Path) -> None:
     make(tmp_path / "even", n_frames=5, seed=6)
     make(tmp_path / "tilted", n_frames=5, seed=6, sky_gradient=0.3)
@@ -459,6 +471,18 @@ def test_options_and_settings_exclude_each_other(night: Path) -> None:
 
 
 # Real frames -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.real
+def test_a_frame_with_second_images_is_registered_on_the_first(data_root: Path) -> None:
+    """The mount jumped in the third of these frames; its neighbour's transform brings some second images together."""
+    names = ("033612", "063612", "064212", "064812")
+    paths = [data_root / "hatp32" / f"HATP-32171220{name}.FITS" for name in names]
+    result = fastack.stack(paths, reference=paths[0].name, dry_run=True)
+    for record in result.used[1:]:
+        # the four fields share at least two thirds of their area
+        assert record.n_matched > 200
+        assert abs(record.scale - 1) < 0.1
 
 
 @pytest.mark.real

@@ -25,6 +25,7 @@ MARGIN = 5.0  # log odds by which the best candidate must lead the next
 CLUMP = 0.05  # of the list's interquartile range that pairs must span along both axes
 FIXED = 0.5  # tolerances: entries so close to the same detector position are taken for hot pixels at first
 FEW = 0.25  # part of the entries that moved; fewer do not speak against a sky that stood still
+FOLLOWED = 0.5  # part of the shorter list that a guess must bring together, or triangles are asked as well
 REACH = 4.0  # tolerances: how far a guess may be off
 
 
@@ -82,9 +83,12 @@ def match(
             found = _follow(guess, xa, xb, options)
         if found is None and min(len(xa), len(xb)) == 3 == max(len(xa), len(xb)):
             found = _three(xa, xb, options)
-        if found is None:
-            found, odds = _search(xa, xb, widen, options)
+        # a guess that is off by some pixels may bring the second images of a mount that jumped together
+        if found is None or (not found.weak and len(found.index) < FOLLOWED * min(len(xa), len(xb))):
+            searched, odds = _search(xa, xb, widen, options)
             best = max(best, odds)
+            if searched is not None and (found is None or searched.odds > found.odds):
+                found = searched
         if found is None:
             continue
         if not found.weak and _is_clump(xa[found.index[:, 0]], every_a):

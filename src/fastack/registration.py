@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from fastack import report, transform
 from fastack import wcs as coordinates
 from fastack.errors import MatchError, StackError
-from fastack.options import StackOptions
+from fastack.options import StackOptions, TransformOptions
 from fastack.types import FrameRecord, Transform
 
 
@@ -40,7 +40,7 @@ def register(
     elif options.register == "stars":
         _register_by_stars(live, reference, options, reporter)
     else:
-        _register_by_table(live, options.register)
+        _register_by_table(live, reference, options.register)
     reporter.finish()
     solved = [r for r in live if r.reason is None and r.transform is not None]
     reasons = transform.consistent(
@@ -160,9 +160,24 @@ def trimmed_wcs(wcs: Any, record: FrameRecord) -> Any:
     return wcs
 
 
-def _register_by_table(live: Sequence[FrameRecord], path: str) -> None:
+def _register_by_table(live: Sequence[FrameRecord], reference: FrameRecord, path: str) -> None:
     table = report.read_transforms(path)
     for r in live:
         r.transform = table.get(r.name)
         if r.transform is None:
             r.reason = f"registration: {path} has no transform for it"
+    start = reference.transform
+    if start is None:
+        raise StackError(f"--register {path}: it has no transform for the reference {reference.name}; use --reference")
+    ny, nx = reference.frame.shape
+    nodes = np.stack([a.ravel() for a in np.meshgrid(np.linspace(0, nx - 1, 9), np.linspace(0, ny - 1, 9))], axis=1)
+    if np.abs(start(nodes) - nodes).max() < 1e-6:
+        return
+    # the table starts from another frame than this run does
+    model: tuple[Literal["affine"], Literal["quadratic"], Literal["cubic"]] = ("affine", "quadratic", "cubic")
+    back = transform.fit(nodes, start.inverse(nodes), options=TransformOptions(model=model[start.order - 1]))
+    for r in live:
+        if r is reference:
+            r.transform = Transform.identity()
+        elif r.transform is not None:
+            r.transform = transform.compose(back, r.transform)
