@@ -122,8 +122,6 @@ def read_product(path: Path) -> np.ndarray:
 
 def run_peers(frames: Path, night: Night, names: list[str], runs: int, work: Path) -> dict[str, Any]:
     """Run every peer in turn, `runs` times, and check its product once."""
-    for path in frame_files(frames):
-        path.read_bytes()  # the page cache is warm for the first peer too
     rows: dict[str, Any] = {}
     for name in names:
         reason = PEERS[name].missing()
@@ -135,6 +133,8 @@ def run_peers(frames: Path, night: Night, names: list[str], runs: int, work: Pat
         for name, taken in seen.items():
             if "failed" in rows[name]:
                 continue
+            for path in frame_files(frames):
+                path.read_bytes()  # whatever the peer before wrote, the frames are in the page cache
             with tempfile.TemporaryDirectory(dir=work) as scratch:
                 out, peer = work / f"{name}.fits", PEERS[name]
                 try:
