@@ -320,7 +320,7 @@ def combine_tile(
     tile : tuple of int
         (y0, y1, x0, x1), the tile in pixels of the output.
     halo : int
-        Pixels around the tile in `cube`. At the borders of the output they are NaN. With fewer than `HALO`
+        Pixels around the tile in `cube`, beyond the borders of the output too. With fewer than `HALO`
         the allowances of ``reject="noise"`` near the tile's edge depend on the tiling.
     saturated_count : (h, w) uint16 ndarray, optional
         Number of samples of each pixel that hold saturated light.

@@ -765,25 +765,15 @@ def stack_tile(tile: grid.Tile, job: Job) -> Combined:
         The tile's planes.
     """
     y0, y1, x0, x1 = tile
-    ny, nx = job.shape
     edge = halo(len(job.frames), job.options.combine)
-    shape = (len(job.frames), y1 - y0 + 2 * edge, x1 - x0 + 2 * edge)
+    # beyond the output as well: pixels at its border are judged by what stands around them
+    part = (y0 - edge, y1 + edge, x0 - edge, x1 + edge)
+    shape = (len(job.frames), part[1] - part[0], part[3] - part[2])
     samples, factor = _scratch(shape)
     # variance planes that files bring count before the model
     spread = np.full(shape, np.nan, np.float32) if any(f.variance for f in job.frames) else None
     saturated, flags = np.zeros(shape[1:], np.uint16), np.zeros(shape[1:], np.uint8)
-    # nothing lies beyond the output
-    part = (max(y0 - edge, 0), min(y1 + edge, ny), max(x0 - edge, 0), min(x1 + edge, nx))
-    rows, columns = slice(part[0] - y0 + edge, part[1] - y0 + edge), slice(part[2] - x0 + edge, part[3] - x0 + edge)
-    for side in np.s_[:, : rows.start], np.s_[:, rows.stop :], np.s_[..., : columns.start], np.s_[..., columns.stop :]:
-        samples[side], factor[side] = np.nan, 0
-    planes = _Planes(
-        samples=samples[:, rows, columns],
-        factor=factor[:, rows, columns],
-        spread=None if spread is None else spread[:, rows, columns],
-        saturated=saturated[rows, columns],
-        flags=flags[rows, columns],
-    )
+    planes = _Planes(samples=samples, factor=factor, spread=spread, saturated=saturated, flags=flags)
     kernel = job.options.resample
     windows = [input_window(t, part, f.shape, kernel) for f, t in zip(job.frames, job.transforms, strict=True)]
     for i, window in enumerate(windows):
