@@ -93,9 +93,7 @@ def positions() -> None:
                 pull = np.std(offset / stars.xy_err[fitted, None])
                 flux_pull = np.std((stars.flux - frame.flux)[fitted] / stars.flux_err[fitted])
                 bias = np.mean(stars.flux[fitted]) / frame.flux[0] - 1
-                # a standard deviation of n numbers is known to 1 / sqrt(2 n) of itself
-                spread = 2 / np.sqrt(2 * len(offset))
-                ok = ratio < 1.2 and abs(pull - 1) < 0.1 + spread and abs(flux_pull - 1) < 0.1 + spread
+                ok = ratio < 1.2 and 0.9 < pull < 1.1 and 0.9 < flux_pull < 1.1
                 ok &= fitted.mean() > 0.99
                 ok &= snr < 50 or abs(bias) < 0.01
                 print(

@@ -13,11 +13,13 @@ from astropy.io import fits
 from real_frames import evenness
 
 import fastack
+from fastack import pipeline
+from fastack.calibrate import Section
 from fastack.errors import FastackError, OutputError, StackError
 from fastack.options import StackOptions
 from fastack.simulate import Night, NightOptions, simulate_night
 from fastack.storage import Plane, Rows, Store
-from fastack.types import PixelFlag
+from fastack.types import PixelFlag, StarFlag, Stars
 
 SMALL = {"shape": (256, 320), "n_stars": 120, "flux": (3000.0, 400_000.0), "separation": 8.0}
 
@@ -373,8 +375,6 @@ def test_a_frame_that_disappears_between_the_passes(night: Path, monkeypatch: py
 
 
 def test_an_interrupt_leaves_nothing_half_written(night: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastack import pipeline
-
     target = night / "mosaic.fits"
     target.write_bytes(b"precious")
     before = sorted(p.name for p in night.iterdir())
@@ -414,6 +414,18 @@ def test_saturated_pixels_are_flagged_and_missing_where_most_samples_are(tmp_pat
     core = np.isnan(data)
     assert core.sum() > 5
     assert (flags[core] & PixelFlag.SATURATED).all()
+
+
+def test_stars_near_saturated_pixels_are_those_that_a_plain_search_finds() -> None:
+    rng = np.random.default_rng(12)
+    pixels = np.unique(rng.integers(0, (60, 90), (150, 2)), axis=0)[:, ::-1].astype(np.int32)  # x, y; by rows
+    stars = Stars.make(rng.uniform((-0.5, -0.5), (89.5, 59.5), (400, 2)))
+    section = Section(np.zeros((60, 90), np.float32), pixels)
+    for fwhm in (np.nan, 2.3, 7.0):
+        radius = fwhm if fwhm > 1.5 else 1.5
+        near = np.hypot(*(stars.xy[:, None] - pixels[None]).transpose(2, 0, 1)).min(axis=1) <= radius
+        found = pipeline._flag_saturated(stars, section, fwhm).has(StarFlag.SATURATED)
+        np.testing.assert_array_equal(found, near)
 
 
 def test_zero_is_data(tmp_path: Path) -> None:
