@@ -23,7 +23,7 @@ X86 = {
     "v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
 }
 # Without the last two GCC leaves masked float loops scalar; neither changes what NaN and Inf mean.
-COMMON = ["-std=c++20", "-O3", "-fvisibility=hidden", "-Wall", "-Wextra"]
+COMMON = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra"]
 # vectors never cross the border of a level, so that it does not matter how they would be passed
 ROWS = [*COMMON, "-Wno-psabi", "-fno-trapping-math", "-fno-math-errno", "-ffp-contract=fast"]
 
@@ -52,11 +52,20 @@ class BuildExt(build_ext):
             jobs = int(os.environ.get("FASTACK_BUILD_JOBS", os.cpu_count() or 1))
             macros = [(f"FASTACK_HAVE_{level.upper()}", "1") for level in levels()]
 
+            # what a level's macros made of an object must not serve another set of levels
+            output_dir = os.path.join(self.build_temp, "-".join(levels()))
+            headers = [path for path in ext.depends if not path.endswith((".cpp", ".inl"))]
+            inlined = glob("csrc/rows/*.inl")
+
             def compile_one(task: tuple[str, list[str]]) -> list[str]:
                 source, flags = task
-                objects: list[str] = self.compiler.compile(
+                inputs = [source, *headers, *(inlined if source.startswith("csrc/rows/") else [])]
+                objects: list[str] = self.compiler.object_filenames([source], output_dir=output_dir)
+                if not self.force and not newer_group(inputs, objects[0], "newer"):
+                    return objects
+                objects = self.compiler.compile(
                     [source],
-                    output_dir=self.build_temp,
+                    output_dir=output_dir,
                     include_dirs=["csrc", *ext.include_dirs],
                     macros=macros,
                     extra_postargs=flags,
