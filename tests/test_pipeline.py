@@ -248,6 +248,15 @@ def test_a_file_that_is_no_fits(night: Path, content: bytes) -> None:
     assert len(result.used) == 5
 
 
+def test_a_missing_file_of_a_list_is_left_out(night: Path) -> None:
+    (night / "all.txt").write_text("\n".join([*(p.name for p in sorted(night.glob("d*.fits"))), "d9999.fits"]))
+    result = fastack.stack(f"@{night / 'all.txt'}")
+    assert {r.name: r.reason for r in result.records if not r.used}["d9999.fits"].endswith("check the name")
+    assert len(result.used) == len(list(night.glob("d*.fits")))
+    with pytest.raises(StackError, match=r"no frame is left that could be opened:\n.*d9999\.fits: no such file"):
+        fastack.stack(night / "d9999.fits")
+
+
 def test_another_size_and_another_binning(night: Path) -> None:
     assert "size" in reason(spoil(night, lambda d, h: d[:200]), "d0003.fits")
 

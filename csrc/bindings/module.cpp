@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <vector>
 
+void bind_rice(py::module_&);
 void bind_calibrate(py::module_&);
 void bind_background(py::module_&);
 void bind_detect(py::module_&);
@@ -36,6 +37,7 @@ PYBIND11_MODULE(_pixels, m, py::mod_gil_not_used()) {
     m.def("isa", [] { return std::string(fastack::rows().name); }, "Name of the instruction set in use.");
     m.def("isa_levels", &level_names, "Instruction sets that this build holds and this processor runs.");
     m.def("_choose_isa", &choose_level, "name"_a.none(true), "Force an instruction set; for tests.");
+    bind_rice(m);
     bind_calibrate(m);
     bind_background(m);
     bind_detect(m);

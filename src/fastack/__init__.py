@@ -17,6 +17,7 @@ BASE = ("errors", "types", "options", "executor")
 STAGES = (
     "wcs",
     "archive",
+    "rice",
     "storage",
     "files",
     "cards",

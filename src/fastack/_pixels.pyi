@@ -10,6 +10,20 @@ def isa() -> str: ...
 def isa_levels() -> list[str]: ...
 def _choose_isa(name: str | None) -> None: ...
 
+# --- rice
+
+def decode_rice(
+    out: NDArray[np.uint8],  # (h, nx * bytes), written
+    packed: NDArray[np.uint8],
+    where: NDArray[np.int64],  # (tiles, 2) first byte in packed, and length
+    *,
+    shape: tuple[int, int],
+    tile: tuple[int, int],
+    bytes: int,  # of a pixel: 1, 2 or 4
+    block: int,
+    y0: int,
+) -> None: ...
+
 # --- calibrate
 
 def calibrate(

@@ -36,6 +36,11 @@ class Unit(NamedTuple):
         return self.values.get("EXTNAME", "").strip("' ").strip()
 
     @property
+    def table(self) -> dict[str, str]:
+        """Values of the cards that tell how a compressed image lies in its table."""
+        return {keyword: _strip_comment(card[10:80]) for keyword, card in self.cards if _TABLE_ONLY.fullmatch(keyword)}
+
+    @property
     def axes(self) -> list[int]:
         """NAXIS1, NAXIS2 ... of the image, uncompressed."""
         z = "Z" if self.compressed else ""

@@ -19,7 +19,11 @@ PRODUCTS = ("mosaic.fits*", "amosaic_*.fits*", "ad*.fits*", "master_*.fits*")
 
 
 def find_frames(
-    sources: Sequence[str | Path] | None = None, *, directory: str | Path = ".", default: str = "d*.fits"
+    sources: Sequence[str | Path] | None = None,
+    *,
+    directory: str | Path = ".",
+    default: str = "d*.fits",
+    missing: bool = False,
 ) -> list[Path]:
     """Files behind a list of names.
 
@@ -32,6 +36,8 @@ def find_frames(
         What relative names refer to.
     default : str
         Pattern that is used without sources.
+    missing : bool
+        Whether files that are named one by one may be missing, and are listed all the same: who opens them says so.
 
     Returns
     -------
@@ -51,7 +57,7 @@ def find_frames(
     found: list[Path] = []
     asked = [default] if not sources else list(sources)
     for source in asked:
-        files = _expand(base, str(source), ())
+        files = _expand(base, str(source), (), missing)
         if not files:
             raise FrameError(f"no frames: looked for {source} in {base.resolve()}")
         found += files
@@ -59,10 +65,10 @@ def find_frames(
     return sorted(unique.values(), key=lambda path: _natural(str(path)))
 
 
-def _expand(base: Path, source: str, lists: tuple[Path, ...]) -> list[Path]:
+def _expand(base: Path, source: str, lists: tuple[Path, ...], missing: bool) -> list[Path]:
     """Files behind one source."""
     if source.startswith("@"):
-        return _read_list(base / os.path.expanduser(source[1:]), lists)
+        return _read_list(base / os.path.expanduser(source[1:]), lists, missing)
     path = base / os.path.expanduser(source)
     if path.is_dir():
         names = (entry.path for entry in os.scandir(path) if entry.is_file())
@@ -70,13 +76,13 @@ def _expand(base: Path, source: str, lists: tuple[Path, ...]) -> list[Path]:
         return _without_products(found)
     plain, wanted = split_extension(path)
     if plain.exists() or (wanted is None and not glob.has_magic(source)):
-        if not plain.exists():
+        if not missing and not plain.exists():
             raise FrameError(f"{plain}: no such file; looked for {source!r} in {base.resolve()}")
         return [path]
     return _without_products([Path(name) for name in glob.glob(str(path)) if os.path.isfile(name)])
 
 
-def _read_list(path: Path, lists: tuple[Path, ...]) -> list[Path]:
+def _read_list(path: Path, lists: tuple[Path, ...], missing: bool) -> list[Path]:
     """Files behind the lines of a list."""
     if path in lists:
         raise FrameError(f"{path}: the list names itself")
@@ -85,7 +91,7 @@ def _read_list(path: Path, lists: tuple[Path, ...]) -> list[Path]:
     except OSError as error:
         raise unreadable(path, error) from None
     lines = (re.sub(r"(^|\s)#.*", "", line).strip() for line in text.splitlines())
-    found = [file for line in lines if line for file in _expand(path.parent, line, (*lists, path))]
+    found = [file for line in lines if line for file in _expand(path.parent, line, (*lists, path), missing)]
     if not found:
         raise FrameError(f"{path}: the list names no frame")
     return found

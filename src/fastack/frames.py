@@ -22,7 +22,8 @@ from fastack.cards import Cards, Unit, merge, parsed, walk
 from fastack.errors import FrameError
 from fastack.files import split_extension, stem
 from fastack.options import CalibrateOptions
-from fastack.storage import Bytes, Plane, Window, opened, unreadable
+from fastack.rice import Bytes, RiceTiles
+from fastack.storage import Plane, Window, opened, unreadable
 
 _COMPANIONS = {"mask": ("mask", "bpm"), "weight": ("weight",), "variance": ("var",)}
 
@@ -303,6 +304,9 @@ def _plane(path: Path, unit: Unit, packed: bool, status: os.stat_result) -> Plan
         blank=int(number("BLANK" if "BLANK" in unit.values else "ZBLANK", 0)) if blank and bitpix > 0 else None,
         offset=unit.offset,
         compression="tile" if unit.compressed else "gzip" if packed else "",
+        rice=RiceTiles.described(unit.table, (axes[1], axes[0]), unit.offset)
+        if unit.compressed and not packed
+        else None,
         size=status.st_size,
         mtime_ns=status.st_mtime_ns,
     )

@@ -294,7 +294,7 @@ def open_frames(
     """
     if isinstance(sources, (str, Path)):
         sources = [sources]
-    paths = files.find_frames(sources)
+    paths = files.find_frames(sources, missing=True)
     records = []
     for path in paths:
         if exclude is not None and exclude.exists() and path.exists() and path.samefile(exclude):

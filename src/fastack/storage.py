@@ -20,11 +20,10 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 from astropy.io import fits
-from numpy.typing import NDArray
 
 from fastack.errors import FrameError, OutputError
+from fastack.rice import Bytes, RiceTiles
 
-Bytes = NDArray[np.uint8]
 Window = tuple[int, int, int, int]
 
 _CHUNK = 1 << 19  # bytes read and decoded at once: they stay in the second-level cache
@@ -61,6 +60,7 @@ class Plane:
     blank: int | None = None
     offset: int = 0  #: first byte of the pixels in the (for gzip: decompressed) file
     compression: str = ""  #: "", "gzip" (whole file) or "tile" (fpack)
+    rice: RiceTiles | None = None  #: the tiles, where they hold Rice-coded integers
     size: int = 0  #: of the file, byte
     mtime_ns: int = 0
 
@@ -166,6 +166,8 @@ class Plane:
 
     def _load_tiles(self, y0: int, y1: int) -> Bytes:
         self.check_unchanged()
+        if self.rice is not None and (raw := self._load_rice(self.rice, y0, y1)) is not None:
+            return raw
         try:
             with fits.open(self.path, do_not_scale_image_data=True, memmap=True) as file:
                 hdu = file[self.hdu]
@@ -173,10 +175,20 @@ class Plane:
                 pixels = hdu.data if whole else hdu.section[y0:y1]
                 pixels = np.asarray(pixels).reshape(y1 - y0, self.shape[1])
         except Exception as error:  # astropy raises whatever its decoders do
-            raise FrameError(f"{self.path}: tiles cannot be decompressed ({error}); fetch it again") from None
+            raise self._damaged(error) from None
         kind = "f" if self.bitpix < 0 else "iu"[self.bitpix == 8]
         stored = np.ascontiguousarray(pixels, dtype=f">{kind}{abs(self.bitpix) // 8}")
         return stored.view(np.uint8).reshape(y1 - y0, self.row_bytes)
+
+    def _load_rice(self, tiles: RiceTiles, y0: int, y1: int) -> Bytes | None:
+        try:
+            with opened(self.path) as file:
+                return tiles.load(lambda target, offset: _pread(file.fileno(), target, offset, self.path), y0, y1)
+        except (ValueError, MemoryError) as error:  # lengths that no file has
+            raise self._damaged(error) from None
+
+    def _damaged(self, error: Exception) -> FrameError:
+        return FrameError(f"{self.path}: tiles cannot be decompressed ({error}); fetch it again")
 
 
 def _inflated(path: Path) -> Iterator[bytes]:
