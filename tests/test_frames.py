@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import os
 import pickle
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastack.calibrate import decode
-from fastack.cards import parse_number
+from fastack.cards import Cards, parse_number
 from fastack.errors import FrameError
 from fastack.files import find_frames
 from fastack.frames import open_frame
@@ -500,3 +501,74 @@ def test_malformed_and_camera_gain(data_root):
     assert m27.bayer == "RGGB"
     hatp32 = open_frame(data_root / "hatp32/HATP-32171220013343.FITS")
     assert (hatp32.exposure, hatp32.object, hatp32.pixel_scale) == (60.0, "HATP-32", 5.21)
+
+
+# ---- single values, read from the text
+
+VALUES = st.one_of(
+    st.booleans(),
+    st.integers(-(10**12), 10**12),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=180),
+)
+COMMENTS = st.text(st.characters(min_codepoint=32, max_codepoint=126, exclude_characters="'"), max_size=20)
+KEYWORDS = st.one_of(st.from_regex(r"[A-Z][A-Z0-9_-]{0,7}", fullmatch=True), st.just("ESO DET OUT1 RON"))
+
+
+def assert_same_values(header: fits.Header, cards: Cards) -> None:
+    for keyword in {k for k in header if k not in ("COMMENT", "HISTORY", "")}:
+        expected = header[keyword]
+        expected = "" if expected is None or isinstance(expected, fits.card.Undefined) else expected
+        assert cards.get(keyword) == expected, keyword
+        assert type(cards.get(keyword)) is type(expected), keyword
+        if len(header.cards[keyword].image) == 80:
+            assert cards.comment(keyword) == header.comments[keyword].lower(), keyword
+
+
+@given(st.lists(st.tuples(KEYWORDS, VALUES, COMMENTS), max_size=8))
+@settings(deadline=None)
+@pytest.mark.filterwarnings("ignore::astropy.io.fits.verify.VerifyWarning")
+def test_values_are_those_that_astropy_reads(entries):
+    header = fits.Header()
+    for keyword, value, comment in entries:
+        if keyword not in ("END", "COMMENT", "HISTORY", "CONTINUE", "SIMPLE", "XTENSION", "HIERARCH"):
+            header[keyword] = (value, comment)
+    text = header.tostring(endcard=False, padding=False)
+    assert_same_values(fits.Header.fromstring(text), Cards(text))
+    assert_same_values(fits.Header.fromstring(text), Cards.of(header))
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        "GAIN    = 1.50D+00 / e-/ADU",
+        "GAIN    =                   1. / x",
+        "GAIN    =                  .5",
+        "GAIN    =                  007",
+        "GAIN    = +3",
+        "GAIN    =                      / no value",
+        "GAIN    = (1.5, -2E3) / complex",
+        "GAIN    = 'O''Brien''s  '   / it''s",
+        "GAIN    = ''",
+        "GAIN    = '   '",
+        "GAIN    = '  leading'/tight",
+        "GAIN    = 'a / b' / c / d",
+        "HIERARCH ESO DET OUT1 CONAD = 2.5 / [e-/ADU]",
+        "HIERARCH ESO INS NAME='long name'",
+    ],
+)
+def test_odd_values_are_those_that_astropy_reads(card):
+    text = f"{card:<80}"
+    assert_same_values(fits.Header.fromstring(text), Cards(text))
+
+
+@pytest.mark.real
+@pytest.mark.filterwarnings("ignore")
+def test_values_of_real_headers_are_those_that_astropy_reads(data_root):
+    frames = []
+    for path in sorted(p for p in data_root.rglob("*") if p.suffix.lower() in (".fits", ".fit", ".fz", ".gz")):
+        with contextlib.suppress(FrameError):
+            frames.append(open_frame(path))
+    assert frames
+    for frame in frames:
+        assert_same_values(frame.header, Cards(frame.cards))

@@ -12,10 +12,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from astropy.io import fits
 from numpy.typing import ArrayLike, NDArray
 
 from fastack import _pixels
@@ -25,6 +24,9 @@ from fastack.frames import Frame, open_frame
 from fastack.options import CalibrateOptions
 from fastack.storage import Plane, Rows, Store, Window, unpack
 from fastack.types import Array, FloatImage
+
+if TYPE_CHECKING:
+    from astropy.io import fits
 
 Kind = Literal["bias", "dark", "flat"]
 Mask = NDArray[np.bool_]
@@ -870,6 +872,8 @@ def _nanmedian(values: Any, axis: int) -> Any:
 
 def _master_header(kind: Kind, used: list[Frame], subtracted: list[str]) -> fits.Header:
     """Cards of a master."""
+    from astropy.io import fits
+
     first = used[0]
     header = fits.Header()
     header["IMAGETYP"] = (f"master {kind}", "type of image")

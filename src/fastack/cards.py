@@ -1,7 +1,8 @@
 """Header text: finding the units of a file, mending cards that no FITS reader should meet, reading values.
 
 Decimal commas, numbers stored as text, values without quotes and bytes that are no ASCII are mended before
-astropy sees them, so that no access to a header ever raises; what was mended is told.
+astropy sees them, so that no access to a header ever raises; what was mended is told. Single values are read from the
+text itself: of most frames nothing else is asked, and astropy takes longer to start than all their headers take.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ import functools
 import math
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from astropy.io import fits
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastack.errors import FrameError
 from fastack.storage import truncated
+
+if TYPE_CHECKING:
+    from astropy.io import fits
 
 _BLOCK = 2880
 
@@ -74,7 +76,11 @@ class Unit(NamedTuple):
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[ED][+-]?\d+)?"
 _KEYWORD = re.compile(r"[A-Z0-9_-]{1,8}")
 # What may stand after "= ": a closed string, a logical, a number, a complex one or nothing; then a comment.
-_VALUE = re.compile(rf" *(?:'(?:[^']|'')*'|[TF]|{_NUMBER}|\( *{_NUMBER} *, *{_NUMBER} *\)|) *(?:/.*)?", re.DOTALL)
+_VALUE = re.compile(
+    rf" *(?:'(?P<text>(?:[^']|'')*)'|(?P<logical>[TF])|(?P<number>{_NUMBER})"
+    rf"|\( *(?P<real>{_NUMBER}) *, *(?P<imaginary>{_NUMBER}) *\)|) *(?:/ *(?P<comment>.*))?",
+    re.DOTALL,
+)
 _STRUCTURE = re.compile(
     r"SIMPLE|XTENSION|BITPIX|Z?NAXIS\d*|PCOUNT|GCOUNT|EXTNAME|ZIMAGE|ZBITPIX|B(?:SCALE|ZERO|LANK)|ZBLANK"
 )
@@ -236,21 +242,88 @@ def merge(primary: Unit, image: Unit) -> tuple[str, list[str]]:
 @functools.lru_cache(maxsize=32)
 def parsed(cards: str) -> fits.Header:
     """Header of a text: the text of a thousand frames is small, their headers would not be."""
+    from astropy.io import fits
+
     return fits.Header.fromstring(cards)
 
 
 class Cards:
-    """Values of a header, with notes on what had to be assumed."""
+    """Values of the cards of a text, with notes on what had to be assumed.
 
-    def __init__(self, header: fits.Header, notes: list[str]) -> None:
-        self.header = header
-        self.keywords = set(header)  # a look-up that misses is slow in astropy
-        self.notes = notes
+    Parameters
+    ----------
+    text : str
+        Cards of 80 characters, mended.
+    notes : list of str, optional
+        To which the notes are added.
+    """
+
+    def __init__(self, text: str, notes: list[str] | None = None) -> None:
+        self.notes = [] if notes is None else notes
+        self._text = text
+        self._at: dict[str, int] = {}  # where the first card of a keyword begins
+        for start in range(0, len(text), 80):
+            keyword = text[start : start + 8].rstrip()
+            if keyword == "HIERARCH":
+                keyword = text[start + 8 : start + 80].partition("=")[0].strip().upper()
+            self._at.setdefault(keyword, start)
+
+    @classmethod
+    def of(cls, header: fits.Header) -> Cards:
+        """Those of a header of astropy's that can be read."""
+        images = []
+        for card in header.cards:
+            try:
+                images.append(card.image)
+            except ValueError:  # VerifyError is one
+                continue
+        return cls("".join(images))
+
+    def __contains__(self, keyword: str) -> bool:
+        return keyword in self._at
 
     def get(self, keyword: str) -> Any:
         """Value of a card, or an empty text."""
-        value = self.header[keyword] if keyword in self.keywords else ""
-        return "" if isinstance(value, fits.card.Undefined) else value
+        field = self._field(keyword)
+        if field is None:
+            return ""
+        if field["text"] is not None:
+            return self._long_text(keyword, field["text"])
+        if field["logical"]:
+            return field["logical"] == "T"
+        if field["number"]:
+            digits = field["number"].replace("D", "E")
+            return float(digits) if "." in digits or "E" in digits else int(digits)
+        if field["real"]:
+            return complex(*(float(field[part].replace("D", "E")) for part in ("real", "imaginary")))
+        return ""
+
+    def _field(self, keyword: str) -> re.Match[str] | None:
+        """Value and comment of a card."""
+        start = self._at.get(keyword)
+        if start is None:
+            return None
+        begin = start + 10
+        if self._text.startswith("HIERARCH", start):
+            begin = self._text.index("=", start) + 1
+        return _VALUE.fullmatch(self._text, begin, start + 80)
+
+    def _long_text(self, keyword: str, part: str) -> str:
+        """Text of a card and of the CONTINUE cards after it."""
+        text = part.replace("''", "'").rstrip()
+        start = self._at[keyword] + 80
+        while text.endswith("&") and self._text.startswith("CONTINUE", start):
+            field = _VALUE.fullmatch(self._text, start + 8, start + 80)
+            more = field["text"] or "" if field else ""
+            text = text[:-1] + more.replace("''", "'").rstrip()
+            start += 80
+        return text
+
+    def decimals(self, keyword: str) -> int:
+        """Digits after the point as the number was written, trailing zeros included."""
+        field = self._field(keyword)
+        match = re.search(r"\.(\d+)", field["number"] or field["text"] or "") if field else None
+        return len(match[1]) if match else 0
 
     def text(self, *keywords: str) -> tuple[str, str] | None:
         """First keyword with a text that says something, and the text."""
@@ -284,7 +357,8 @@ class Cards:
 
     def comment(self, keyword: str) -> str:
         """Comment of a card in small letters."""
-        return str(self.header.comments[keyword]).lower() if keyword in self.keywords else ""
+        field = self._field(keyword)
+        return (field["comment"] or "").rstrip().lower() if field else ""
 
 
 def parse_number(text: str) -> float | None:

@@ -6,17 +6,18 @@ Keywords follow the FITS Standard 4.0, section 9 (time coordinates).
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from astropy.io import fits
 
+from fastack.cards import Cards
 from fastack.types import Array
 
 if TYPE_CHECKING:
-    from astropy.time import Time
+    from astropy.io import fits
 
 _ISO = re.compile(
     r"^\s*(\d{4})-(\d{1,2})-(\d{1,2})"
@@ -46,31 +47,9 @@ class Exposure:
     notes: tuple[str, ...] = ()  #: what was assumed
 
 
-def _text(header: fits.Header, key: str) -> str | None:
-    try:
-        value = header.get(key)
-    except (fits.VerifyError, ValueError):
-        return None
-    if value is None or isinstance(value, (bool, fits.card.Undefined)):
-        return None
-    return str(value).strip() or None
-
-
-def _comment(header: fits.Header, key: str) -> str:
-    try:
-        return str(header.comments[key]).lower()
-    except (KeyError, fits.VerifyError):
-        return ""
-
-
-def _decimals(header: fits.Header, key: str) -> int:
-    """Digits after the point as the card was written, trailing zeros included."""
-    try:
-        value = str(header.cards[key]).split("=", 1)[1].split("/")[0]
-    except (KeyError, IndexError, fits.VerifyError):
-        return 0
-    match = re.search(r"\.(\d+)", value)
-    return len(match.group(1)) if match else 0
+def _text(cards: Cards, key: str) -> str | None:
+    value = cards.get(key)
+    return None if isinstance(value, bool) else str(value).strip() or None
 
 
 def _iso(days: Any, seconds: float) -> str:
@@ -147,7 +126,7 @@ def _leap_iso(date: Any, seconds: float) -> str:
     return _iso(date, seconds)
 
 
-def read_exposure(header: fits.Header, exposure: float | None = None) -> Exposure:
+def read_exposure(header: fits.Header | Cards, exposure: float | None = None) -> Exposure:
     """When a frame was taken, from whatever cards its header has.
 
     Dates are looked for in DATE-BEG, DATE-OBS and their misspellings, times of day in TIME-OBS, UTSTART, UTCSTART,
@@ -156,7 +135,7 @@ def read_exposure(header: fits.Header, exposure: float | None = None) -> Exposur
 
     Parameters
     ----------
-    header : astropy.io.fits.Header
+    header : astropy.io.fits.Header or Cards
         Of the frame.
     exposure : float, optional, second
         Exposure time, needed where the header gives the middle of the exposure.
@@ -166,16 +145,17 @@ def read_exposure(header: fits.Header, exposure: float | None = None) -> Exposur
     Exposure
         With ``start`` None where there is no date.
     """
+    cards = header if isinstance(header, Cards) else Cards.of(header)
     notes: list[str] = []
     found: list[tuple[float, str, str, bool]] = []  # granularity, key, UTC, whether of the middle
     for key, middle in [*((k, False) for k in _DATE_KEYS), *((k, True) for k in _MID_KEYS)]:
-        text = _text(header, key)
+        text = _text(cards, key)
         if text is None:
             continue
         try:
             date, seconds, granularity, offset = parse_date(text)
             if seconds is None:
-                seconds, granularity, clock_key = _clock(header, date, granularity)
+                seconds, granularity, clock_key = _clock(cards, date, granularity)
                 if clock_key:
                     notes.append(f"time of day from {clock_key}")
                 else:
@@ -187,7 +167,7 @@ def read_exposure(header: fits.Header, exposure: float | None = None) -> Exposur
             continue
         if offset:
             notes.append(f"{key} {text!r} is local time; turned into UTC")
-        middle = middle or ("mid" in _comment(header, key) and key != "DATE-BEG")
+        middle = middle or ("mid" in cards.comment(key) and key != "DATE-BEG")
         utc = _iso(date, seconds - offset) if offset else _leap_iso(date, seconds)
         found.append((granularity, key, utc, middle))
         if not middle:
@@ -200,7 +180,7 @@ def read_exposure(header: fits.Header, exposure: float | None = None) -> Exposur
     ]
     for keys, zero, middle in numeric:
         for key in keys:
-            text = _text(header, key)
+            text = _text(cards, key)
             try:
                 mjd = float(text.replace(",", ".")) - zero if text else np.nan
             except ValueError:
@@ -211,7 +191,7 @@ def read_exposure(header: fits.Header, exposure: float | None = None) -> Exposur
                 mjd -= 2400000.5
             if not 0 < mjd < 200000:
                 continue
-            granularity = max(86400.0 * 10.0 ** -_decimals(header, key), 1e-6 if zero == 0 else 4e-5)
+            granularity = max(86400.0 * 10.0 ** -cards.decimals(key), 1e-6 if zero == 0 else 4e-5)
             found.append((granularity, key, _mjd_iso(mjd), middle))
             break
     start = [f for f in found if not f[3]]
@@ -229,9 +209,9 @@ def read_exposure(header: fits.Header, exposure: float | None = None) -> Exposur
     return Exposure(date_obs=chosen[2], start=begin, exposure=exposure, granularity=chosen[0], notes=tuple(notes))
 
 
-def _clock(header: fits.Header, date: Any, granularity: float) -> tuple[float, float, str | None]:
+def _clock(cards: Cards, date: Any, granularity: float) -> tuple[float, float, str | None]:
     for key in _CLOCK_KEYS:
-        text = _text(header, key)
+        text = _text(cards, key)
         if text is None:
             continue
         match = _CLOCK.match(text)
@@ -264,23 +244,73 @@ def _seconds_between(a: str, b: str) -> float:
     else:
         if first.date() == second.date():
             return (first - second).total_seconds()
-    from astropy.time import Time
-
-    return float((Time(a, scale="utc") - Time(b, scale="utc")).sec)
+    times = _Times.read([a, b])
+    return float(times.at(0).seconds(times.at(1))[0])
 
 
 def _shift(utc: str, seconds: float) -> str:
-    from astropy import units as u
-    from astropy.time import Time
-
-    return str((Time(utc, scale="utc") + seconds * u.s).isot)
+    return _Times.read([utc]).later(seconds).iso()[0]
 
 
-def _mean_time(times: Time, weights: Array | None = None) -> Time:
-    from astropy import units as u
+class _Times(NamedTuple):
+    """Moments as Julian Dates of TAI in two parts, by the routines of the IAU that are behind astropy.time too.
 
-    offsets = (times - times[0]).sec
-    return times[0] + np.average(offsets, weights=weights) * u.s
+    Between them lie whole seconds of a clock that leaps no second; astropy.time itself takes longer to start than the
+    dates of a night take.
+    """
+
+    day: Array
+    part: Array
+
+    @classmethod
+    def read(cls, texts: Sequence[str]) -> _Times:
+        """From ISO 8601 in UTC."""
+        import erfa
+
+        fields = [re.split("[-T:]", text) for text in texts]
+        y, m, d, hour, minute = (np.array([int(f[k]) for f in fields]) for k in range(5))
+        second = np.array([float(f[5]) for f in fields])
+        return cls(*_quiet(erfa.utctai, *_quiet(erfa.dtf2d, b"UTC", y, m, d, hour, minute, second)))
+
+    def at(self, index: int) -> _Times:
+        """One of them."""
+        return _Times(self.day[index : index + 1], self.part[index : index + 1])
+
+    def seconds(self, zero: _Times | None = None) -> Array:
+        """Since the first one, or since the first one of others."""
+        zero = zero or self
+        return np.asarray(((self.day - zero.day[0]) + (self.part - zero.part[0])) * 86400.0)
+
+    def later(self, seconds: Any) -> _Times:
+        """The same, moved."""
+        return _Times(*np.broadcast_arrays(self.day, self.part + np.asarray(seconds) / 86400.0))
+
+    def mean(self, weights: Array | None = None) -> _Times:
+        """One moment, the mean."""
+        return self.at(0).later(np.average(self.seconds(), weights=weights))
+
+    def iso(self) -> list[str]:
+        """In UTC, to the microsecond."""
+        import erfa
+
+        y, m, d, clock = _quiet(erfa.d2dtf, b"UTC", 6, *_quiet(erfa.taiutc, *self))
+        return [
+            f"{a:04d}-{b:02d}-{c:02d}T{t[0]:02d}:{t[1]:02d}:{t[2]:02d}.{t[3]:06d}"
+            for a, b, c, t in zip(y, m, d, clock, strict=True)
+        ]
+
+    def mjd(self) -> Array:
+        """Modified Julian Dates of UTC."""
+        import erfa
+
+        day, part = _quiet(erfa.taiutc, *self)
+        return np.asarray((day - 2400000.5) + part)
+
+
+def _quiet(function: Any, *values: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # years beyond the table of leap seconds
+        return function(*values)
 
 
 def date_cards(exposures: Sequence[Exposure], weights: Sequence[float] | None = None) -> list[tuple[str, Any, str]]:
@@ -300,33 +330,31 @@ def date_cards(exposures: Sequence[Exposure], weights: Sequence[float] | None = 
         MJD-AVG weighted means of mid-exposures, DATE-BEG, DATE-END, MJD-BEG, MJD-END and TELAPSE the whole span.
         Empty where no frame has a date.
     """
-    from astropy import units as u
-    from astropy.time import Time
-
     dated = [i for i, e in enumerate(exposures) if e.start is not None]
     if not dated:
         return []
     some = [exposures[i] for i in dated]
-    times = Time([e.date_obs for e in some], format="isot", scale="utc", precision=6)
-    start = Time([e.start for e in some], format="isot", scale="utc", precision=6)
+    times = _Times.read([e.date_obs or "" for e in some])
+    start = _Times.read([e.start or "" for e in some])
     length = np.array([e.exposure or 0.0 for e in some])
     w = np.ones(len(some)) if weights is None else np.asarray(weights, float)[dated]
     if not w.sum() > 0:
         w = np.ones(len(some))
-    mean, mid = _mean_time(times), _mean_time(start + length / 2 * u.s, w)
-    first, last = start.min(), (start + length * u.s).max()
+    end = start.later(length)
+    first, last = start.at(int(np.argmin(start.seconds()))), end.at(int(np.argmax(end.seconds())))
+    mid = start.later(length / 2).mean(w)
     of = f"of {len(some)} frames" if len(some) == len(exposures) else f"of the {len(some)} dated frames"
     cards: list[tuple[str, Any, str]] = [
         ("TIMESYS", "UTC", "time system of all dates"),
-        ("DATE-OBS", mean.isot, f"mean DATE-OBS {of}"),
-        ("MJD-OBS", float(np.mean(times.mjd)), f"mean MJD {of}"),
-        ("DATE-BEG", first.isot, "start of the first exposure"),
-        ("DATE-AVG", mid.isot, "weighted mean of mid-exposures"),
-        ("DATE-END", last.isot, "end of the last exposure"),
-        ("MJD-BEG", float(first.mjd), "start of the first exposure"),
-        ("MJD-AVG", float(mid.mjd), "weighted mean of mid-exposures"),
-        ("MJD-END", float(last.mjd), "end of the last exposure"),
-        ("TELAPSE", float(np.round((last - first).sec, 6)), "[s] from DATE-BEG to DATE-END"),
+        ("DATE-OBS", times.mean().iso()[0], f"mean DATE-OBS {of}"),
+        ("MJD-OBS", float(np.mean(times.mjd())), f"mean MJD {of}"),
+        ("DATE-BEG", first.iso()[0], "start of the first exposure"),
+        ("DATE-AVG", mid.iso()[0], "weighted mean of mid-exposures"),
+        ("DATE-END", last.iso()[0], "end of the last exposure"),
+        ("MJD-BEG", float(first.mjd()[0]), "start of the first exposure"),
+        ("MJD-AVG", float(mid.mjd()[0]), "weighted mean of mid-exposures"),
+        ("MJD-END", float(last.mjd()[0]), "end of the last exposure"),
+        ("TELAPSE", float(np.round(last.seconds(first)[0], 6)), "[s] from DATE-BEG to DATE-END"),
     ]
     if len(some) < len(exposures):
         cards.append(("NDATED", len(some), "frames behind the mean dates; the others had none"))

@@ -86,7 +86,7 @@ def _plain_gain(cards: Cards) -> tuple[str, float] | None:
         return found
     camera = " ".join(str(cards.get(k)) for k in ("INSTRUME", "CAMERA", "SWCREATE", "SWOWNER"))
     whole = found[1] == round(found[1])
-    if found[1] <= 0 or found[1] >= 30 or (whole and (_CMOS.search(camera) or "OFFSET" in cards.keywords)):
+    if found[1] <= 0 or found[1] >= 30 or (whole and (_CMOS.search(camera) or "OFFSET" in cards)):
         cards.notes.append(
             f"GAIN {found[1]:g} is taken for a setting of the camera, not for e-/ADU: gain unknown "
             "(give it as EGAIN in the header or with --gain)"

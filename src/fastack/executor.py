@@ -7,11 +7,13 @@ of the tasks, whoever finished first, so that no sum ever depends on the number 
 
 from __future__ import annotations
 
+import importlib
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Self, TypeVar
 
 from fastack import __version__, _pixels
@@ -179,6 +181,34 @@ def _call(function: Callable[[T], R], task: T) -> R:
 def _capability() -> tuple[str, list[str]]:
     """Version and instruction sets of the process that this runs in."""
     return __version__, _pixels.isa_levels()
+
+
+@contextmanager
+def preload(*modules: str) -> Iterator[None]:
+    """Import modules beside the work of a ``with`` block; they are there when it ends.
+
+    Parameters
+    ----------
+    *modules : str
+        In this order. What cannot be imported raises where it is used.
+
+    Notes
+    -----
+    Within the block, other threads may import the first of the modules alone: two that enter a circle of imports at
+    different places may see one another's modules half made.
+    """
+
+    def load() -> None:
+        for name in modules:
+            with suppress(Exception):
+                importlib.import_module(name)
+
+    thread = threading.Thread(target=load, name="fastack-preload")
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 def make_executor(threads: int | None = None, scheduler: str | None = None) -> Executor:

@@ -13,9 +13,7 @@ import re
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from astropy.io import fits
+from typing import TYPE_CHECKING, Any
 
 from fastack import detector
 from fastack.cards import Cards, Unit, merge, parsed, walk
@@ -24,6 +22,9 @@ from fastack.files import split_extension, stem
 from fastack.options import CalibrateOptions
 from fastack.rice import Bytes, RiceTiles
 from fastack.storage import Plane, Window, opened, unreadable
+
+if TYPE_CHECKING:
+    from astropy.io import fits
 
 _COMPANIONS = {"mask": ("mask", "bpm"), "weight": ("weight",), "variance": ("var",)}
 
@@ -197,7 +198,7 @@ def _frame(
     notes: list[str],
 ) -> Frame:
     """Make the frame that the headers describe."""
-    cards = Cards(parsed(text), notes)
+    cards = Cards(text, notes)
     trim, overscan = detector.read_sections(cards, plane.shape)
     gain, rdnoise = detector.read_electrons(cards)
     saturation, guessed = detector.read_saturation(cards, plane)

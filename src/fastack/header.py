@@ -9,17 +9,20 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from astropy.io import fits
 
 from fastack import __version__, uncertainty
+from fastack.cards import Cards
 from fastack.combine import median_noise_ratios
 from fastack.dates import date_cards
 from fastack.options import StackOptions
 from fastack.types import FrameQuality, FrameRecord, Grid, Transform
 from fastack.wcs import strip_wcs, wcs_cards, without
+
+if TYPE_CHECKING:
+    from astropy.io import fits
 
 
 def effective_gain(weights: Any, scale: Any, gain: Any) -> float:
@@ -160,7 +163,7 @@ def stack_header(
         cards["XPOSURE"] = (float(np.sum(known)), "[s] total exposure")
     _noise_cards(cards, used, options)
     _error_cards(cards, used, reference, out, transforms, options)
-    airmass = [a for a in (_number(r.frame.header.get("AIRMASS")) for r in used) if a]
+    airmass = [a for a in (_number(Cards(r.frame.cards).get("AIRMASS")) for r in used) if a]
     if airmass:
         cards["AIRMASS"] = (round(float(np.mean(airmass)), 4), f"mean of {len(airmass)} frames")
     levels = [

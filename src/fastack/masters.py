@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from astropy.io import fits
 from numpy.typing import NDArray
 
 from fastack import __version__, calibrate, output, uncertainty
@@ -19,6 +18,9 @@ from fastack.frames import Frame, open_frame
 from fastack.options import CalibrateOptions
 from fastack.types import FloatImage
 from fastack.uncertainty import GainEstimate
+
+if TYPE_CHECKING:
+    from astropy.io import fits
 
 HOT, COLD, COLUMN, MISSING = 1, 2, 4, 8  #: bits of the BPM plane
 
@@ -171,6 +173,8 @@ def hdus(made: MasterFile) -> fits.HDUList:
     astropy.io.fits.HDUList
         Primary: pixels; UNCERT: one sigma; BPM: bad pixels, where there is a map.
     """
+    from astropy.io import fits
+
     header = made.master.header.copy()
     header["CREATOR"] = (f"fastack {__version__}", "program")
     primary = fits.PrimaryHDU(np.asarray(made.master.pixels, np.float32), header)

@@ -15,12 +15,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
-from astropy.io import fits
 
 from fastack.errors import OutputError
+
+if TYPE_CHECKING:
+    from astropy.io import fits
 
 _BLOCK = 2880
 _RESERVE = 12  #: blank cards kept for figures that are known only at the end
@@ -242,6 +244,8 @@ class FitsSink:
         OutputError
             If anything cannot be written; an older file of that name stays as it is.
         """
+        from astropy.io import fits
+
         try:
             for plane in self._planes.values():
                 start, data = self._at[plane.name]
@@ -287,6 +291,8 @@ class FitsSink:
         self, plane: Plane, *, reserve: bool = False, datasum: int | None = None, size: int | None = None
     ) -> bytes:
         """Header block of a plane; with `datasum`, its checksum cards are right, and it has `size` bytes."""
+        from astropy.io import fits
+
         header = fits.Header()
         if plane.name:
             header["XTENSION"] = ("IMAGE", "image extension")

@@ -14,10 +14,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from astropy.io import fits
 
 from fastack import (
     _pixels,
@@ -39,10 +38,11 @@ from fastack import (
     uncertainty,
 )
 from fastack import wcs as coordinates
+from fastack.cards import Cards
 from fastack.combine import Combined, NoiseModel, Starlight, combine_tile, halo
 from fastack.detect import detect, find_artefacts, survey
 from fastack.errors import FastackError, FrameError, StackError
-from fastack.executor import Executor, make_executor
+from fastack.executor import Executor, make_executor, preload
 from fastack.measure import measure
 from fastack.options import StackOptions
 from fastack.resample import input_window, resample_tile, resample_variance
@@ -58,6 +58,9 @@ from fastack.types import (
     Stars,
     Transform,
 )
+
+if TYPE_CHECKING:
+    from astropy.io import fits
 
 _REREAD = 4  # times that a frame may be read in pass 2 before it is laid out in tiles
 _KEPT = 4  # a quarter of the memory may hold stored pixels between the passes
@@ -94,6 +97,8 @@ class StackResult:
         (ny, nx) ndarray
             In native byte order.
         """
+        from astropy.io import fits
+
         if self.path is not None:
             with fits.open(self.path, memmap=False) as file:
                 data = file[name or 0].data
@@ -177,7 +182,9 @@ def stack(
         make_executor(options.threads, options.scheduler) as executor,
         Store(options.memory // _KEPT, scratch=options.scratch) as store,
     ):
-        records, calibration = measure_frames(sources, options, reporter, executor, exclude=target, store=store)
+        records = open_frames(sources, options, exclude=target)
+        with preload(*_needed_later(records)):
+            calibration = _measure_all(records, options, reporter, executor, store)
         select.apply_limits(records, options.select)
         _need(records, "after the selection")
         gain = _estimate_gain([r for r in records if r.reason is None], options, reporter)
@@ -194,6 +201,8 @@ def stack(
                 reporter.left_out(r.name, r.reason)
         used = [r for r in records if r.used]
         if dry_run:
+            from astropy.io import fits
+
             seconds = time.perf_counter() - started
             return StackResult(
                 shape=(0, 0),
@@ -306,12 +315,18 @@ def open_frames(
             record.reason = str(error)
         else:
             record.notes = tuple(record.frame.assumptions)
-            record.exposure = dates.read_exposure(record.frame.header, record.frame.exposure)
+            record.exposure = dates.read_exposure(Cards(record.frame.cards), record.frame.exposure)
             record.notes += record.exposure.notes
             if record.frame.image_type in ("bias", "dark", "flat"):
                 record.reason = f"a {record.frame.image_type} frame, not a light frame"
         records.append(record)
     return records
+
+
+def _needed_later(records: Sequence[FrameRecord]) -> list[str]:
+    """Modules that no frame needs in pass 1 but the header of the stack does; they are slow to start."""
+    celestial = any(r.frame is not None and "CTYPE1  =" in r.frame.cards for r in records)
+    return ["astropy.io.fits", "erfa", *(["astropy.wcs"] if celestial else [])]
 
 
 def measure_frames(
@@ -347,6 +362,17 @@ def measure_frames(
         with make_executor(options.threads, options.scheduler) as made:
             return measure_frames(sources, options, reporter, made, exclude, store)
     records = open_frames(sources, options, exclude)
+    return records, _measure_all(records, options, reporter, executor, store)
+
+
+def _measure_all(
+    records: list[FrameRecord],
+    options: StackOptions,
+    reporter: report.Reporter,
+    executor: Executor,
+    store: Store | None,
+) -> calibrate.Calibration:
+    """Pass 1 for frames that are open."""
     select.keep_majority(records, options.select)
     live = [r for r in records if r.reason is None]
     _need(records, "that could be opened")
@@ -370,7 +396,7 @@ def measure_frames(
         reporter.advance()
     reporter.finish()
     _drop_known_artefacts([r for r in live if r.reason is None])
-    return records, calibration
+    return calibration
 
 
 def _coming(records: Sequence[FrameRecord]) -> Iterator[frames.Frame]:

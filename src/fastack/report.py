@@ -5,22 +5,23 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from astropy.io import fits
 
 from fastack.errors import FrameError, OutputError
 from fastack.select import WEIGHTS, Depth, limit_table, predict_depth
 from fastack.types import FloatImage, FrameRecord, Transform
 
 if TYPE_CHECKING:
+    from astropy.io import fits
     from astropy.table import QTable
     from rich.progress import Progress
 
 _TERMS = 10  #: coefficients of a cubic polynomial
+_FORMS = {"S": "A", "i": "J", "f": "D"}  #: of the columns of a FITS table
 
 
 class Reporter:
@@ -181,44 +182,57 @@ def frames_table(records: Sequence[FrameRecord]) -> QTable:
     from astropy import units as u
     from astropy.table import QTable
 
+    return QTable({name: u.Quantity(values, unit) if unit else values for name, values, unit in _columns(records)})
+
+
+def _columns(records: Sequence[FrameRecord]) -> list[tuple[str, Any, str]]:
+    """Name, values and unit of every column of the table of frames."""
+
     def quality(name: str) -> Any:
         return np.array([getattr(r.quality, name) if r.quality else np.nan for r in records], np.float64)
 
-    table = QTable()
-    table["name"] = [r.name for r in records]
-    table["used"] = [r.used for r in records]
-    table["reason"] = [r.reason or "" for r in records]
-    table["date_obs"] = [(r.exposure.date_obs or "") if r.exposure else "" for r in records]
-    table["exposure"] = np.array([_or_nan(r.frame, "exposure") for r in records]) * u.s
-    # electrons are no unit of the FITS standard: these two go without
-    table["gain"] = np.array([_or_nan(r.frame, "gain") for r in records])
-    table["rdnoise"] = np.array([_or_nan(r.frame, "rdnoise") for r in records])
-    for name, unit in (("fwhm", u.pix), ("fwhm_err", u.pix), ("ellipticity", None), ("theta", u.rad), ("beta", None)):
-        table[name] = quality(name) * unit if unit is not None else quality(name)
-    for name in ("n_stars", "n_sharp", "saturated"):
-        table[name] = np.nan_to_num(quality(name)).astype(np.int32)
-    table["sky"], table["noise"] = quality("sky") * u.adu, quality("noise") * u.adu
-    table["n_artefacts"] = np.array([0 if r.artefacts is None else len(r.artefacts) for r in records], np.int32)
-    table["n_matched"] = np.array([r.n_matched for r in records], np.int32)
-    table["rms"] = np.array([r.transform.rms if r.transform else np.nan for r in records]) * u.pix
-    table["rotation"] = np.array([r.transform.rotation if r.transform else np.nan for r in records]) * u.deg
-    table["magnification"] = np.array([r.transform.magnification if r.transform else np.nan for r in records])
-    table["scale"] = np.array([r.scale for r in records])
-    table["scale_err"] = np.array([r.scale_err for r in records])
-    table["sky_level"] = np.array([r.sky for r in records]) * u.adu
-    table["weight"] = np.array([r.weight if r.used else 0.0 for r in records])
-    table["model"] = [r.transform.model if r.transform else "" for r in records]
-    table["origin"] = np.array([r.transform.origin if r.transform else (np.nan, np.nan) for r in records])
-    table["unit"] = np.array([r.transform.scale if r.transform else np.nan for r in records])
-    table["cx"] = np.array([_coefficients(r, "cx") for r in records])
-    table["cy"] = np.array([_coefficients(r, "cy") for r in records])
-    table["notes"] = ["; ".join(r.notes) for r in records]
-    return table
+    def number(values: Iterable[Any]) -> Any:
+        return np.array([np.nan if value is None else value for value in values], np.float64)
 
+    def count(values: Any) -> Any:
+        return np.nan_to_num(values).astype(np.int32)
 
-def _or_nan(frame: Any, name: str) -> float:
-    value = getattr(frame, name) if frame is not None else None
-    return float("nan") if value is None else float(value)
+    frames, maps = [r.frame for r in records], [r.transform for r in records]
+    return [
+        ("name", [r.name for r in records], ""),
+        ("used", np.array([r.used for r in records]), ""),
+        ("reason", [r.reason or "" for r in records], ""),
+        ("date_obs", [(r.exposure.date_obs or "") if r.exposure else "" for r in records], ""),
+        ("exposure", number(f.exposure if f else None for f in frames), "s"),
+        # electrons are no unit of the FITS standard: these two go without
+        ("gain", number(f.gain if f else None for f in frames), ""),
+        ("rdnoise", number(f.rdnoise if f else None for f in frames), ""),
+        ("fwhm", quality("fwhm"), "pix"),
+        ("fwhm_err", quality("fwhm_err"), "pix"),
+        ("ellipticity", quality("ellipticity"), ""),
+        ("theta", quality("theta"), "rad"),
+        ("beta", quality("beta"), ""),
+        ("n_stars", count(quality("n_stars")), ""),
+        ("n_sharp", count(quality("n_sharp")), ""),
+        ("saturated", count(quality("saturated")), ""),
+        ("sky", quality("sky"), "adu"),
+        ("noise", quality("noise"), "adu"),
+        ("n_artefacts", count([0 if r.artefacts is None else len(r.artefacts) for r in records]), ""),
+        ("n_matched", count([r.n_matched for r in records]), ""),
+        ("rms", number(t.rms if t else None for t in maps), "pix"),
+        ("rotation", number(t.rotation if t else None for t in maps), "deg"),
+        ("magnification", number(t.magnification if t else None for t in maps), ""),
+        ("scale", number(r.scale for r in records), ""),
+        ("scale_err", number(r.scale_err for r in records), ""),
+        ("sky_level", number(r.sky for r in records), "adu"),
+        ("weight", number(r.weight if r.used else 0.0 for r in records), ""),
+        ("model", [t.model if t else "" for t in maps], ""),
+        ("origin", np.array([t.origin if t else (np.nan, np.nan) for t in maps]), ""),
+        ("unit", number(t.scale if t else None for t in maps), ""),
+        ("cx", np.array([_coefficients(r, "cx") for r in records]), ""),
+        ("cy", np.array([_coefficients(r, "cy") for r in records]), ""),
+        ("notes", ["; ".join(r.notes) for r in records], ""),
+    ]
 
 
 def _coefficients(record: FrameRecord, name: str) -> np.ndarray:
@@ -242,12 +256,33 @@ def frames_hdu(records: Sequence[FrameRecord]) -> fits.BinTableHDU:
     astropy.io.fits.BinTableHDU
         Text cut to 200 ASCII characters a cell.
     """
-    table = frames_table(records)
-    for name in ("name", "reason", "date_obs", "model", "notes"):
-        table[name] = [str(v).encode("ascii", "replace").decode()[:200] or " " for v in table[name]]
-    hdu = fits.table_to_hdu(table)
+    from astropy.io import fits
+
+    columns = [(name, _cells(values), unit) for name, values, unit in _columns(records)]
+    rows = np.empty(len(records), [(name, cells.dtype, cells.shape[1:]) for name, cells, _ in columns])
+    header = fits.Header()
+    header["XTENSION"] = ("BINTABLE", "binary table extension")
+    header["BITPIX"], header["NAXIS"], header["NAXIS1"], header["NAXIS2"] = 8, 2, rows.itemsize, len(rows)
+    header["PCOUNT"], header["GCOUNT"], header["TFIELDS"] = 0, 1, len(columns)
+    for k, (name, cells, unit) in enumerate(columns, 1):
+        rows[name] = cells
+        form = "L" if name == "used" else _FORMS[cells.dtype.kind]
+        repeat = cells.itemsize if form == "A" else cells.size // max(1, len(cells))
+        header[f"TTYPE{k}"], header[f"TFORM{k}"] = name, f"{repeat}{form}"
+        if unit:
+            header[f"TUNIT{k}"] = unit
+    # from its bytes: made of columns, it would load all of astropy.table
+    data = rows.tobytes()
+    hdu = fits.BinTableHDU.fromstring(header.tostring().encode() + data + bytes(-len(data) % 2880))
     hdu.name = "FRAMES"
     return hdu
+
+
+def _cells(values: Any) -> np.ndarray:
+    """A column as a FITS table holds it: big-endian, text in ASCII, T and F."""
+    if isinstance(values, list):
+        return np.array([text.encode("ascii", "replace")[:200] or b" " for text in values])
+    return np.where(values, b"T", b"F") if values.dtype == bool else values.astype(values.dtype.newbyteorder(">"))
 
 
 def read_transforms(path: str | Path) -> dict[str, Transform]:
@@ -314,6 +349,8 @@ def write_table(records: Sequence[FrameRecord], path: str | Path, *, overwrite: 
     OutputError
         If it cannot be written.
     """
+    from astropy.io import fits
+
     target = Path(path)
     try:
         if target.suffix.lower() in (".fits", ".fit", ".fts"):

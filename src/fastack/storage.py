@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
-from astropy.io import fits
 
 from fastack.errors import FrameError, OutputError
 from fastack.rice import Bytes, RiceTiles
@@ -168,6 +167,8 @@ class Plane:
         self.check_unchanged()
         if self.rice is not None and (raw := self._load_rice(self.rice, y0, y1)) is not None:
             return raw
+        from astropy.io import fits  # slow to start
+
         try:
             with fits.open(self.path, do_not_scale_image_data=True, memmap=True) as file:
                 hdu = file[self.hdu]

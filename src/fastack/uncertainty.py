@@ -12,16 +12,18 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from astropy.io import fits
 from numpy.typing import ArrayLike, NDArray
 
 from fastack import background
 from fastack.errors import FrameError, StackError
 from fastack.options import BackgroundOptions, CombineOptions, Kernel, ResampleOptions
 from fastack.types import Array, FloatImage, Transform
+
+if TYPE_CHECKING:
+    from astropy.io import fits
 
 #: Aperture radii at which the header tells NOISCORR, pixel; the card NOISCORR itself is for large ones.
 RADII = (1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0)
@@ -831,6 +833,8 @@ def rms_map(path: str | Path, radius: float | None = None) -> fits.HDUList:
     StackError
         If it is no stack of fastack.
     """
+    from astropy.io import fits
+
     header, weight = _open(Path(path), "WEIGHT")
     correlation = NoiseCorrelation.read(header)
     factor = float(correlation.squared[-1] if radius is None else correlation.at(radius))
@@ -846,6 +850,8 @@ def rms_map(path: str | Path, radius: float | None = None) -> fits.HDUList:
 
 def _open(path: Path, plane: str | None) -> tuple[fits.Header, Any]:
     """Primary header of a stack, and one of its planes."""
+    from astropy.io import fits
+
     try:
         with fits.open(path, memmap=False) as file:
             header = file[0].header

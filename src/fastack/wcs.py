@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from astropy.io import fits
 
 from fastack.errors import FrameError
 
 if TYPE_CHECKING:
+    from astropy.io import fits
     from astropy.wcs import WCS
 
 WCS_CARD = re.compile(
@@ -44,6 +44,8 @@ def strip_wcs(header: fits.Header) -> fits.Header:
 
 def without(header: fits.Header, *patterns: re.Pattern[str]) -> fits.Header:
     """Copy of a header less the cards whose keyword matches a pattern, and less those that cannot be read."""
+    from astropy.io import fits
+
     kept = fits.Header()
     for card in header.cards:
         try:
@@ -76,7 +78,7 @@ def read_wcs(header: fits.Header) -> WCS | None:
     astropy.wcs.WCS or None
         None where there is no celestial WCS.
     """
-    from astropy.wcs import WCS
+    from astropy.io import fits
 
     cards = fits.Header()
     for card in header.cards:
@@ -105,6 +107,8 @@ def read_wcs(header: fits.Header) -> WCS | None:
     if "CD1_1" in cards:
         for key in [k for k in cards if re.match(r"^(CDELT|CROTA|PC)\d", k)]:
             del cards[key]
+    from astropy.wcs import WCS  # most frames have none, and it is slow to start
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -171,6 +175,8 @@ def read_grid(source: str) -> tuple[WCS, tuple[int, int]]:
     FrameError
         If there is no celestial WCS or no size in it.
     """
+    from astropy.io import fits
+
     path = Path(source)
     try:
         with path.open("rb") as file:
