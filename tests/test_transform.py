@@ -12,9 +12,10 @@ from reference import match as star_lists
 from reference import transform as reference
 from scipy import ndimage, special
 
+from fastack import _stars
 from fastack.errors import FrameError, MatchError
 from fastack.options import TransformOptions
-from fastack.transform import _chi2_tail, _f_tail, compose, consistent, fit, from_wcs, register
+from fastack.transform import compose, consistent, fit, from_wcs, register
 from fastack.types import StarFlag, Stars, Transform
 
 CASES = 40  # of each class; 1000 in benchmarks/truth_transform.py
@@ -23,6 +24,38 @@ CASES = 40  # of each class; 1000 in benchmarks/truth_transform.py
 def _fit(case: reference.Case, **options: object) -> Transform:
     errors = {"reference_err": case.reference_err, "frame_err": case.frame_err}
     return fit(case.a, case.b, **errors, options=TransformOptions(**options))
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("outliers", [0.0, 0.1])
+@pytest.mark.parametrize("model", reference.MODELS)
+def test_fit_is_that_of_its_twin(model: str, outliers: float, known: bool) -> None:
+    """30 cases of 4 to 300 stars, seed 4: the same model and stars, the same numbers but for rounding."""
+    rng = np.random.default_rng([4, reference.MODELS.index(model), known])
+    for _ in range(30):
+        n = int(np.exp(rng.uniform(np.log(4), np.log(300))))
+        case = reference.case(model, rng, n=max(n, 24), outliers=outliers, strength=3.0)
+        a, b = case.a[:n], case.b[:n]
+        variance = (case.reference_err**2 + case.frame_err**2)[:n] if known else np.ones(n)
+        origin, scale = (a.min(axis=0) + a.max(axis=0)) / 2, np.ptp(a, axis=0).max() / 2
+        u, v = ((a - origin) / scale).T
+        parity, start = rng.choice([1.0, -1.0]), rng.uniform(size=n) < 0.95
+        start[:3] = True
+        twin = reference.Fit(
+            reference.monomials(u, v), b, variance, known, 4.0, tuple(origin), float(scale), parity, start
+        )
+        for wanted in (None, *reference.MODELS):
+            if wanted is not None and n < reference.WIDTH[wanted]:
+                continue
+            number = -1 if wanted is None else reference.MODELS.index(wanted)
+            found = _stars.fit_pairs(a, b, variance, known, 4.0, *origin, scale, parity, start.view(np.uint8), number)
+            expected = twin.climb() if wanted is None else twin.reach(wanted)
+            assert reference.MODELS[found[0]] == expected.model
+            np.testing.assert_array_equal(found[3], expected.keep)
+            # a fit of as many stars as terms may be badly determined: coefficients go with the errors they have
+            size = np.sqrt(np.abs(np.diag(twin.covariance(expected)))).max()
+            np.testing.assert_allclose(found[1], expected.c, rtol=1e-8, atol=1e-6 * size + 1e-7)
+            np.testing.assert_allclose(found[2], twin.covariance(expected), rtol=1e-5, atol=1e-6 * size**2)
 
 
 @pytest.mark.parametrize("outliers", [0.0, 0.1])
@@ -319,8 +352,8 @@ def test_tails_are_those_of_scipy(more):
     """To 1e-9 of themselves, over all that a field of 3 to 5000 stars may ask for."""
     for free in (1, 3, 20, 900, 10_000):
         for value in (1e-3, 0.5, 1.0, 3.0, 30.0, 1e4):
-            assert _f_tail(more, free, value) == pytest.approx(special.fdtrc(more, free, value), rel=1e-9)
+            assert _stars.f_tail(more, free, value) == pytest.approx(special.fdtrc(more, free, value), rel=1e-9)
         for excess in (1.2, 2.0, 10.0):
             value = excess * free + 2.1
-            assert _chi2_tail(free, value) == pytest.approx(special.chdtrc(free, value), rel=1e-9)
-        assert _chi2_tail(free, free) == 1
+            assert _stars.chi2_tail(free, value) == pytest.approx(special.chdtrc(free, value), rel=1e-9)
+        assert _stars.chi2_tail(free, free) == 1

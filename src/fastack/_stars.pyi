@@ -23,3 +23,21 @@ def search(
 def refine(a: Array, b: Array, start: Array, tolerance: float) -> tuple[Array, NDArray[np.intp], float]: ...
 def nearest_pairs(a: Array, b: Array, radius: float) -> NDArray[np.intp]: ...
 def commonest_shift(a: Array, b: Array, radius: float, step: float) -> tuple[float, float]: ...
+
+# --- transform
+
+def fit_pairs(
+    a: Array,
+    b: Array,
+    variance: Array,
+    known: bool,
+    clip: float,
+    x0: float,
+    y0: float,
+    scale: float,
+    parity: float,
+    start: NDArray[np.uint8],
+    wanted: int,
+) -> tuple[int, Array, Array, NDArray[np.bool_], float]: ...
+def f_tail(m: float, n: float, f: float) -> float: ...
+def chi2_tail(n: float, x: float) -> float: ...

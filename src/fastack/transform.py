@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from math import exp, inf, lgamma, log, log1p
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,30 +18,15 @@ from fastack.types import Array, Pairs, StarFlag, Stars, Transform
 Mask = NDArray[np.bool_]
 
 LADDER = ("shift", "similarity", "affine", "quadratic", "cubic")
-TERMS = {"shift": 3, "similarity": 3, "affine": 3, "quadratic": 6, "cubic": 10}  # of one axis
+NEED = {"auto": 3, "shift": 1, "similarity": 2, "affine": 3, "quadratic": 6, "cubic": 10}  # stars at least
 FREE = {"shift": 2, "similarity": 4, "affine": 6, "quadratic": 12, "cubic": 20}  # parameters of both axes
 ORDER = {3: 1, 6: 2, 10: 3}
-ENOUGH = {
-    "shift": 2,
-    "similarity": 3,
-    "affine": 6,
-    "quadratic": 9,
-    "cubic": 15,
-}  # stars for the automatic choice
-SPREAD = {"affine": 0.03, "quadratic": 0.01, "cubic": 0.005}  # least to greatest singular value of the design
-# of the F test by which a model is taken: stricter where a wrong choice costs more at the edges of the field
-SIGNIFICANCE = {"similarity": 3e-3, "affine": 1e-2, "quadratic": 1e-3, "cubic": 3e-4}
-FROM_SHIFT = 0.1  # factor to it where a shift would do: its two numbers are known best of all
-WITHOUT_ONE = 0.1  # the same with any one star left out: an outlier of great leverage must not decide
-WORTH = 1.3  # errors by which a higher model must move the edges of the stars' area
-MANY = 40  # stars from which on one look at the residuals tells whether higher models are worth fitting
+MANY = 40  # pairs from which on a similarity brings them closer before the ladder is climbed
 UNDISTORTED = 0.9  # part of the first pairs within the clipping limit of a similarity
-HOPELESS = 30.0  # times the significance that a model needs, above which it is not tried
-UNLIKELY = 1e-5  # probability of chi^2 from which the given errors are called too small
 SAMPLES = 80  # pairs of stars behind the first guess
 JURY = 80  # stars that judge it, at most
 FINEST = 1e-4  # pixel: differences below it justify nothing
-ROUNDS = 20  # of clipping, and of pairing again
+ROUNDS = 20  # of pairing again
 
 
 def fit(
@@ -103,15 +87,59 @@ def _fit(
         raise ValueError(f"{len(a)} reference positions but {len(b)} frame positions")
     finite: Mask = np.asarray(np.isfinite(np.hstack([a, b])).all(axis=1))
     wanted = options.model
-    need = {"auto": 3, "shift": 1, "similarity": 2, "affine": 3, "quadratic": 6, "cubic": 10}[wanted]
-    if finite.sum() < need:
-        raise MatchError(f"{finite.sum()} pairs of stars; the model {wanted!r} needs {need}")
-    errors = [None if e is None else _errors(e, len(a))[finite] for e in (reference_err, frame_err)]
-    pairs = _Pairs.make(a[finite], b[finite], errors, options.clip, guess, shift=wanted == "shift")
-    best = pairs.climb() if wanted == "auto" else pairs.reach(wanted)
+    if finite.sum() < NEED[wanted]:
+        raise MatchError(f"{finite.sum()} pairs of stars; the model {wanted!r} needs {NEED[wanted]}")
+    a, b = a[finite], b[finite]
+    low, high = a.min(axis=0), a.max(axis=0)
+    scale = float(max((high - low).max() / 2, 1e-3))
+    if wanted != "shift" and (high - low).max() < 1e-6:
+        raise MatchError(f"all {len(a)} stars stand at one point: no rotation or scale can be found")
+    origin = (float(low[0] + high[0]) / 2, float(low[1] + high[1]) / 2)
+    if guess is None:
+        u, v = ((a - origin) / scale).T
+        parity, size, start = _first_guess(u, v, b, options.clip)
+    else:
+        distance = np.linalg.norm(b - guess(a), axis=1)
+        start = distance <= 2 * options.clip * max(_median(distance), FINEST)
+        parity, size = (-1.0 if guess.mirrored else 1.0), guess.magnification * scale
+    variance = np.zeros(len(a))
+    for error, factor in ((reference_err, size / scale), (frame_err, 1.0)):
+        if error is not None:
+            variance += (factor * _errors(error, len(finite))[finite]) ** 2
+    known = bool(np.isfinite(variance).all() and variance.min() > 0)
+    if not known:
+        variance = np.ones(len(a))
+    ladder = -1 if wanted == "auto" else LADDER.index(wanted)
+    number, c, covariance, keep, squares = _stars.fit_pairs(
+        np.ascontiguousarray(a),
+        np.ascontiguousarray(b),
+        variance,
+        known,
+        options.clip,
+        *origin,
+        scale,
+        parity,
+        start.view(np.uint8),
+        ladder,
+    )
     used = finite.copy()
-    used[finite] = best.keep
-    return pairs.transform(best), used
+    used[finite] = keep
+    n, model = int(keep.sum()), LADDER[number]
+    free = 2 * n - FREE[model]
+    c = np.ascontiguousarray(c.T)
+    for array in (c, covariance):
+        array.setflags(write=False)
+    return Transform(
+        cx=c[0],
+        cy=c[1],
+        order=ORDER[c.shape[1]],
+        origin=origin,
+        scale=scale,
+        model=model,
+        rms=float(np.sqrt(squares / free)) if free > 0 else float("nan"),
+        n=n,
+        covariance=covariance,
+    ), used
 
 
 def _points(xy: ArrayLike) -> Array:
@@ -119,10 +147,6 @@ def _points(xy: ArrayLike) -> Array:
     if points.ndim != 2 or points.shape[1] != 2:
         raise ValueError(f"positions have shape (n, 2), not {points.shape}")
     return np.asarray(points)
-
-
-def _monomials(u: Array, v: Array) -> Array:
-    return np.stack([np.ones_like(u), u, v, u * u, u * v, v * v, u**3, u * u * v, u * v * v, v**3], axis=1)
 
 
 def _errors(values: ArrayLike, n: int) -> Array:
@@ -134,285 +158,6 @@ def _errors(values: ArrayLike, n: int) -> Array:
     return errors
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Solution:
-    """One model fitted to the stars in `keep`, in normalised coordinates."""
-
-    model: str
-    c: Array  #: (m, 2)
-    keep: Mask
-    near: Mask  #: stars that a higher model starts from: twice the clipping limit
-    variance: Array  #: (n,) of a position per axis, the floor included
-    parity: float
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Pairs:
-    """Pairs of stars with all that the models share."""
-
-    basis: Array  #: (n, 10) monomials of the normalised reference positions
-    b: Array  #: (n, 2)
-    variance: Array  #: (n,) pixel^2; ones where the errors are unknown
-    known: bool
-    clip: float
-    origin: tuple[float, float]
-    scale: float
-    parity: float
-    start: Mask  #: stars that the first guess puts within the clipping limit
-
-    @classmethod
-    def make(
-        cls,
-        a: Array,
-        b: Array,
-        errors: list[Array | None],
-        clip: float,
-        guess: Transform | None = None,
-        *,
-        shift: bool,
-    ) -> _Pairs:
-        low, high = a.min(axis=0), a.max(axis=0)
-        scale = float(max((high - low).max() / 2, 1e-3))
-        if not shift and (high - low).max() < 1e-6:
-            raise MatchError(f"all {len(a)} stars stand at one point: no rotation or scale can be found")
-        origin = (float(low[0] + high[0]) / 2, float(low[1] + high[1]) / 2)
-        u, v = ((a - origin) / scale).T
-        basis = np.stack([np.ones_like(u), u, v, u * u, u * v, v * v, u**3, u * u * v, u * v * v, v**3], axis=1)
-        if guess is None:
-            parity, size, start = _first_guess(u, v, b, clip)
-        else:
-            distance = np.linalg.norm(b - guess(a), axis=1)
-            start = distance <= 2 * clip * max(float(np.median(distance)), FINEST)
-            parity, size = (-1.0 if guess.mirrored else 1.0), guess.magnification * scale
-        variance = np.zeros(len(a))
-        for error, factor in zip(errors, (size / scale, 1.0), strict=True):
-            if error is not None:
-                variance += (factor * error) ** 2
-        known = bool(np.isfinite(variance).all() and variance.min() > 0)
-        variance = variance if known else np.ones(len(a))
-        return cls(basis, b, variance, known, clip, origin, scale, parity, start)
-
-    def reach(self, wanted: str) -> _Solution:
-        """Fit the model asked for, by way of the lower ones."""
-        below: _Solution | None = None
-        for model in LADDER[: LADDER.index(wanted) + 1]:
-            if model == wanted or (model != "shift" and self.start.sum() >= ENOUGH[model]):
-                below = self.settle(model, self.start if below is None else below.near)
-        assert below is not None
-        return below
-
-    def climb(self) -> _Solution:
-        """Find the lowest model to which no higher one is clearly better."""
-        best: _Solution | None = None
-        below = "shift"
-        keep = self.start
-        for model in LADDER[1:]:
-            if keep.sum() < ENOUGH[model] or not self.spread(model, keep):
-                break
-            higher = self.settle(model, keep)
-            keep = higher.near
-            # where some pairs are wrong, others may be: the more stars must speak for a model
-            enough = ENOUGH[model] * (2 if higher.keep.mean() < 0.95 else 1)
-            if higher.keep.sum() >= enough and self.better(below, higher):
-                best, below = higher, model
-            if self.hopeless(below, model, higher):
-                break
-        return best if best is not None else self.settle("shift", np.ones(len(self.b), bool))
-
-    def hopeless(self, lower: str, reached: str, last: _Solution) -> bool:
-        """Whether no model above the one reached can be better, by far, than the lower one: of many stars alone."""
-        some = last.near
-        for _ in range(ROUNDS):
-            keep, n = some, int(some.sum())
-            if n < MANY:
-                return False
-            basis, b, weight = self.basis[keep], self.b[keep], 1 / last.variance[keep]
-            weighted = basis.T * weight
-            try:
-                root = np.linalg.cholesky(weighted @ basis)
-            except np.linalg.LinAlgError:  # the stars do not span the highest model
-                return False
-            terms = np.linalg.solve(root, weighted @ b)
-            # wrong pairs make every model look bad: they are told by what the highest one leaves
-            rest = b - basis @ np.linalg.solve(root.T, terms)
-            left = np.sqrt(np.sum(rest * rest, axis=1) * weight)
-            inside = left <= self.clip * _median(left) / 1.1774
-            if inside.all():
-                break
-            some = keep.copy()
-            some[keep] = inside
-        chi2 = weight @ np.sum(b * b, axis=1) - np.cumsum(np.sum(terms**2, axis=1))
-        low = self.chi2(self.solve(lower, keep, last.variance), keep, last.variance)
-        for model in LADDER[LADDER.index(reached) + 1 :]:
-            high = float(max(chi2[TERMS[model] - 1], 1e-12 * low))
-            more, free = FREE[model] - FREE[lower], 2 * n - FREE[model]
-            limit = SIGNIFICANCE[model] * (FROM_SHIFT if lower == "shift" else 1)
-            if _f_tail(more, free, max(low - high, 0.0) / high * free / more) < HOPELESS * limit:
-                return False
-        return True
-
-    def spread(self, model: str, keep: Mask) -> bool:
-        """Whether the stars are spread over the field well enough for a model."""
-        if model not in SPREAD:
-            return True
-        basis = self.basis[keep, : TERMS[model]]
-        squares = np.linalg.eigvalsh(basis.T @ basis)
-        return bool(squares[0] > SPREAD[model] ** 2 * squares[-1])
-
-    def better(self, lower: str, higher: _Solution) -> bool:
-        """Whether a higher model is worth its terms."""
-        keep, variance = higher.keep, higher.variance
-        low = self.solve(lower, keep, variance)
-        more, free = FREE[higher.model] - FREE[lower], 2 * keep.sum() - FREE[higher.model]
-        if free < 3:
-            return False
-        all_low, some_low = self.chi2_without_one(lower, low, keep, variance)
-        all_high, some_high = self.chi2_without_one(higher.model, higher.c, keep, variance)
-        gain = max(all_low - all_high, 0) / all_high * free / more
-        least = np.min(np.maximum(some_low - some_high, 0) / some_high) * (free - 2) / more
-        limit = SIGNIFICANCE[higher.model] * (FROM_SHIFT if lower == "shift" else 1)
-        if _f_tail(more, free, gain) > limit or _f_tail(more, free - 2, float(least)) > WITHOUT_ONE:
-            return False
-        # what a few bright stars ask for must not be carried to the edges where it is worth nothing
-        reach_u, reach_v = np.abs(self.basis[:, 1:3]).max(axis=0)
-        edge = _monomials(reach_u * np.array([-1, -1, 1, 1]), reach_v * np.array([-1, 1, -1, 1]))
-        moved = edge[:, : len(higher.c)] @ higher.c - edge[:, : TERMS[lower]] @ low
-        edge = edge[:, : len(higher.c)]
-        error = np.einsum("ij,jk,ik->i", edge, self.covariance(higher), edge)
-        return bool(np.sum(moved**2) > 2 * WORTH**2 * error.sum())
-
-    def chi2_without_one(self, model: str, c: Array, keep: Mask, variance: Array) -> tuple[float, Array]:
-        """Chi^2, and that of the fits that leave out one star each (Cook & Weisberg 1982, ch. 2)."""
-        squared = np.sum(self.residuals(c)[keep] ** 2, axis=1) / variance[keep]
-        total = float(squared.sum() + 2 * np.sum(FINEST**2 / variance[keep]))
-        own = squared / np.maximum(1 - self.leverage(model, keep, variance)[keep], 1e-9)
-        return total, np.maximum(total - own, 1e-12 * total)
-
-    def settle(self, model: str, keep: Mask) -> _Solution:
-        """Fit and clip until the set of stars stays; again with a floor on the errors, if they need one."""
-        variance = self.variance
-        c, keep, near = self.clipped(model, keep, variance)
-        floor = self.floor(model, c, keep) if self.known else 0.0
-        if floor > 0:
-            variance = variance + floor
-            c, keep, near = self.clipped(model, keep, variance)
-        return _Solution(model, c, keep, near, variance, self.parity)
-
-    def clipped(self, model: str, keep: Mask, variance: Array) -> tuple[Array, Mask, Mask]:
-        for _ in range(ROUNDS):
-            c = self.solve(model, keep, variance)
-            distance = np.linalg.norm(self.residuals(c), axis=1) / np.sqrt(variance)
-            distance /= self.expected(model, keep, variance)
-            # the median distance of a two-dimensional normal law is 1.177 sigma
-            sigma = _median(distance[keep]) / 1.1774
-            least = 1.0 if self.known else FINEST
-            limit = self.clip * max(sigma, least)
-            inside = distance <= limit
-            if (inside == keep).all() or inside.sum() * 2 < max(FREE[model], 3):
-                break
-            keep = inside
-        return self.solve(model, keep, variance), keep, distance <= 2 * limit
-
-    def expected(self, model: str, keep: Mask, variance: Array) -> Array:
-        """Error of a residual over the star's own: below 1 for the stars behind the fit, above for others."""
-        leverage = self.leverage(model, keep, variance)
-        return np.asarray(np.sqrt(np.where(keep, np.maximum(1 - leverage, 0.05), 1 + leverage)))
-
-    def leverage(self, model: str, keep: Mask, variance: Array) -> Array:
-        """(n,) variance of the fit at a star, over the star's own."""
-        weight = 1 / variance
-        if model in ("shift", "similarity"):
-            at = np.full(len(weight), 1 / weight[keep].sum())
-            if model == "similarity":
-                uv = self.basis[:, 1:3]
-                square = np.sum((uv - weight[keep] @ uv[keep] * at[0]) ** 2, axis=1)
-                at = at + square / (weight[keep] @ square[keep])
-            return np.asarray(weight * at)
-        basis = self.basis[:, : TERMS[model]]
-        inverse = np.linalg.pinv(basis[keep].T * weight[keep] @ basis[keep])
-        return np.asarray(weight * np.sum(basis @ inverse * basis, axis=1))
-
-    def floor(self, model: str, c: Array, keep: Mask) -> float:
-        """Variance to add to all stars so that chi^2 is no larger than it should be (Paule & Mandel 1982)."""
-        squared = np.sum(self.residuals(c)[keep] ** 2, axis=1)
-        variance = self.variance[keep]
-        free = 2 * len(squared) - FREE[model]
-        if free <= 0 or _chi2_tail(free, float(np.sum(squared / variance))) > UNLIKELY:
-            return 0.0
-        low, high = 0.0, float(squared.sum() / free)
-        for _ in range(40):
-            middle = (low + high) / 2
-            low, high = (middle, high) if np.sum(squared / (variance + middle)) > free else (low, middle)
-        return high
-
-    def residuals(self, c: Array) -> Array:
-        return self.b - self.basis[:, : len(c)] @ c
-
-    def chi2(self, c: Array, keep: Mask, variance: Array) -> float:
-        return float(np.sum(self.residuals(c)[keep] ** 2 / variance[keep, None]))
-
-    def solve(self, model: str, keep: Mask, variance: Array) -> Array:
-        """Coefficients (m, 2) by weighted least squares."""
-        weight = 1 / variance[keep]
-        basis, b = self.basis[keep, : TERMS[model]], self.b[keep]
-        if model == "shift":
-            rest = b - (basis[:, 1:3] * self.scale + self.origin)
-            shift = weight @ rest / weight.sum() + self.origin
-            return np.array([shift, [self.scale, 0], [0, self.scale]])
-        if model == "similarity":
-            mean = weight @ basis[:, 1:3] / weight.sum()
-            centre = weight @ b / weight.sum()
-            (x, y), (p, q) = (basis[:, 1:3] - mean).T * [[1], [self.parity]], (b - centre).T
-            size = weight @ (x * x + y * y)
-            cos, sin = weight @ (x * p + y * q) / size, weight @ (x * q - y * p) / size
-            linear = np.array([[cos, sin], [-self.parity * sin, self.parity * cos]])
-            return np.concatenate([[centre - mean @ linear], linear])
-        if len(b) > 5 * basis.shape[1] and self.spread(model, keep):
-            weighted = basis * weight[:, None]
-            return np.asarray(np.linalg.solve(weighted.T @ basis, weighted.T @ b))
-        root = np.sqrt(weight)[:, None]
-        return np.asarray(np.linalg.lstsq(basis * root, b * root, rcond=None)[0])
-
-    def covariance(self, found: _Solution) -> Array:
-        """(m, m) covariance of one axis' coefficients."""
-        keep, parity = found.keep, self.parity
-        weight = 1 / found.variance[keep]
-        free = 2 * keep.sum() - FREE[found.model]
-        scale = self.chi2(found.c, keep, found.variance) / free if free > 0 and not self.known else 1.0
-        basis = self.basis[keep, : TERMS[found.model]]
-        if found.model == "shift":
-            return np.diag([scale / weight.sum(), 0, 0])
-        if found.model == "similarity":
-            _, u, v = basis.T
-            one, zero = np.ones_like(u), np.zeros_like(u)
-            rows = [[one, zero, u, -parity * v], [zero, one, parity * v, u]]  # of tx, ty, cos, sin
-            normal = sum(np.einsum("in,n,jn->ij", row, weight, row) for row in np.array(rows))
-            pick = np.array([[1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, -parity]])
-            return np.asarray(scale * pick @ np.linalg.pinv(normal) @ pick.T)
-        return np.asarray(scale * np.linalg.pinv(basis.T * weight @ basis))
-
-    def transform(self, found: _Solution) -> Transform:
-        """Give a solution the form in which it leaves this module."""
-        n = int(found.keep.sum())
-        squares = float(np.sum(self.residuals(found.c)[found.keep] ** 2))
-        free = 2 * n - FREE[found.model]
-        c = np.ascontiguousarray(found.c.T)
-        covariance = self.covariance(found)
-        for array in (c, covariance):
-            array.setflags(write=False)
-        return Transform(
-            cx=c[0],
-            cy=c[1],
-            order=ORDER[len(found.c)],
-            origin=self.origin,
-            scale=self.scale,
-            model=found.model,
-            rms=float(np.sqrt(squares / free)) if free > 0 else float("nan"),
-            n=n,
-            covariance=covariance,
-        )
-
-
 def _median(values: Array) -> float:
     """`numpy.median` of finite values, without its overhead."""
     middle = len(values) // 2
@@ -420,58 +165,6 @@ def _median(values: Array) -> float:
         return float(np.partition(values, middle)[middle])
     low, high = np.partition(values, (middle - 1, middle))[middle - 1 : middle + 1]
     return float(low + high) / 2
-
-
-def _f_tail(m: int, n: int, f: float) -> float:
-    """Probability that an F variable of m and n degrees of freedom exceeds `f`.
-
-    The continued fraction of DLMF 8.17.22 by Lentz's method; scipy.special would cost half of the start-up time.
-    """
-    if not f > 0:
-        return 1.0
-    a, b, x = n / 2, m / 2, n / (n + m * f)
-    swapped = x > (a + 1) / (a + b + 2)
-    if swapped:
-        a, b, x = b, a, 1 - x
-    if x <= 0:
-        return 1.0 if swapped else 0.0
-    front = exp(lgamma(a + b) - lgamma(a) - lgamma(b) + a * log(x) + b * log1p(-x)) / a
-    c, d = 1.0, 1 / (1 - (a + b) * x / (a + 1))
-    fraction = d
-    for k in range(1, 1000):
-        even = k * (b - k) * x / ((a + 2 * k - 1) * (a + 2 * k))
-        odd = -(a + k) * (a + b + k) * x / ((a + 2 * k) * (a + 2 * k + 1))
-        before = fraction
-        for term in (even, odd):
-            c, d = 1 + term / c, 1 / (1 + term * d)
-            fraction *= c * d
-        if abs(fraction - before) < 1e-12 * abs(fraction):
-            break
-    return 1 - front * fraction if swapped else front * fraction
-
-
-def _chi2_tail(n: int, x: float) -> float:
-    """Probability that chi^2 of n degrees of freedom exceeds `x`; 1 below n + 2, where it is above 0.08.
-
-    The continued fraction of DLMF 8.9.2 by Lentz's method.
-    """
-    a, x = n / 2, x / 2
-    if not x > a + 1:
-        return 1.0
-    if x == inf:
-        return 0.0
-    b = x + 1 - a
-    c, d = inf, 1 / b
-    fraction = d
-    for k in range(1, 1000):
-        term = -k * (k - a)
-        b += 2
-        d = 1 / (term * d + b)
-        c = b + term / c
-        fraction *= c * d
-        if abs(c * d - 1) < 1e-12:
-            break
-    return fraction * exp(-x + a * log(x) - lgamma(a))
 
 
 def _first_guess(u: Array, v: Array, b: Array, clip: float) -> tuple[float, float, Mask]:
