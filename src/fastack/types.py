@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastack import _stars
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -265,8 +267,7 @@ class Transform:
         (n, 2) ndarray, pixel
             Positions in the frame.
         """
-        terms = self._terms(np.asarray(xy, float).reshape(-1, 2))
-        return np.stack([terms @ self.cx, terms @ self.cy], axis=1)
+        return _stars.evaluate(np.asarray(xy, float).reshape(-1, 2), *self._map)
 
     def inverse(self, xy: Any) -> Array:
         """Pixels of the frame to output pixels, by Newton's method (to 1e-9 pixel).
@@ -281,27 +282,15 @@ class Transform:
         (n, 2) ndarray, pixel
             Positions on the output grid.
         """
-        target = np.asarray(xy, float).reshape(-1, 2)
-        matrix = self.jacobian(np.array([self.origin]))[0]
-        start = np.asarray(self.origin) + (target - self(np.array([self.origin]))) @ np.linalg.inv(matrix).T
-        for _ in range(20 if self.order > 1 else 1):
-            step = np.linalg.solve(self.jacobian(start), (target - self(start))[..., None])[..., 0]
-            start = start + step
-            if not len(step) or np.abs(step).max() < 1e-9:
-                break
-        return np.asarray(start)
+        return _stars.invert_map(np.asarray(xy, float).reshape(-1, 2), *self._map, 1e-9, 20 if self.order > 1 else 1)
 
     def jacobian(self, xy: Any) -> Array:
         """(n, 2, 2) derivatives d(frame x, y) / d(output x, y)."""
-        uv = (np.asarray(xy, float).reshape(-1, 2) - self.origin) / self.scale
-        u, v = uv[:, 0], uv[:, 1]
-        zero, one = np.zeros_like(u), np.ones_like(u)
-        du = [zero, one, zero, 2 * u, v, zero, 3 * u * u, 2 * u * v, v * v, zero]
-        dv = [zero, zero, one, zero, u, 2 * v, zero, u * u, 2 * u * v, 3 * v * v]
-        m = len(self.cx)
-        tu, tv = np.stack(du[:m], axis=1), np.stack(dv[:m], axis=1)
-        rows = [[tu @ self.cx, tv @ self.cx], [tu @ self.cy, tv @ self.cy]]
-        return np.moveaxis(np.array(rows), 2, 0) / self.scale
+        return _stars.derivatives(np.asarray(xy, float).reshape(-1, 2), *self._map)
+
+    @property
+    def _map(self) -> tuple[Array, Array, float, float, float]:
+        return np.asarray(self.cx, float), np.asarray(self.cy, float), *self.origin, self.scale
 
     @property
     def matrix(self) -> Array:
