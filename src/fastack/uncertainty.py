@@ -32,6 +32,7 @@ _REACH = {"nearest": 0.5, "bilinear": 1.0, "bicubic": 2.0, "lanczos2": 2.0, "lan
 _STEPS = 64  # of a pixel, in the tables of the kernels' overlaps
 _POINTS = 2048  # output pixels, of all frames together, that stand for the whole grid
 _MIN_POINTS = 16  # of one frame
+_TOGETHER = 64  # frames whose points are looked at in one go
 _GOLDEN = (0.7548776662466927, 0.5698402909980532)  # Roberts' sequence: evenly spread points in the square
 _SUBPIXELS = 16  # per axis, where an aperture cuts a pixel
 _LEAST_ERROR = 0.02  # of a gain estimate, relative
@@ -157,22 +158,37 @@ def noise_covariance(
     there: kernels are separable, so it is a product of overlaps along x and y, which stand in a table by the phase of
     u and by J d.
     """
+    return np.asarray(_covariances([transform], shape, options, points)[0])
+
+
+def _covariances(
+    transforms: Sequence[Transform], shape: tuple[int, int], options: ResampleOptions, points: int
+) -> Array:
+    """`noise_covariance` of frames whose kernel is the same, together, with zeros around those of less reach."""
     k = np.arange(points) + 0.5
     ny, nx = shape
     xy = np.round(np.stack([np.modf(k * g)[0] for g in _GOLDEN], axis=1) * [nx, ny] - 0.5)
-    at = transform(xy)
-    right, up = transform(xy + np.array([1.0, 0.0])) - at, transform(xy + np.array([0.0, 1.0])) - at
-    table, reach = _overlaps(options.kernel, round(transform.magnification, 2) if options.kernel == "area" else 1.0)
-    m = int(np.ceil(reach / min(1.0, transform.magnification) + 1e-9))
+    at, right, up = (
+        np.array([t(xy + np.array(step)) for t in transforms]) for step in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0))
+    )
+    right, up = right - at, up - at
+    table, reach = _overlaps(options.kernel, _width(transforms[0], options))
+    m = int(np.ceil(reach / min(1.0, *(t.magnification for t in transforms)) + 1e-9))
     lag_y, lag_x = np.mgrid[: m + 1, -m : m + 1]  # the other half is the same by symmetry
     step = [
-        np.rint(_STEPS * (lag_x[..., None] * right[:, i] + lag_y[..., None] * up[:, i])).astype(int) for i in (0, 1)
+        np.rint(_STEPS * (lag_x[..., None] * right[:, None, None, :, i] + lag_y[..., None] * up[:, None, None, :, i]))
+        for i in (0, 1)
     ]
     phase = np.rint(_STEPS * (at - np.floor(at))).astype(int) % _STEPS
     middle, size = table.shape[1] // 2, table.shape[1]
-    part = [table[phase[:, i], np.clip(step[i] + middle, 0, size - 1)] for i in (0, 1)]
+    part = [table[phase[:, None, None, :, i], np.clip(step[i] + middle, 0, size - 1).astype(np.int32)] for i in (0, 1)]
     upper = (part[0] * part[1]).mean(axis=-1)
-    return np.concatenate([upper[:0:-1, ::-1], upper])
+    return np.concatenate([upper[:, :0:-1, ::-1], upper], axis=1)
+
+
+def _width(transform: Transform, options: ResampleOptions) -> float:
+    """Output pixels in frame pixels, where the kernel goes with them."""
+    return round(transform.magnification, 2) if options.kernel == "area" else 1.0
 
 
 @lru_cache(maxsize=16)
@@ -180,12 +196,14 @@ def _overlaps(kernel: Kernel, width: float) -> tuple[Array, float]:
     """Overlap ``sum_j k(j - u) k(j - u - d)`` by the phase of u and by d in 1/64 pixel; 0 from `reach` on."""
     half = 0.5 * (width + 1) if kernel == "area" else _REACH[kernel]
     reach = 2 * half
-    phase = np.arange(_STEPS) / _STEPS
     most = int(np.ceil(reach)) * _STEPS + 1
     d = np.arange(-most, most + 1)
     pixel = np.arange(-int(np.ceil(half)) - 1, int(np.ceil(half)) + 3)
-    first = _kernel(kernel, pixel - phase[:, None], width)
-    second = _kernel(kernel, pixel - phase[:, None, None] - d[:, None] / _STEPS, width)
+    # all distances are multiples of a step: the kernel is computed once for each
+    at = _STEPS * pixel - np.arange(_STEPS)[:, None]
+    last = int(np.abs(at).max()) + most
+    values = _kernel(kernel, np.arange(-last, last + 1) / _STEPS, width)
+    first, second = values[at + last], values[at[:, None] - d[:, None] + last]
     weight = first.sum(axis=1)  # of all taps, by the phase
     table = np.einsum("pj,pdj->pd", first, second)
     table /= weight[:, None] * weight[(np.arange(_STEPS)[:, None] + d) % _STEPS]
@@ -256,12 +274,16 @@ def noise_correlation(
     if not share.any():
         share = np.ones(len(transforms))
     points = max(_MIN_POINTS, _POINTS // len(transforms))
-    parts = [noise_covariance(t, shape, options, points=points) for t in transforms]
+    alike: dict[float, list[int]] = {}
+    for k, t in enumerate(transforms):
+        alike.setdefault(_width(t, options), []).append(k)
+    some = [group[k : k + _TOGETHER] for group in alike.values() for k in range(0, len(group), _TOGETHER)]
+    parts = [np.tensordot(share[k], _covariances([transforms[i] for i in k], shape, options, points), 1) for k in some]
     m = max(len(part) for part in parts) // 2
     total = np.zeros((2 * m + 1, 2 * m + 1))
-    for part, weight in zip(parts, share, strict=True):
+    for part in parts:
         r = len(part) // 2
-        total[m - r : m + r + 1, m - r : m + r + 1] += weight * part
+        total[m - r : m + r + 1, m - r : m + r + 1] += part
     rho = total / total[m, m]
     if combine.combine == "median" and len(transforms) > 2:
         rho = 2 / np.pi * np.arcsin(np.clip(rho, -1, 1))
@@ -304,11 +326,11 @@ def _aperture(radius: float, centre: tuple[float, float]) -> Array:
 
 def _lags(aperture: Array, m: int) -> Array:
     """Autocorrelation of an aperture for lags of -m to m."""
-    wide = np.pad(aperture, m)
-    n = len(aperture)
-    return np.array(
-        [[(aperture * wide[j : j + n, i : i + n]).sum() for i in range(2 * m + 1)] for j in range(2 * m + 1)]
-    )
+    size = len(aperture) + m  # room for the longest lag: nothing comes round
+    spectrum = np.fft.rfft2(aperture, (size, size))
+    lags = np.fft.irfft2(np.abs(spectrum) ** 2, (size, size))
+    at = np.arange(-m, m + 1)
+    return np.asarray(lags[np.ix_(at, at)])
 
 
 def aperture_error(
