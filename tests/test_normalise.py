@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import normalise as twins
 
-from fastack import normalise
+from fastack import _stars, normalise
 from fastack.errors import MatchError
 from fastack.types import Background, FrameQuality, FrameRecord, StarFlag, Stars, Transform
 
@@ -138,3 +141,36 @@ def test_alike_skies_need_no_surface() -> None:
     records, to_frame = night_of(np.array([[300.0, 0], [-300.0, 0]]))
     assert normalise.sky_surfaces(records, to_frame, (0, 640, 0, 640), "level") is None
     assert normalise.sky_surfaces(records, to_frame, (0, 640, 0, 640), "plane") is not None
+
+
+# ---- the loops against their twins
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.floats(0, 80), st.integers(0, 2**32))
+@settings(deadline=None)
+def test_mesh_is_that_of_its_twin(my: int, mx: int, reach: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    shape, cell = (my * 64, mx * 60), (64.0, 60.0)
+    level = rng.normal(1000, 50, (my, mx))
+    xy = rng.uniform(-100, 640, (50, 2))
+    xy[:4] = [(-0.5, -0.5), (shape[1] - 0.5, shape[0] - 0.5), (31.5, 29.5), (np.nan, 3)]
+    found = _stars.mesh_values(level, *cell, *shape, xy, reach)
+    np.testing.assert_allclose(found, twins.mesh_values(level, cell, shape, np.nan_to_num(xy, nan=-1e9), reach))
+
+
+@given(st.lists(st.one_of(st.floats(-1e6, 1e6), st.just(float("nan"))), max_size=40), st.booleans())
+def test_clipped_mean_is_that_of_its_twin(values: list[float], outlier: bool) -> None:
+    array = np.array([*values, *([1e9] if outlier else [])], float)
+    np.testing.assert_allclose(_stars.clipped_mean(array), twins.clipped_mean(array), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("n", [3, 4, 5, 20, 300])
+@pytest.mark.parametrize("scatter", [0.5, 1.0, 4.0])
+def test_robust_mean_is_that_of_its_twin(n: int, scatter: float) -> None:
+    rng = np.random.default_rng(n)
+    for _ in range(50):
+        variance = rng.uniform(0.001, 0.1, n) ** 2
+        values = 0.3 + scatter * np.sqrt(variance) * rng.standard_t(2, n)
+        order = np.argsort(values)
+        found, expected = _stars.robust_mean(values[order], variance[order]), twins.robust_mean(values, variance)
+        assert found == pytest.approx(expected, rel=1e-9)

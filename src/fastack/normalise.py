@@ -33,6 +33,7 @@ def match_levels(records: Sequence[FrameRecord], reference: FrameRecord, *, norm
     """
     assert reference.stars is not None and reference.background is not None
     pedestal = reference.background.sky
+    points = _mesh_points(reference.background)
     for r in records:
         if r.reason is not None or r.transform is None or r.background is None:
             continue
@@ -43,19 +44,20 @@ def match_levels(records: Sequence[FrameRecord], reference: FrameRecord, *, norm
             r.scale, r.scale_err, r.sky = 1.0, 0.0, pedestal / area
         else:
             assert r.stars is not None
-            first, second = _common_stars(reference.stars, r.stars, r.transform)
             try:
-                r.scale, r.scale_err = flux_scale(first, second)
+                r.scale, r.scale_err = _flux_scale(
+                    reference.stars, r.stars, *_common(reference.stars, r.stars, r.transform)
+                )
             except MatchError as error:
                 r.scale = _exposure_ratio(reference, r)
                 r.notes += (f"{error}; scaled by exposure, {r.scale:.4g}",)
-            r.sky = sky_level(reference.background, r.background, r.transform, r.scale)
+            r.sky = _sky_level(*points, r.background, r.transform, r.scale)
 
 
-def _common_stars(reference: Stars, frame: Stars, to_frame: Transform) -> tuple[Stars, Stars]:
-    """Stars of both lists that a transform brings together, row by row."""
+def _common(reference: Stars, frame: Stars, to_frame: Transform) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Rows of the stars of both lists that a transform brings together."""
     pairs = _stars.nearest_pairs(np.ascontiguousarray(to_frame(reference.xy)), np.ascontiguousarray(frame.xy), 1.5)
-    return reference[pairs[:, 0]], frame[pairs[:, 1]]
+    return pairs[:, 0], pairs[:, 1]
 
 
 def _exposure_ratio(reference: FrameRecord, record: FrameRecord) -> float:
@@ -82,37 +84,26 @@ def flux_scale(reference: Stars, frame: Stars) -> tuple[float, float]:
     MatchError
         If fewer than three unsaturated stars are common, or their ratios have no meaning.
     """
-    good = ~(reference.has(_UNFIT) | frame.has(_UNFIT))
-    good &= (reference.flux > 0) & (frame.flux > 0) & (reference.snr > 5) & (frame.snr > 5)
-    if good.sum() < 3:
-        raise MatchError(f"flux scale: {int(good.sum())} unsaturated stars in common, need 3")
-    ratio = np.log(reference.flux[good] / frame.flux[good])
-    variance = 1 / reference.snr[good] ** 2 + 1 / frame.snr[good] ** 2
-    keep = np.ones(len(ratio), bool)
-    extra = 0.0
-    for _ in range(10):
-        weight = np.where(keep, 1 / (variance + extra), 0.0)
-        mean = _weighted_median(ratio[keep], weight[keep])
-        residual = ratio - mean
-        spread = 1.4826 * np.median(np.abs(residual[keep]))
-        extra = max(0.0, spread**2 - float(np.median(variance[keep])))
-        new = np.abs(residual) < 4 * np.sqrt(variance + extra) + 1e-12
-        if new.sum() < 3 or (new == keep).all():
-            break
-        keep = new
-    weight = 1 / (variance[keep] + extra)
-    mean = float(np.sum(weight * ratio[keep]) / weight.sum())
-    chi2 = float(np.sum(weight * (ratio[keep] - mean) ** 2) / max(1, keep.sum() - 1))
-    error = float(np.sqrt(max(1.0, chi2) / weight.sum()))
+    rows = np.arange(len(reference))
+    return _flux_scale(reference, frame, rows, rows)
+
+
+def _flux_scale(reference: Stars, frame: Stars, i: NDArray[np.intp], j: NDArray[np.intp]) -> tuple[float, float]:
+    """`flux_scale` of the stars in rows i of the one list and j of the other."""
+    first, second = reference.flux[i], frame.flux[j]
+    snr, other = reference.snr[i], frame.snr[j]
+    good = ((reference.flags[i] | frame.flags[j]) & int(_UNFIT)) == 0
+    good &= (first > 0) & (second > 0) & (snr > 5) & (other > 5)
+    n = int(np.count_nonzero(good))
+    if n < 3:
+        raise MatchError(f"flux scale: {n} unsaturated stars in common, need 3")
+    ratio = np.log(first[good] / second[good])
+    order = np.argsort(ratio, kind="stable")
+    variance = 1 / snr[good] ** 2 + 1 / other[good] ** 2
+    mean, error, n = _stars.robust_mean(ratio[order], variance[order])
     if not np.isfinite(mean) or error > 0.5:
-        raise MatchError(f"flux scale: the ratios of {int(keep.sum())} stars scatter too much (error {error:.2f})")
+        raise MatchError(f"flux scale: the ratios of {n} stars scatter too much (error {error:.2f})")
     return float(np.exp(mean)), float(np.exp(mean)) * error
-
-
-def _weighted_median(values: Array, weights: Array) -> float:
-    order = np.argsort(values, kind="stable")
-    half = np.cumsum(weights[order])
-    return float(values[order][np.searchsorted(half, half[-1] / 2)])
 
 
 def mesh_at(background: Background, xy: Array, reach: float = 0.0) -> Array:
@@ -133,17 +124,7 @@ def mesh_at(background: Background, xy: Array, reach: float = 0.0) -> Array:
         NaN outside the image.
     """
     level = np.asarray(background.level, float)
-    places, inside = [], np.ones(len(xy), bool)
-    for axis in (0, 1):
-        n, size = level.shape[1 - axis], background.shape[1 - axis]
-        at = (xy[:, axis] + 0.5) / background.cell[1 - axis] - 0.5
-        first = np.clip(np.floor(at), 0, max(0, n - 2)).astype(int)
-        places.append((first, np.minimum(first + 1, n - 1), at - first))
-        inside &= (xy[:, axis] >= -0.5 - reach) & (xy[:, axis] <= size - 0.5 + reach)
-    (ix, jx, fx), (iy, jy, fy) = places
-    top = level[iy, ix] * (1 - fx) + level[iy, jx] * fx
-    bottom = level[jy, ix] * (1 - fx) + level[jy, jx] * fx
-    return np.where(inside, top * (1 - fy) + bottom * fy, np.nan)
+    return _stars.mesh_values(level, *background.cell, *background.shape, np.asarray(xy, float), reach)
 
 
 def sky_level(reference: Background, frame: Background, transform: Transform, scale: float) -> float:
@@ -166,24 +147,23 @@ def sky_level(reference: Background, frame: Background, transform: Transform, sc
     float, ADU of the frame
         ``b`` such that ``scale * area * (frame - b)`` has the reference's median sky subtracted.
     """
+    return _sky_level(*_mesh_points(reference), frame, transform, scale)
+
+
+def _mesh_points(reference: Background) -> tuple[Array, Array]:
+    """Mesh points of the reference, as far as they lie in the image, and its level there above its sky."""
     my, mx = reference.level.shape
     x = (np.arange(mx) + 0.5) * reference.cell[1] - 0.5
     y = (np.arange(my) + 0.5) * reference.cell[0] - 0.5
-    grid = np.stack([a.ravel() for a in np.meshgrid(x, y)], axis=1)
-    grid = np.minimum(grid, [reference.shape[1] - 1, reference.shape[0] - 1])
+    points = np.stack([a.ravel() for a in np.meshgrid(x, y)], axis=1)
+    points = np.minimum(points, [reference.shape[1] - 1, reference.shape[0] - 1])
+    return points, mesh_at(reference, points) - reference.sky
+
+
+def _sky_level(points: Array, known: Array, frame: Background, transform: Transform, scale: float) -> float:
     gain = scale * transform.magnification**2
-    excess = mesh_at(frame, transform(grid)) - (mesh_at(reference, grid) - reference.sky) / gain
-    excess = excess[np.isfinite(excess)]
-    if not len(excess):
-        return frame.sky
-    for _ in range(5):
-        median = np.median(excess)
-        sigma = 1.4826 * np.median(np.abs(excess - median))
-        keep = np.abs(excess - median) <= 3 * sigma
-        if keep.all() or keep.sum() < 3:
-            break
-        excess = excess[keep]
-    return float(np.mean(excess)) if len(excess) > 4 else float(np.median(excess))
+    level = _stars.clipped_mean(mesh_at(frame, transform(points)) - known / gain)
+    return level if np.isfinite(level) else frame.sky
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -263,7 +243,7 @@ def sky_surfaces(
     surface = _planes(excess, known, weight, basis) @ basis.T
     rest = np.zeros_like(surface)
     if model == "mesh":
-        rest = np.where(known, excess - surface - _common(excess - surface, known, weight), 0.0)
+        rest = np.where(known, excess - surface - _common_level(excess - surface, known, weight), 0.0)
     size = np.sqrt(np.sum((surface + rest) ** 2, axis=1, where=known) / np.maximum(known.sum(axis=1), 1))
     if not (size > _QUIET * np.where(np.isfinite(noise), noise, 0.0)).any():
         return None
@@ -271,7 +251,7 @@ def sky_surfaces(
         padded = np.pad(rest.reshape(-1, my, mx), ((0, 0), (1, 1), (1, 1)), mode="edge")
         windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
         rest = np.median(windows, axis=(3, 4)).reshape(rest.shape)
-        surface = surface + rest - _common(rest, np.ones_like(known), weight)
+        surface = surface + rest - _common_level(rest, np.ones_like(known), weight)
     whole = (my * _CELL, mx * _CELL)
     empty = np.zeros((my, mx), np.float32)
     meshes = surface.astype(np.float32).reshape(-1, my, mx)
@@ -281,7 +261,7 @@ def sky_surfaces(
     )
 
 
-def _common(values: Array, known: NDArray[np.bool_], weight: Array) -> Array:
+def _common_level(values: Array, known: NDArray[np.bool_], weight: Array) -> Array:
     """Weighted mean over the frames at every point; 0 where there is none."""
     shares = weight[:, None] * known
     total = shares.sum(axis=0)
@@ -298,7 +278,7 @@ def _planes(excess: Array, known: NDArray[np.bool_], weight: Array, basis: Array
     for _ in range(3):
         normal = (counted.astype(float) @ products).reshape(-1, terms, terms) + 1e-9 * np.eye(terms)
         for _ in range(_TURNS):
-            left = excess - _common(excess - planes @ basis.T, counted, weight)
+            left = excess - _common_level(excess - planes @ basis.T, counted, weight)
             moment = np.where(counted, left, 0.0) @ basis
             new = np.linalg.solve(normal, moment[..., None])[..., 0]
             new = new - weight @ new / weight.sum()
@@ -306,7 +286,7 @@ def _planes(excess: Array, known: NDArray[np.bool_], weight: Array, basis: Array
             if change <= 1e-4 * np.abs(planes).max():
                 break
         rest = excess - planes @ basis.T
-        rest = np.abs(rest - _common(rest, counted, weight))
+        rest = np.abs(rest - _common_level(rest, counted, weight))
         limit = np.array([5 * 1.4826 * np.median(a[b]) if b.any() else 0.0 for a, b in zip(rest, counted, strict=True)])
         counted = known & (rest <= limit[:, None] + 1e-12)
     return planes
