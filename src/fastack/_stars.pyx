@@ -77,12 +77,12 @@ cdef class Cells:
 
     cdef bint window(self, double x, double y, double r, Py_ssize_t* box) noexcept nogil:
         """Cells that a circle touches: first and last column, first and last row; False where there is none."""
-        cdef double left = floor((x - r - self.x0) * self.per_cell), right = floor((x + r - self.x0) * self.per_cell)
-        cdef double low = floor((y - r - self.y0) * self.per_cell), high = floor((y + r - self.y0) * self.per_cell)
+        cdef double left = (x - r - self.x0) * self.per_cell, right = (x + r - self.x0) * self.per_cell
+        cdef double low = (y - r - self.y0) * self.per_cell, high = (y + r - self.y0) * self.per_cell
         if not (right >= 0 and high >= 0 and left < self.nx and low < self.ny):
             return False
-        box[0], box[1] = <Py_ssize_t>fmax(left, 0), <Py_ssize_t>fmin(right, self.nx - 1)
-        box[2], box[3] = <Py_ssize_t>fmax(low, 0), <Py_ssize_t>fmin(high, self.ny - 1)
+        box[0], box[1] = <Py_ssize_t>(left if left > 0 else 0), min(<Py_ssize_t>right, self.nx - 1)
+        box[2], box[3] = <Py_ssize_t>(low if low > 0 else 0), min(<Py_ssize_t>high, self.ny - 1)
         return True
 
     cdef Py_ssize_t nearest(self, double x, double y, double r, double* d2) noexcept nogil:
@@ -203,13 +203,19 @@ cdef double judge(Fit* fit, const double[:, ::1] a, const double[:, ::1] b, Cell
     cdef Py_ssize_t i, n, step, inside = 0, near = 0
     cdef double r, x, y, width = 4 * tolerance
     cdef Similarity start
+    cdef bint settled = False
     for step in range(5):
         r = 1.5 * tolerance if step < 2 else tolerance
         start = fit.map
         n = pair_up(&start, a, cells, r, owner, d2)
         if n < 3 or not least_squares(a, b, owner, start.parity, fit):
             return -INFINITE
-    pair_up(&fit.map, a, cells, tolerance, owner, d2)
+        settled = (step >= 2 and fit.map.c == start.c and fit.map.s == start.s and fit.map.tx == start.tx
+                   and fit.map.ty == start.ty)
+        if settled:  # pairing again would bring the same pairs
+            break
+    if not settled:
+        pair_up(&fit.map, a, cells, tolerance, owner, d2)
     for i in range(a.shape[0]):
         apply(&fit.map, a[i, 0], a[i, 1], &x, &y)
         if (cells.x0 - r <= x <= cells.x0 + cells.nx * cells.cell
@@ -516,6 +522,38 @@ def refine(const double[:, ::1] a, const double[:, ::1] b, const double[::1] sta
         n = pair_up(&fit.map, a, cells, tolerance, &owner[0], &d2[0])
     similarity = np.array([fit.map.c, fit.map.s, fit.map.tx, fit.map.ty, fit.map.parity])
     return similarity, rows(owner, b.shape[0], n), score
+
+
+def rough_fit(const double[:, ::1] a, const double[:, ::1] b, double clip):
+    """Similarity through pairs that a similarity has brought together: (c, s, tx, ty, parity), the robust sigma of
+    its distances, and which pairs lie within `clip` of these."""
+    cdef Py_ssize_t i, n = a.shape[0]
+    cdef Py_ssize_t[::1] owner = np.arange(n)
+    cdef double[:, ::1] distance2 = np.empty((2, n))
+    cdef double[::1] room = np.empty(n)
+    cdef unsigned char[::1] near = np.ones(n, np.uint8)
+    cdef Fit[2] fits
+    cdef double[2] medians
+    cdef double x, y, sigma = 0
+    cdef int k, _round
+    with nogil:
+        for _round in range(2):
+            for k in range(2):
+                medians[k] = INFINITE
+                if not least_squares(a, b, &owner[0], 1.0 - 2.0 * k, &fits[k]):
+                    continue
+                for i in range(n):
+                    apply(&fits[k].map, a[i, 0], a[i, 1], &x, &y)
+                    distance2[k, i] = (b[i, 0] - x) ** 2 + (b[i, 1] - y) ** 2
+                    room[i] = distance2[k, i]
+                medians[k] = sqrt(middle(&room[0], n))
+            k = 0 if medians[0] <= medians[1] else 1
+            sigma = fmax(medians[k] * TO_SIGMA, FINEST)
+            for i in range(n):
+                near[i] = distance2[k, i] <= clip * clip * sigma * sigma
+                owner[i] = i if near[i] else -1
+    similarity = np.array([fits[k].map.c, fits[k].map.s, fits[k].map.tx, fits[k].map.ty, fits[k].map.parity])
+    return similarity, sigma, np.asarray(near).view(bool)
 
 
 def nearest_pairs(const double[:, ::1] a, const double[:, ::1] b, double radius):

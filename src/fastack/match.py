@@ -116,7 +116,9 @@ class _Match:
 
 
 def _positions(stars: Stars | Any) -> Array:
-    xy = stars.xy if isinstance(stars, Stars) else np.ma.filled(np.ma.asarray(stars, float), np.nan)
+    xy = stars.xy if isinstance(stars, Stars) else stars
+    if type(xy) is not np.ndarray:
+        xy = np.ma.filled(np.ma.asarray(xy, float), np.nan)
     if xy.size == 0:
         return np.empty((0, 2))
     if xy.ndim != 2 or xy.shape[1] != 2:

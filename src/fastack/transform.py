@@ -99,7 +99,7 @@ def _fit(
         u, v = ((a - origin) / scale).T
         parity, size, start = _first_guess(u, v, b, options.clip)
     else:
-        distance = np.linalg.norm(b - guess(a), axis=1)
+        distance = np.hypot(*(b - guess(a)).T)
         start = distance <= 2 * options.clip * max(_median(distance), FINEST)
         parity, size = (-1.0 if guess.mirrored else 1.0), guess.magnification * scale
     variance = np.zeros(len(a))
@@ -143,7 +143,7 @@ def _fit(
 
 
 def _points(xy: ArrayLike) -> Array:
-    points: Array = np.ma.filled(np.ma.asarray(xy, float), np.nan)
+    points: Array = np.asarray(xy, float) if type(xy) is np.ndarray else np.ma.filled(np.ma.asarray(xy, float), np.nan)
     if points.ndim != 2 or points.shape[1] != 2:
         raise ValueError(f"positions have shape (n, 2), not {points.shape}")
     return np.asarray(points)
@@ -154,7 +154,8 @@ def _errors(values: ArrayLike, n: int) -> Array:
     if errors.shape != (n,):
         raise ValueError(f"errors have shape {errors.shape}, not ({n},)")
     good = np.isfinite(errors) & (errors > 0)
-    errors[~good] = np.median(errors[good]) if good.any() else np.nan
+    if not good.all():
+        errors[~good] = np.median(errors[good]) if good.any() else np.nan
     return errors
 
 
@@ -248,7 +249,7 @@ def register(
     seen: set[bytes] = set()
     for _ in range(ROUNDS if len(index) > 3 else 0):
         predicted = np.ascontiguousarray(transform(a))
-        reach = float(np.clip(5 * transform.rms, 0.5, match_options.tolerance))
+        reach = min(max(5 * transform.rms, 0.5), match_options.tolerance)
         found = _stars.nearest_pairs(predicted, np.ascontiguousarray(b), reach)
         pairs = np.stack([rows_a[found[:, 0]], rows_b[found[:, 1]]], axis=1)
         pairs = pairs[~_hot(reference.xy[pairs[:, 0]], frame.xy[pairs[:, 1]], transform)]
@@ -273,26 +274,9 @@ def register(
 
 def _rough(a: Array, b: Array, clip: float) -> tuple[Transform, Mask]:
     """Similarity through pairs that a similarity has brought together, and those within the clipping limit of it."""
-    centre = a.mean(axis=0)
-    z, w = (a - centre) @ [1, 1j], b @ [1, 1j]
-    near = np.ones(len(a), bool)
-    for _ in range(2):
-        trials = []
-        for x in (z, z.conj()):
-            x0, w0 = x[near].mean(), w[near].mean()
-            factor = np.vdot(x[near] - x0, w[near] - w0) / np.vdot(x[near] - x0, x[near] - x0).real
-            distance = np.abs(w - w0 - factor * (x - x0))
-            trials.append((_median(distance), factor, w0 - factor * x0, distance))
-        parity = 1.0 if trials[0][0] <= trials[1][0] else -1.0
-        median, factor, offset, distance = min(trials, key=lambda t: t[0])
-        sigma = max(median / 1.1774, FINEST)
-        near = distance <= clip * sigma
-    c, s = factor.real, factor.imag
-    cx, cy = np.array([offset.real, c, -parity * s]), np.array([offset.imag, s, parity * c])
-    origin = (float(centre[0]), float(centre[1]))
-    return Transform(
-        cx=cx, cy=cy, order=1, origin=origin, model="similarity", rms=float(sigma), n=int(near.sum())
-    ), near
+    (c, s, x, y, parity), sigma, near = _stars.rough_fit(a, b, clip)
+    cx, cy = np.array([x, c, -parity * s]), np.array([y, s, parity * c])
+    return Transform(cx=cx, cy=cy, order=1, model="similarity", rms=sigma, n=int(near.sum())), near
 
 
 def _rows(reference: Stars, frame: Stars, seed: Pairs) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -328,8 +312,10 @@ def _fit_rows(
 def _hot(a: Array, b: Array, transform: Transform) -> Mask:
     """Pairs at one detector position, where the sky moved on."""
     sigma = max(transform.rms, 0.1) if np.isfinite(transform.rms) else 0.1
-    stayed = np.hypot(*(b - a).T) < 3 * sigma
-    return np.asarray(stayed & (np.hypot(*(transform(a) - a).T) > 6 * sigma))
+    stayed: Mask = np.hypot(*(b - a).T) < 3 * sigma
+    if stayed.any():
+        stayed &= np.hypot(*(transform(a) - a).T) > 6 * sigma
+    return stayed
 
 
 def compose(first: Transform, second: Transform) -> Transform:

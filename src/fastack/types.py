@@ -6,6 +6,7 @@ for arrays. Units are attached only where a table leaves the package.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields, replace
 from enum import IntFlag
 from typing import TYPE_CHECKING, Any
@@ -298,21 +299,27 @@ class Transform:
         return np.array([self.cx[1:3], self.cy[1:3]]) / self.scale
 
     @property
+    def _determinant(self) -> float:
+        """Of `matrix`."""
+        a, b, c, d = (float(value) / self.scale for value in (*self.cx[1:3], *self.cy[1:3]))
+        return a * d - b * c
+
+    @property
     def rotation(self) -> float:
         """Rotation of the frame against the output, degree, -180 to 180."""
         m = self.matrix
-        sign = 1.0 if np.linalg.det(m) > 0 else -1.0
+        sign = 1.0 if self._determinant > 0 else -1.0
         return float(np.degrees(np.arctan2(m[1, 0] - sign * m[0, 1], m[0, 0] + sign * m[1, 1])))
 
     @property
     def magnification(self) -> float:
         """Frame pixels per output pixel (length)."""
-        return float(np.sqrt(abs(np.linalg.det(self.matrix))))
+        return math.sqrt(abs(self._determinant))
 
     @property
     def mirrored(self) -> bool:
         """Whether the frame is a mirror image of the output."""
-        return bool(np.linalg.det(self.matrix) < 0)
+        return self._determinant < 0
 
     def shifted(self, dx: float, dy: float) -> Transform:
         """The same map for an output grid whose pixel (0, 0) lies at (dx, dy) of this one's."""
