@@ -7,6 +7,7 @@ of the tasks, whoever finished first, so that no sum ever depends on the number 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import threading
@@ -92,6 +93,25 @@ class Executor(AbstractContextManager["Executor"]):
         finally:
             for future in waiting:
                 future.cancel()
+
+    def start(self, function: Callable[..., R], *arguments: Any) -> Callable[[], R]:
+        """Begin one call in a thread of this process.
+
+        Parameters
+        ----------
+        function : callable
+            What is called.
+        *arguments
+            Of the call.
+
+        Returns
+        -------
+        callable
+            Gives the result, or raises what the call raised, once it is there. With one thread the call is made then.
+        """
+        if self._pool is None:
+            return functools.partial(function, *arguments)
+        return self._pool.submit(function, *arguments).result
 
     def close(self) -> None:
         """Wait for what runs and stop the threads."""

@@ -180,6 +180,7 @@ class FitsSink:
             self._at[plane.name] = end, end + size
             end += size + _padded(np.dtype(plane.dtype).itemsize * shape[0] * shape[1])
         self._end = end
+        self._sums: dict[str, int] = {}
         try:
             self._fd, self._temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         except OSError as error:
@@ -231,6 +232,15 @@ class FitsSink:
             return data.astype(np.uint16) ^ np.uint16(0x8000)
         return data.astype(dtype.newbyteorder("="))
 
+    def add_up(self) -> None:
+        """Sum the planes for DATASUM, once all tiles are written; `finish` does it where nobody has."""
+        for plane in self._planes.values():
+            size = np.dtype(plane.dtype).itemsize * self.shape[0] * self.shape[1]
+            try:
+                self._sums[plane.name] = self._sum(self._at[plane.name][1], _padded(size))
+            except OSError as error:
+                raise self._error(error) from error
+
     def finish(self, tables: Sequence[fits.BinTableHDU] = ()) -> None:
         """Write headers, checksums and tables, and give the file its name.
 
@@ -247,11 +257,11 @@ class FitsSink:
         from astropy.io import fits
 
         try:
+            if not self._sums:
+                self.add_up()
             for plane in self._planes.values():
                 start, data = self._at[plane.name]
-                size = np.dtype(plane.dtype).itemsize * self.shape[0] * self.shape[1]
-                total = self._sum(data, _padded(size))
-                head = self._head(plane, datasum=total, size=data - start)
+                head = self._head(plane, datasum=self._sums[plane.name], size=data - start)
                 _pwrite(self._fd, head, start)
             at = self._end
             for table in tables:

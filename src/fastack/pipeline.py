@@ -228,9 +228,12 @@ def stack(
         else:
             with output.FitsSink(target, out.shape, planes, primary, overwrite=overwrite) as file:
                 _combine(job, file, executor, reporter, used, store)
-                measured = _measure_stack(file, out, reference, options)
+                measuring = executor.start(_measure_stack, file, out, reference, options)
+                file.add_up()
+                table = report.frames_hdu(records)
+                measured = measuring()
                 header.quality_cards(primary, measured[1])
-                file.finish([report.frames_hdu(records)])
+                file.finish([table])
             sink = None
     if target is None:
         header.quality_cards(primary, measured[1])

@@ -155,7 +155,7 @@ def _errors(values: ArrayLike, n: int) -> Array:
         raise ValueError(f"errors have shape {errors.shape}, not ({n},)")
     good = np.isfinite(errors) & (errors > 0)
     if not good.all():
-        errors[~good] = np.median(errors[good]) if good.any() else np.nan
+        errors[~good] = _median(errors[good]) if good.any() else np.nan
     return errors
 
 
