@@ -6,6 +6,7 @@ everything that was asked for, 130 interrupted.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from fastack.errors import FastackError, FrameError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_OBJECTS = 20_000  # new ones between two looks for garbage, of which a run makes hardly any
 _KERNELS = ("nearest", "bilinear", "bicubic", "lanczos2", "lanczos3", "lanczos4", "area")
 _REJECT = ("noise", "none", "sigma", "sigma-median", "mad", "minmax", "percentile", "winsorized", "linear-fit", "esd")
 _MODELS = ("auto", "shift", "similarity", "affine", "quadratic", "cubic")
@@ -636,6 +638,7 @@ def _numbers(numbers: Sequence[int]) -> str:
 
 def _main(command: click.Command, name: str) -> NoReturn:
     """Run a command; errors become one message and an exit code."""
+    gc.set_threshold(_OBJECTS, 20, 20)
     try:
         code = command.main(prog_name=name, standalone_mode=False)
     except click.exceptions.Exit as error:
@@ -653,6 +656,7 @@ def _main(command: click.Command, name: str) -> NoReturn:
             raise
         print(f"{name}: {error}", file=sys.stderr)
         code = 1
+    gc.freeze()  # the end of the process takes all of it: no search for cycles at the exit
     sys.exit(code if isinstance(code, int) else 0)
 
 

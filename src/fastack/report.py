@@ -92,10 +92,15 @@ class BarReporter(LineReporter):
         self._task: Any = None
 
     def start(self, stage: str, total: int, pixels: int) -> None:
-        """Show the bar."""
+        """Show the bar, the first one when the first step is done: work does not wait for it."""
+        super().start(stage, total, pixels)
+        self._task = None
+        if self._bar is not None:
+            self._show()
+
+    def _show(self) -> Progress:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        super().start(stage, total, pixels)
         if self._bar is None:
             self._bar = Progress(
                 TextColumn("{task.description:<9}"),
@@ -105,18 +110,19 @@ class BarReporter(LineReporter):
                 TimeRemainingColumn(elapsed_when_finished=True),
             )
             self._bar.start()
-        self._task = self._bar.add_task(stage, total=total, rate="")
+        self._task = self._bar.add_task(self._stage, total=self._total, rate="")
+        return self._bar
 
     def advance(self) -> None:
         """Move the bar."""
-        assert self._bar is not None
-        task = self._bar.tasks[-1]
+        bar = self._show() if self._bar is None or self._task is None else self._bar
+        task = bar.tasks[-1]
         seconds = time.perf_counter() - self._began
         rate = ""
         if seconds > 0:
             done = task.completed + 1
             rate = f"{done * self._pixels / seconds / 1e6:.0f} Mpix/s" if self._pixels else f"{done / seconds:.0f}/s"
-        self._bar.update(self._task, advance=1, rate=rate)
+        bar.update(self._task, advance=1, rate=rate)
 
     def finish(self) -> None:
         """Leave the bar full."""
