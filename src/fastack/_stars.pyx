@@ -797,7 +797,7 @@ cdef void normal_equations(const Sample* f, int m, const unsigned char* keep, co
     for; without variances all weigh the same."""
     cdef Py_ssize_t i
     cdef int j, k
-    cdef double w
+    cdef double w, weight
     cdef const double* row
     for k in range(m * m):
         matrix[k] = 0
@@ -808,8 +808,9 @@ cdef void normal_equations(const Sample* f, int m, const unsigned char* keep, co
         if not keep[i]:
             continue
         row = f.basis + WIDEST * i
+        weight = 1 if variance == NULL else 1 / variance[i]
         for j in range(m):
-            w = row[j] if variance == NULL else row[j] / variance[i]
+            w = row[j] * weight
             for k in range(j + 1):
                 matrix[j * m + k] += w * row[k]
             if moment != NULL:
