@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from fastack.executor import Executor, available_threads, make_executor
+from fastack.executor import Executor, available_threads, make_executor, preload
 from fastack.pipeline import stack
 from fastack.simulate import NightOptions, simulate_night
 
@@ -91,3 +91,20 @@ def test_without_dask_the_way_to_it_is_named(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(ValueError, match=r"fastack\[cluster\]"):
         make_executor(scheduler="tcp://127.0.0.1:9")
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_call_that_is_started_gives_its_result_or_its_error(threads: int) -> None:
+    with Executor(threads) as executor:
+        assert executor.start(divmod, 17, 5)() == (3, 2)
+        failing = executor.start(divmod, 1, 0)
+        with pytest.raises(ZeroDivisionError):
+            failing()
+
+
+def test_modules_are_there_when_the_block_ends_and_a_missing_one_is_no_error(tmp_path, monkeypatch) -> None:
+    (tmp_path / "slow_module.py").write_text("import time\ntime.sleep(0.2)\nvalue = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with preload("no_such_module", "slow_module"):
+        pass
+    assert sys.modules.pop("slow_module").value == 1

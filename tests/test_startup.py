@@ -53,3 +53,22 @@ def test_a_stack_takes_of_astropy_the_files_alone(night: Path, tmp_path: Path) -
     assert "astropy.io.fits" in modules
     assert not modules & {"astropy.coordinates", "astropy.table", "astropy.time", "astropy.wcs", "astropy.modeling"}
     assert not packages(modules) & {"astroquery", "distributed", "matplotlib", "rich", "scipy"}
+
+
+def test_the_bar_comes_with_the_first_step(capsys: pytest.CaptureFixture[str]) -> None:
+    from fastack.report import BarReporter
+
+    reporter = BarReporter()
+    reporter.start("measure", 2, 1000)
+    assert "measure" not in capsys.readouterr().out
+    for stage in ("measure", "combine"):
+        if stage == "combine":
+            reporter.start(stage, 2, 1000)
+        for _ in range(2):
+            reporter.advance()
+        reporter.finish()
+    reporter.close()
+    shown = capsys.readouterr().out
+    assert "measure" in shown
+    assert "combine" in shown
+    assert shown.count("2/2") == 2
