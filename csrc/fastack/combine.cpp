@@ -15,7 +15,6 @@ namespace {
 using std::ptrdiff_t;
 
 constexpr int LANES = COMBINE_LANES;
-constexpr int WIDE = 4;  // blocks loaded together: whole cache lines of every frame
 constexpr int AHEAD = 8; // frames whose scattered samples are asked for before their turn
 
 // Structure of the first stack below these multiples of its noise is taken for noise.
@@ -85,6 +84,22 @@ struct Structure {
     }
 };
 
+/// A block of pixels that lie apart.
+struct Scattered {
+    std::vector<float> samples; // as in CombineBlock
+    ptrdiff_t y[LANES] = {}, x[LANES] = {};
+    int count = 0;
+
+    explicit Scattered(int n) : samples(size_t(n) * LANES, NAN) {}
+    void add(const float* from, ptrdiff_t stride, ptrdiff_t row, ptrdiff_t column) {
+        float* const to = samples.data() + count;
+        for (size_t i = 0; i * LANES < samples.size(); ++i)
+            to[i * LANES] = from[ptrdiff_t(i) * stride];
+        y[count] = row;
+        x[count++] = column;
+    }
+};
+
 /// What the test of groups needs: the mean, and the frames' last three rows, with NaN around them.
 struct Groups {
     Region region;
@@ -118,7 +133,8 @@ class Combiner {
              const CombineOutput& output)
         : setup_(setup), frames_(frames), input_(input), output_(output),
           window_{input.y0, input.y1, input.x0, input.x1}, n_(frames.n),
-          samples_(size_t(n_) * LANES * WIDE), factors_(input.factor ? samples_.size() : 0), work_(size_t(n_) * LANES * 2),
+          samples_(size_t(n_) * PANEL), factors_(setup.reject == Reject::noise ? samples_.size() : 0, uint8_t(255)),
+          shades_(input.shade ? factors_.size() : 0), work_(size_t(n_) * LANES * 2),
           has_variance_(frames.shot || input.variance), shot_(has_variance_ ? size_t(n_) * LANES : 0),
           floor_(shot_.size()), factor_(shot_.size(), uint8_t(255)), shade_(input.shade ? shot_.size() : 0),
           near_(setup.reject == Reject::noise ? size_t(n_) * LANES : 0), shift_(near_.size()),
@@ -142,16 +158,23 @@ class Combiner {
     void sum_constants() {
         light_.resize(size_t(n_));
         rest_.resize(size_t(n_));
+        ground_.resize(size_t(n_));
         const auto [least, most] = std::minmax_element(frames_.weight, frames_.weight + n_);
         frames_.most_weight = *most / *least;
+        if (frames_.most_weight == 1) { // then their size does not matter
+            weight_.assign(size_t(n_), 1.0f);
+            frames_.weight = weight_.data();
+        }
         frames_.least_sky = *std::min_element(frames_.sky, frames_.sky + n_);
         for (int i = 0; frames_.shot && i < n_; ++i) {
             const double unit = double(frames_.weight[i]) * frames_.weight[i] / 255;
             light_[i] = float(unit * frames_.shot[i]);
             rest_[i] = float(unit * frames_.floor[i]);
+            ground_[i] = float(unit * (double(frames_.shot[i]) * frames_.sky[i] + frames_.floor[i]));
         }
         frames_.light = light_.data();
         frames_.rest = rest_.data();
+        frames_.ground = ground_.data();
     }
 
     /// Row by row, the second look one row behind the first, while the samples are still in the cache.
@@ -182,7 +205,10 @@ class Combiner {
     void keep_rows(Structure& structure, ptrdiff_t y, const std::vector<Mark>& rejected, Groups& groups) const {
         const Region& region = groups.region;
         for (int i = 0; i < n_; ++i) {
-            std::copy_n(input_.cube.image(i).row(y) + region.x0, region.nx(), groups.at(i, y, region.x0));
+            for (ptrdiff_t x = region.x0, end; x < region.x1; x = end) {
+                end = std::min(x / PANEL * PANEL + PANEL, region.x1);
+                std::copy_n(input_.cube.at(i, y, x), end - x, groups.at(i, y, x));
+            }
             std::fill_n(groups.rejected.data() + groups.place(i, y, region.x0), region.nx(), uint8_t(0));
         }
         for (const Mark& mark : rejected)
@@ -292,8 +318,8 @@ class Combiner {
     /// Of a sample before the interpolation.
     float white_variance(int i, ptrdiff_t y, ptrdiff_t x, float level) const {
         if (input_.variance) {
-            const float factor = input_.factor ? float(input_.factor.image(i)(y, x)) / 255.0f : 1.0f;
-            return input_.variance.image(i)(y, x) / std::max(factor, 1e-2f);
+            const float factor = input_.factor ? float(*input_.factor.at(i, y, x)) / 255.0f : 1.0f;
+            return *input_.variance.at(i, y, x) / std::max(factor, 1e-2f);
         }
         const float f = input_.shade ? shade(i, y, x) : 1.0f;
         return frames_.shot[i] * f * std::max(level - frames_.pedestal + frames_.sky[i], 0.0f) +
@@ -330,36 +356,7 @@ class Combiner {
         Structure structure;
         structure.region = all;
         structure.quiet.assign(size_t(all.ny() * all.nx()), 0);
-        for (ptrdiff_t y = all.y0; y < all.y1; ++y)
-            for_blocks(all.x0, all.x1, [&](ptrdiff_t x, int width) {
-                load(y, x, width);
-                load_factors(y, x, width);
-                for (int at = 0; at < width; at += LANES) {
-                    const int lanes = std::min(LANES, width - at);
-                    float value[LANES], noise[LANES];
-                    CombineBlock block = make_block(block_samples(at), nullptr);
-                    if (input_.factor)
-                        block.factor = factors_.data() + ptrdiff_t(at) * n_;
-                    if (input_.variance)
-                        load_variance(y, x + at, lanes);
-                    else if (input_.shade)
-                        load_shade(y, x + at, lanes);
-                    if (is_lit(glow, y, x + at, lanes)) {
-                        set_stars(glow.components, y, x + at, lanes, 0);
-                        rows().combine.take_stars(frames_, stars_.data(), block.x);
-                    }
-                    block.next = input_.cube.image(0).row(y) + x + at + LANES * WIDE;
-                    block.next_stride = input_.cube.ny * input_.cube.nx;
-                    uint8_t quiet[LANES];
-                    rows().combine.first_look(setup_, frames_, block, value, noise, quiet);
-                    std::copy_n(value, lanes, start.at(y, x + at));
-                    std::copy_n(noise, lanes, sigma.at(y, x + at));
-                    if (!setup_.median) {
-                        std::copy_n(quiet, lanes, structure.is_quiet(y, x + at));
-                        write(block, y, x + at, lanes, 0);
-                    }
-                }
-            });
+        look_at_all(all, glow, start, sigma, structure);
 
         Plane level = start;
         const float darkest = frames_.pedestal - DARK * std::sqrt(frames_.mean_floor);
@@ -398,6 +395,115 @@ class Combiner {
         structure.range = std::move(range);
         structure.stars = std::move(glow);
         return structure;
+    }
+
+    /// First look at all samples, panel after panel. A panel's rows with one and the same shade come after each other.
+    void look_at_all(const Region& all, Glow& glow, Plane& start, Plane& sigma, Structure& structure) {
+        Scattered robust(n_);
+        for (ptrdiff_t y0 = all.y0, y1; y0 < all.y1; y0 = y1) {
+            y1 = input_.shade ? std::min(y0 + 16 - ((input_.y + y0) & 15), all.y1) : y0 + 1;
+            for (ptrdiff_t x0 = all.x0, x1; x0 < all.x1; x0 = x1) {
+                x1 = std::min(x0 / PANEL * PANEL + PANEL, all.x1);
+                if (input_.shade)
+                    load_shade(y0, x0 / PANEL * PANEL, PANEL, shades_.data());
+                for (ptrdiff_t y = y0; y < y1; ++y)
+                    look_at_panel(y, x0, x1, glow, start, sigma, structure, robust);
+            }
+        }
+        look_again(robust, start, sigma);
+    }
+
+    void look_at_panel(ptrdiff_t y, ptrdiff_t x0, ptrdiff_t x1, Glow& glow, Plane& start, Plane& sigma,
+                       Structure& structure, Scattered& robust) {
+        const ptrdiff_t panel = x0 / PANEL * PANEL;
+        const CombineSamples row = panel_row(y, panel);
+        for (ptrdiff_t block = x0 / LANES * LANES; block < x1; block += LANES) {
+            const ptrdiff_t from = std::max(block, x0), to = std::min(block + LANES, x1), lane = block - panel;
+            CombineSamples samples = row;
+            samples.x += lane;
+            samples.factor += lane;
+            samples.shade += samples.shade ? lane : 0;
+            samples.given += samples.given ? lane : 0;
+            samples.next += samples.next ? lane : 0;
+            if (lane) // a line of the cache holds them all
+                samples.next_factor = nullptr;
+            if (is_lit(glow, y, from, int(to - from))) {
+                std::fill(stars_.begin(), stars_.end(), 0.0f);
+                set_stars(glow.components, y, from, int(to - from), int(from - block));
+                rows().combine.take_stars(frames_, stars_.data(), samples.x, samples.stride, work_.data());
+                samples.x = work_.data();
+                samples.stride = LANES;
+            }
+            float noise[LANES];
+            uint8_t quiet[LANES];
+            rows().combine.first_look(setup_, frames_, samples, looked_, noise, quiet);
+            const ptrdiff_t first = from - block;
+            std::copy(looked_.data + first, looked_.data + (to - block), start.at(y, from));
+            std::copy(noise + first, noise + (to - block), sigma.at(y, from));
+            for (ptrdiff_t l = first; l < to - block; ++l)
+                if (!quiet[l]) {
+                    robust.add(samples.x + l, samples.stride, y, block + l);
+                    if (robust.count == LANES)
+                        look_again(robust, start, sigma);
+                }
+            if (!setup_.median) {
+                std::copy(quiet + first, quiet + (to - block), structure.is_quiet(y, from));
+                write(looked_, y, from, int(to - from), int(first));
+            }
+        }
+    }
+
+    /// The samples of a panel's row where they lie, or their copy if the frames are apart.
+    CombineSamples panel_row(ptrdiff_t y, ptrdiff_t x) {
+        CombineSamples row;
+        row.stride = row.noise_stride = PANEL;
+        row.shade = input_.shade && !input_.variance ? shades_.data() : nullptr;
+        if (input_.cube.interleaved()) {
+            row.x = input_.cube.at(0, y, x);
+            row.factor = input_.factor ? input_.factor.at(0, y, x) : factors_.data();
+            row.given = input_.variance ? input_.variance.at(0, y, x) : nullptr;
+            if (x + PANEL < input_.cube.nx) {
+                row.next = input_.cube.at(0, y, x + PANEL);
+                row.next_stride = PANEL;
+                row.next_factor = input_.factor ? input_.factor.at(0, y, x + PANEL) : nullptr;
+            }
+            return row;
+        }
+        const int width = int(std::min<ptrdiff_t>(PANEL, input_.cube.nx - x));
+        copy_panel(input_.cube, y, x, width, samples_.data());
+        row.x = samples_.data();
+        if (input_.factor)
+            copy_panel(input_.factor, y, x, width, factors_.data());
+        row.factor = factors_.data();
+        if (input_.variance) {
+            variances_.resize(samples_.size());
+            copy_panel(input_.variance, y, x, width, variances_.data());
+            row.given = variances_.data();
+        }
+        if (x + PANEL < input_.cube.nx) {
+            row.next = input_.cube.at(0, y, x + PANEL);
+            row.next_stride = input_.cube.frame_stride;
+        }
+        return row;
+    }
+
+    template <class T> void copy_panel(const Panels<const T>& from, ptrdiff_t y, ptrdiff_t x, int width, T* to) const {
+        for (int i = 0; i < n_; ++i)
+            std::copy_n(from.at(i, y, x), width, to + ptrdiff_t(i) * PANEL);
+    }
+
+    /// Scattered pixels that the mean does not settle.
+    void look_again(Scattered& pixels, Plane& start, Plane& sigma) {
+        float value[LANES], noise[LANES];
+        for (int l = 0; l < LANES; ++l)
+            noise[l] = l < pixels.count ? *sigma.at(pixels.y[l], pixels.x[l]) : 0.0f;
+        if (pixels.count)
+            rows().combine.robust_look(frames_, pixels.samples.data(), bool(input_.variance), value, noise);
+        for (int l = 0; l < pixels.count; ++l) {
+            *start.at(pixels.y[l], pixels.x[l]) = value[l];
+            *sigma.at(pixels.y[l], pixels.x[l]) = noise[l];
+        }
+        pixels.count = 0;
     }
 
     /// Every pixel sums the stars in their order, so that it does not matter which of them the region leaves out.
@@ -482,9 +588,9 @@ class Combiner {
                              *structure.range.at(y, x) == 0.0f && !is_lit(structure.stars, y, x, 1);
         if (!settled)
             return false;
-        const float level = *structure.start.at(y, x), d = input_.cube.image(mark.frame)(y, x) - level;
-        const float factor = input_.factor ? float(input_.factor.image(mark.frame)(y, x)) / 255.0f : 1.0f;
-        const float variance = input_.variance ? input_.variance.image(mark.frame)(y, x)
+        const float level = *structure.start.at(y, x), d = *input_.cube.at(mark.frame, y, x) - level;
+        const float factor = input_.factor ? float(*input_.factor.at(mark.frame, y, x)) / 255.0f : 1.0f;
+        const float variance = input_.variance ? *input_.variance.at(mark.frame, y, x)
                                                : factor * white_variance(mark.frame, y, x, level);
         const float limit = CALM * setup_.kappa_grow;
         return !(d * d > limit * limit * variance); // nor does a missing one
@@ -511,7 +617,7 @@ class Combiner {
             block.shift = shift_.data();
             rows().combine.combine(setup_, frames_, block);
             for (int l = 0; l < lanes; ++l)
-                write(block, y, columns[l], 1, l);
+                write(pixels_, y, columns[l], 1, l);
         }
         marks = {};
     }
@@ -528,7 +634,7 @@ class Combiner {
             if (first || std::abs(mark.shift) < std::abs(shift[at]))
                 shift[at] = mark.shift;
             if (mark.strength > 0.0f && !near[at])
-                frames += !std::isnan(input_.cube.image(mark.frame)(mark.y, mark.x));
+                frames += !std::isnan(*input_.cube.at(mark.frame, mark.y, mark.x));
             if (mark.strength > 0.0f)
                 near[at] = std::max<uint8_t>(near[at], mark.out ? 2 : 1);
             if (mark.strength > most) {
@@ -537,7 +643,7 @@ class Combiner {
             }
         }
         for (int i = 0; i < n_; ++i)
-            present += !std::isnan(input_.cube.image(i)(marks->y, marks->x));
+            present += !std::isnan(*input_.cube.at(i, marks->y, marks->x));
         if (frames == present)
             for (int i = 0; i < n_; ++i)
                 if (i != strongest)
@@ -565,14 +671,13 @@ class Combiner {
     };
 
     Patches look_around(Structure& structure, int frame, ptrdiff_t row, ptrdiff_t column, float sign) const {
-        const Image<const float> image = input_.cube.image(frame);
         Patches patches;
         for_patches(structure, row, column, [&](int direction, const Region& patch) {
             float sum = 0;
             int count = 0;
             for (ptrdiff_t y = patch.y0; y < patch.y1; ++y)
                 for (ptrdiff_t x = patch.x0; x < patch.x1; ++x) {
-                    const float d = image(y, x) - *structure.start.at(y, x) - star_difference(structure, frame, y, x);
+                    const float d = *input_.cube.at(frame, y, x) - *structure.start.at(y, x) - star_difference(structure, frame, y, x);
                     sum += std::isnan(d) ? 0.0f : d;
                     count += !std::isnan(d);
                 }
@@ -613,33 +718,16 @@ class Combiner {
         }
     }
 
-    /// Block of 16 columns of the output that a column of the cube lies in.
-    ptrdiff_t block_of(ptrdiff_t x) const { return (input_.x + x) >> 4; }
-
-    /// Columns from `x` to the end of its block.
-    int lanes_from(ptrdiff_t x, ptrdiff_t x1) const {
-        return int(std::min<ptrdiff_t>(LANES - ((input_.x + x) & (LANES - 1)), x1 - x));
-    }
-
-    /// Blocks of the output's columns, several of them together; within a block there is one shade.
-    template <class Function> void for_blocks(ptrdiff_t x0, ptrdiff_t x1, Function function) {
-        for (ptrdiff_t x = x0; x < x1;) {
-            const int first = lanes_from(x, x1);
-            const int width = first < LANES ? first : int(std::min<ptrdiff_t>(LANES * WIDE, x1 - x));
-            function(x, width);
-            x += width;
-        }
-    }
-
     void combine_row(ptrdiff_t y) {
-        for (ptrdiff_t x = window_.x0; x < window_.x1; x += LANES) {
-            const int lanes = int(std::min<ptrdiff_t>(LANES, window_.x1 - x));
-            CombineBlock block = make_block(samples_.data(), nullptr);
+        for (ptrdiff_t x = window_.x0, next; x < window_.x1; x = next) {
+            next = std::min(x / LANES * LANES + LANES, window_.x1); // a block lies within a panel
+            const int lanes = int(next - x);
+            CombineBlock block = make_block(nullptr);
             load(y, x, lanes);
             if (has_variance_)
                 load_variance(y, x, lanes);
             rows().combine.combine(setup_, frames_, block);
-            write(block, y, x, lanes, 0);
+            write(pixels_, y, x, lanes, 0);
         }
     }
 
@@ -660,18 +748,19 @@ class Combiner {
             CombineBlock block = gather(structure, y, columns, lanes);
             rows().combine.combine(setup_, frames_, block);
             for (int l = 0; l < lanes; ++l) {
-                write(block, y, columns[l], 1, l);
+                write(pixels_, y, columns[l], 1, l);
                 if (groups)
-                    *groups->level.at(y, columns[l]) = block.level[l];
+                    *groups->level.at(y, columns[l]) = pixels_.level[l];
             }
             mark_rejected(block, structure, y, columns, lanes, marks);
             lanes = 0;
         }
     }
 
-    CombineBlock make_block(float* x, Structure* structure) {
+    CombineBlock make_block(Structure* structure) {
         CombineBlock block;
-        block.x = x;
+        block.x = samples_.data();
+        block.out = &pixels_;
         block.work = work_.data();
         if (has_variance_) {
             block.shot = shot_.data();
@@ -704,76 +793,68 @@ class Combiner {
         return lit;
     }
 
-    float* block_samples(int at) { return samples_.data() + ptrdiff_t(at) * n_; }
-
-    /// Samples of `width` pixels from (y, x), block after block, the last one filled up with NaN.
-    void load(ptrdiff_t y, ptrdiff_t x, int width) {
-        for (int i = 0; i < n_; ++i) {
-            const float* from = input_.cube.image(i).row(y) + x;
-            for (int at = 0; at < width; at += LANES)
-                copy_lanes(from + at, std::min(LANES, width - at), block_samples(at) + ptrdiff_t(i) * LANES, NAN);
-        }
+    /// Samples of pixels from (y, x), the block filled up with NaN.
+    void load(ptrdiff_t y, ptrdiff_t x, int lanes) {
+        for (int i = 0; i < n_; ++i)
+            copy_lanes(input_.cube.at(i, y, x), lanes, samples_.data() + ptrdiff_t(i) * LANES, NAN);
     }
 
     void load_variance(ptrdiff_t y, ptrdiff_t x, int lanes) {
         for (int i = 0; i < n_; ++i) {
             const ptrdiff_t to = ptrdiff_t(i) * LANES;
             if (input_.variance)
-                copy_lanes(input_.variance.image(i).row(y) + x, lanes, floor_.data() + to, 0.0f);
+                copy_lanes(input_.variance.at(i, y, x), lanes, floor_.data() + to, 0.0f);
             if (input_.factor)
-                copy_lanes(input_.factor.image(i).row(y) + x, lanes, factor_.data() + to, uint8_t(0));
+                copy_lanes(input_.factor.at(i, y, x), lanes, factor_.data() + to, uint8_t(0));
         }
         if (input_.shade)
-            load_shade(y, x, lanes);
+            load_shade(y, x, LANES, shade_.data());
         if (!input_.variance)
             prepare();
     }
 
-    void load_shade(ptrdiff_t y, ptrdiff_t x, int lanes) {
-        for (int i = 0; i < n_; ++i)
-            if (block_of(x) == block_of(x + lanes - 1))
-                std::fill_n(shade_.data() + ptrdiff_t(i) * LANES, LANES, shade(i, y, x));
-            else
-                for (int l = 0; l < lanes; ++l)
-                    shade_[ptrdiff_t(i) * LANES + l] = shade(i, y, x + l);
-    }
-
-    void load_factors(ptrdiff_t y, ptrdiff_t x, int width) {
-        for (int i = 0; input_.factor && i < n_; ++i) {
-            const uint8_t* from = input_.factor.image(i).row(y) + x;
-            __builtin_prefetch(from + LANES * WIDE);
-            for (int at = 0; at < width; at += LANES)
-                copy_lanes(from + at, std::min(LANES, width - at),
-                           factors_.data() + ptrdiff_t(at) * n_ + ptrdiff_t(i) * LANES, uint8_t(0));
-        }
+    /// Shades of so many columns from (y, x), frame by frame.
+    void load_shade(ptrdiff_t y, ptrdiff_t x, int width, float* to) const {
+        for (int i = 0; i < n_; ++i, to += width)
+            for (int l = 0, end; l < width; l = end) {
+                end = std::min(l + LANES - int((input_.x + x + l) & (LANES - 1)), width);
+                std::fill(to + l, to + end, shade(i, y, x + l));
+            }
     }
 
     /// A block of pixels of one row.
     CombineBlock gather(Structure& structure, ptrdiff_t y, const ptrdiff_t* columns, int lanes) {
-        CombineBlock block = make_block(samples_.data(), &structure);
+        CombineBlock block = make_block(&structure);
         std::fill(stars_.begin(), stars_.end(), 0.0f);
         for (int l = 0; l < lanes; ++l)
             if (set_structure(structure, y, columns[l], l))
                 block.stars = stars_.data();
         if (lanes < LANES)
             std::fill_n(samples_.data(), ptrdiff_t(n_) * LANES, NAN);
-        for (int i = 0; i < n_; ++i) {
-            const float* from = input_.cube.image(i).row(y);
-            const ptrdiff_t to = ptrdiff_t(i) * LANES;
+        const float *from[LANES], *given[LANES];
+        const uint8_t* factor[LANES];
+        for (int l = 0; l < lanes; ++l) {
+            from[l] = input_.cube.at(0, y, columns[l]);
+            given[l] = input_.variance ? input_.variance.at(0, y, columns[l]) : nullptr;
+            factor[l] = input_.factor ? input_.factor.at(0, y, columns[l]) : nullptr;
+        }
+        const ptrdiff_t step = input_.cube.frame_stride, factor_step = input_.factor.frame_stride;
+        for (ptrdiff_t i = 0; i < n_; ++i) {
+            const ptrdiff_t to = i * LANES;
             if (i + AHEAD < n_) // no pattern that the processor could foresee
                 for (int l = 0; l < lanes; ++l) {
-                    __builtin_prefetch(input_.cube.image(i + AHEAD).row(y) + columns[l]);
+                    __builtin_prefetch(from[l] + (i + AHEAD) * step);
                     if (input_.factor)
-                        __builtin_prefetch(input_.factor.image(i + AHEAD).row(y) + columns[l]);
+                        __builtin_prefetch(factor[l] + (i + AHEAD) * factor_step);
                 }
             for (int l = 0; l < lanes; ++l)
-                samples_[to + l] = from[columns[l]];
+                samples_[to + l] = from[l][i * step];
             for (int l = 0; input_.variance && l < lanes; ++l)
-                floor_[to + l] = input_.variance.image(i)(y, columns[l]);
+                floor_[to + l] = given[l][i * input_.variance.frame_stride];
             for (int l = 0; input_.factor && l < lanes; ++l)
-                factor_[to + l] = input_.factor.image(i)(y, columns[l]);
+                factor_[to + l] = factor[l][i * factor_step];
             for (int l = 0; input_.shade && l < lanes; ++l)
-                shade_[to + l] = shade(i, y, columns[l]);
+                shade_[to + l] = shade(int(i), y, columns[l]);
         }
         if (has_variance_ && !input_.variance)
             prepare();
@@ -792,32 +873,32 @@ class Combiner {
         return map(std::clamp<ptrdiff_t>(by, 0, map.ny - 1), std::clamp<ptrdiff_t>(bx, 0, map.nx - 1));
     }
 
-    void write(const CombineBlock& block, ptrdiff_t y, ptrdiff_t x, int lanes, int lane) {
+    void write(const CombinePixels& pixels, ptrdiff_t y, ptrdiff_t x, int lanes, int lane) {
         if (y < window_.y0 || y >= window_.y1)
             return;
         for (int l = 0; l < lanes; ++l) {
             const ptrdiff_t column = x + l - window_.x0, row = y - window_.y0;
             if (column < 0 || column >= window_.nx())
                 continue;
-            output_.data(row, column) = block.data[lane + l];
-            output_.variance(row, column) = block.variance[lane + l];
-            output_.background(row, column) = block.background[lane + l];
-            output_.count(row, column) = uint16_t(block.count[lane + l]);
-            output_.low(row, column) = uint16_t(block.low[lane + l]);
-            output_.high(row, column) = uint16_t(block.high[lane + l]);
+            output_.data(row, column) = pixels.data[lane + l];
+            output_.variance(row, column) = pixels.variance[lane + l];
+            output_.background(row, column) = pixels.background[lane + l];
+            output_.count(row, column) = uint16_t(pixels.count[lane + l]);
+            output_.low(row, column) = uint16_t(pixels.low[lane + l]);
+            output_.high(row, column) = uint16_t(pixels.high[lane + l]);
         }
     }
 
     void mark_rejected(const CombineBlock& block, Structure& structure, ptrdiff_t y, const ptrdiff_t* columns, int lanes,
                        std::vector<Mark>& marks) {
         for (int l = 0; l < lanes; ++l)
-            if (block.low[l] + block.high[l])
+            if (pixels_.low[l] + pixels_.high[l])
                 for (int i = 0; i < n_; ++i)
                     if (std::isnan(block.x[ptrdiff_t(i) * LANES + l])) {
                         const ptrdiff_t x = columns[l];
-                        const float sample = input_.cube.image(i)(y, x) - star_difference(structure, i, y, x);
+                        const float sample = *input_.cube.at(i, y, x) - star_difference(structure, i, y, x);
                         if (!std::isnan(sample))
-                            marks.push_back({y, x, i, sample - block.data[l], 0.0f, false});
+                            marks.push_back({y, x, i, sample - pixels_.data[l], 0.0f, false});
                     }
     }
 
@@ -827,8 +908,9 @@ class Combiner {
     const CombineOutput& output_;
     const Region window_;
     const int n_;
-    std::vector<float> samples_;
-    std::vector<uint8_t> factors_;
+    std::vector<float> samples_; // of a panel's row or of a block
+    std::vector<uint8_t> factors_; // of a panel's row
+    std::vector<float> shades_, variances_;
     std::vector<float> work_;
     const bool has_variance_;
     std::vector<float> shot_, floor_;
@@ -840,8 +922,10 @@ class Combiner {
     const bool grouped_;       // whether groups of pixels are tested
     const int margin_;         // around the window, where samples are tested
     const bool modelled_; // whether the average's variance is the model's in each block
-    std::vector<float> light_, rest_;
+    std::vector<float> weight_, light_, rest_, ground_;
     float local_[4][LANES];
+    CombinePixels looked_{}; // nothing is rejected in the first look
+    CombinePixels pixels_;
 };
 
 } // namespace

@@ -151,9 +151,10 @@ def resample_tile(
 # --- combine
 
 def combine(
-    cube: _Floats,  # (n, ny, nx)
-    factor: NDArray[np.uint8] | None,  # (n, ny, nx)
-    variance: _Floats | None,  # (n, ny, nx)
+    cube: _Floats,  # (n, ny, nx), or in panels (ny, panels, n, 64)
+    columns: int,  # nx
+    factor: NDArray[np.uint8] | None,  # of that shape
+    variance: _Floats | None,  # of that shape
     constants: _Floats,  # (7, n): weight, shot, sky, floor, seeing, tolerance, jitter
     with_model: bool,
     pedestal: float,

@@ -16,6 +16,9 @@ from fastack.executor import Executor
 from fastack.options import CombineOptions
 from fastack.types import PSF, Array, FloatImage, PixelFlag
 
+#: Columns of a panel, see `combine_tile`.
+PANEL = 64
+
 _BETA = 3.0  # of the Moffat profiles that stand for frames of another seeing
 _STAR_REACH = 40.0  # pixels, largest radius out to which stars are modelled
 _STAR_STEP = 0.125  # pixels
@@ -309,9 +312,11 @@ def combine_tile(
 
     Parameters
     ----------
-    cube : (n, h + 2 halo, w + 2 halo) float32 ndarray
-        Samples on the output's scale, ``pedestal + s a (x - b)``; NaN is missing. Not changed.
-    factor : (n, h + 2 halo, w + 2 halo) uint8 ndarray, optional
+    cube : (n, h + 2 halo, w + 2 halo) or (h + 2 halo, panels, n, 64) float32 ndarray
+        Samples on the output's scale, ``pedestal + s a (x - b)``; NaN is missing. Not changed. The second form
+        holds panels of 64 columns, in each of whose rows all frames lie together, the quickest to read; columns
+        that fill up the last panel do not count.
+    factor : uint8 ndarray of the shape of `cube`, optional
         Sum of the squared resampling coefficients (without a) times 255; None: all 255.
     noise : NoiseModel
         Of the n frames.
@@ -345,16 +350,16 @@ def combine_tile(
     """
     options = options or CombineOptions()
     y0, y1, x0, x1 = tile
-    shape = (y1 - y0 + 2 * halo, x1 - x0 + 2 * halo)
-    if cube.shape != (len(noise), *shape):
-        raise ValueError(f"the cube has shape {cube.shape}, tile and halo ask for {(len(noise), *shape)}")
+    rows, columns = y1 - y0 + 2 * halo, x1 - x0 + 2 * halo
+    plain, panelled = (len(noise), rows, columns), (rows, -(-columns // PANEL), len(noise), PANEL)
+    if cube.shape not in (plain, panelled):
+        raise ValueError(f"the cube has shape {cube.shape}, tile and halo ask for {plain} or panels {panelled}")
     if variance is not None and variance.shape != cube.shape:
         raise ValueError(f"variance has shape {variance.shape}, the cube {cube.shape}")
     constants, radius = _constants(noise, options)
     window = (halo, halo + y1 - y0, halo, halo + x1 - x0)
-    result = _run(
-        cube, factor, variance, noise, constants, radius, True, pedestal, (y0 - halo, x0 - halo), window, options, stars
-    )
+    place = ((y0 - halo, x0 - halo), window)
+    result = _run(cube, factor, variance, noise, constants, radius, True, pedestal, *place, options, stars, columns)
     if flags is not None:
         np.bitwise_or(result.flags, flags, out=result.flags)
     if saturated_count is not None:
@@ -380,10 +385,12 @@ def _run(
     window: tuple[int, int, int, int],
     options: CombineOptions,
     stars: Starlight | None = None,
+    columns: int | None = None,
 ) -> Combined:
-    n = len(cube)
+    n = len(noise)
     data, spread, background, count, low, high = _pixels.combine(
         cube,
+        cube.shape[2] if columns is None else columns,
         factor,
         variance,
         constants,
