@@ -15,7 +15,6 @@ namespace {
 using std::ptrdiff_t;
 
 constexpr int LANES = COMBINE_LANES;
-constexpr int AHEAD = 8; // frames whose scattered samples are asked for before their turn
 
 // Structure of the first stack below these multiples of its noise is taken for noise.
 constexpr float BEND_LIMIT = 3.5f;
@@ -72,13 +71,23 @@ struct Glow {
     std::vector<Plane> components;
 };
 
-/// Structure of the robust first stack, over the window and one pixel around it.
+/// Structure of the robust first stack, over the window and one pixel around it. It grows row by row, a little ahead
+/// of the rejection, so that the samples are still in the cache when their turn comes.
 struct Structure {
-    Plane start, curvature, bend, range;
+    Region region, curved, inner; // where samples are looked at, the curvature is known, samples are tested
     Glow stars;
-    Region region;
-    std::vector<uint8_t> quiet; // 1: all samples lie within the limits, and are averaged already
+    Plane start, sigma;      // first values
+    Plane level, rest;       // these with no darkness that only overshoots make, less known stars; NaN around them
+    Plane raw;               // curvature, noise included; 0 around it
+    Plane curvature, bend, range;
+    std::vector<uint8_t> quiet;   // 1: all samples lie within the limits, and are averaged already
+    ptrdiff_t looked, bent, ready; // rows from here on are still to come
 
+    Structure(const Region& all, const Region& known, const Region& tested, Glow glow, int radius)
+        : region(all), curved(known), inner(tested), stars(std::move(glow)), start(all, 0), sigma(all, 0),
+          level(all, radius + 1), rest(stars.mean.region.ny() ? all : Region{}, radius + 1), raw(known, 1, 0.0f),
+          curvature(tested, 0), bend(tested, 0), range(known, 0), quiet(size_t(all.ny() * all.nx()), 0),
+          looked(all.y0), bent(known.y0), ready(tested.y0) {}
     uint8_t* is_quiet(ptrdiff_t y, ptrdiff_t x) {
         return quiet.data() + (y - region.y0) * region.nx() + (x - region.x0);
     }
@@ -132,16 +141,15 @@ class Combiner {
     Combiner(const CombineSetup& setup, const CombineFrames& frames, const CombineInput& input,
              const CombineOutput& output)
         : setup_(setup), frames_(frames), input_(input), output_(output),
-          window_{input.y0, input.y1, input.x0, input.x1}, n_(frames.n),
+          window_{input.y0, input.y1, input.x0, input.x1}, n_(frames.n), modelled_(setup.reject == Reject::noise),
           samples_(size_t(n_) * PANEL), factors_(setup.reject == Reject::noise ? samples_.size() : 0, uint8_t(255)),
-          shades_(input.shade ? factors_.size() : 0), work_(size_t(n_) * LANES * 2),
+          shades_(input.shade ? factors_.size() : 0), work_(size_t(n_) * LANES * 3),
           has_variance_(frames.shot || input.variance), shot_(has_variance_ ? size_t(n_) * LANES : 0),
           floor_(shot_.size()), factor_(shot_.size(), uint8_t(255)), shade_(input.shade ? shot_.size() : 0),
-          near_(setup.reject == Reject::noise ? size_t(n_) * LANES : 0), shift_(near_.size()),
+          robust_(modelled_ ? n_ : 0), near_(setup.reject == Reject::noise ? size_t(n_) * LANES : 0), shift_(near_.size()),
           stars_(size_t(frames.components) * LANES),
           grouped_(setup.reject == Reject::noise && combine_groups(n_, setup.kappa_group, setup.grow)),
-          margin_(combine_margin(grouped_, setup.grow)),
-          modelled_(setup.reject == Reject::noise) {
+          margin_(combine_margin(grouped_, setup.grow)) {
         if (modelled_)
             sum_constants();
     }
@@ -179,7 +187,7 @@ class Combiner {
 
     /// Row by row, the second look one row behind the first, while the samples are still in the cache.
     void run_noise() {
-        Structure structure = find_structure();
+        Structure structure = no_structure();
         const Region region = window_.grown(margin_, input_);
         const Region centres = window_.grown(margin_ - 1, input_); // of groups that reach into the window
         Groups groups(grouped_ ? region : Region{}, n_);
@@ -187,6 +195,7 @@ class Combiner {
         std::vector<std::vector<Mark>> marks(size_t(window_.ny())); // by row of the window
         for (ptrdiff_t y = region.y0; y < window_.y1 + margin_; ++y) {
             rejected.clear();
+            advance(structure, y + 1); // a rejected sample's neighbours count
             if (y < region.y1)
                 test_row(structure, y, region, rejected, grouped_ ? &groups : nullptr);
             for (const Mark& mark : rejected)
@@ -346,75 +355,66 @@ class Combiner {
                 marks[size_t(mark.y - window_.y0)].push_back(mark);
     }
 
-    Structure find_structure() {
-        const int radius = input_.radius;
-        const Region inner = window_.grown(margin_, input_);      // where samples are tested
-        const Region curved = window_.grown(margin_ + 1, input_); // where the curvature is known
-        const Region all = window_.grown(combine_reach(radius, margin_), input_);
-        Glow glow = render_stars(all);
-        Plane start(all, radius + 2), sigma(all, 0); // NaN around it
-        Structure structure;
-        structure.region = all;
-        structure.quiet.assign(size_t(all.ny() * all.nx()), 0);
-        look_at_all(all, glow, start, sigma, structure);
-
-        Plane level = start;
-        const float darkest = frames_.pedestal - DARK * std::sqrt(frames_.mean_floor);
-        if (!input_.variance)
-            for (float& value : level.pixels)
-                value = value < darkest ? darkest : value; // NaN stays
-
-        // what the model of the stars explains needs no allowance
-        Plane rest = level;
-        for (ptrdiff_t y = all.y0; input_.stars.flux && y < all.y1; ++y)
-            std::transform(rest.at(y, all.x0), rest.at(y, all.x1), glow.mean.at(y, all.x0), rest.at(y, all.x0), std::minus<>());
-
-        Plane raw(curved, 1, 0.0f), range(curved, 0);
-        std::vector<float> work(4 * (curved.nx() + 2 * radius));
-        for (ptrdiff_t y = curved.y0; y < curved.y1; ++y) {
-            const float *lines[7], *whole[7];
-            for (int k = 0; k <= 2 * radius; ++k) {
-                lines[k] = rest.at(y - radius + k, curved.x0 - radius);
-                whole[k] = level.at(y - radius + k, curved.x0 - radius);
-            }
-            rows().combine.structure_row(lines, whole, radius, curved.nx(), work.data(), raw.at(y, curved.x0),
-                                         range.at(y, curved.x0));
-        }
-        Plane curvature(inner, 0), bend(inner, 0);
-        for (ptrdiff_t y = inner.y0; y < inner.y1; ++y) {
-            const float* lines[3];
-            for (int k = 0; k < 3; ++k)
-                lines[k] = raw.at(y - 1 + k, inner.x0 - 1);
-            rows().combine.significant_row(lines, sigma.at(y, inner.x0), inner.nx(), BEND_LIMIT, RANGE_LIMIT,
-                                           RANGE_NOISE, curvature.at(y, inner.x0), bend.at(y, inner.x0),
-                                           range.at(y, inner.x0));
-        }
-        structure.start = std::move(start);
-        structure.curvature = std::move(curvature);
-        structure.bend = std::move(bend);
-        structure.range = std::move(range);
-        structure.stars = std::move(glow);
-        return structure;
+    Structure no_structure() const {
+        const Region all = window_.grown(combine_reach(input_.radius, margin_), input_);
+        return {all, window_.grown(margin_ + 1, input_), window_.grown(margin_, input_), render_stars(all), input_.radius};
     }
 
-    /// First look at all samples, panel after panel. A panel's rows with one and the same shade come after each other.
-    void look_at_all(const Region& all, Glow& glow, Plane& start, Plane& sigma, Structure& structure) {
-        Scattered robust(n_);
-        for (ptrdiff_t y0 = all.y0, y1; y0 < all.y1; y0 = y1) {
-            y1 = input_.shade ? std::min(y0 + 16 - ((input_.y + y0) & 15), all.y1) : y0 + 1;
+    /// Structure up to row `last`, and a first look at all that it and the surroundings of that row rest on.
+    void advance(Structure& s, ptrdiff_t last) {
+        const int radius = input_.radius;
+        look_at_rows(s, std::min(last + 2 + std::max(radius, RING), s.region.y1));
+        // what the model of the stars explains needs no allowance
+        Plane& rest = input_.stars.flux ? s.rest : s.level;
+        work_.resize(std::max(work_.size(), size_t(4 * (s.curved.nx() + 2 * radius))));
+        for (; s.bent < std::min(last + 2, s.curved.y1); ++s.bent) {
+            const float *lines[7], *whole[7];
+            for (int k = 0; k <= 2 * radius; ++k) {
+                lines[k] = rest.at(s.bent - radius + k, s.curved.x0 - radius);
+                whole[k] = s.level.at(s.bent - radius + k, s.curved.x0 - radius);
+            }
+            rows().combine.structure_row(lines, whole, radius, s.curved.nx(), work_.data(), s.raw.at(s.bent, s.curved.x0),
+                                         s.range.at(s.bent, s.curved.x0));
+        }
+        for (; s.ready < std::min(last + 1, s.inner.y1); ++s.ready) {
+            const float* lines[3];
+            for (int k = 0; k < 3; ++k)
+                lines[k] = s.raw.at(s.ready - 1 + k, s.inner.x0 - 1);
+            rows().combine.significant_row(lines, s.sigma.at(s.ready, s.inner.x0), s.inner.nx(), BEND_LIMIT, RANGE_LIMIT,
+                                           RANGE_NOISE, s.curvature.at(s.ready, s.inner.x0),
+                                           s.bend.at(s.ready, s.inner.x0), s.range.at(s.ready, s.inner.x0));
+        }
+    }
+
+    /// First look at the rows before `end`, panel after panel; rows of a panel with one and the same shade follow each
+    /// other.
+    void look_at_rows(Structure& s, ptrdiff_t end) {
+        const Region& all = s.region;
+        const float darkest = input_.variance ? -INFINITY : frames_.pedestal - DARK * std::sqrt(frames_.mean_floor);
+        while (s.looked < end) {
+            const ptrdiff_t y0 = s.looked;
+            const ptrdiff_t y1 = input_.shade ? std::min(y0 + 16 - ((input_.y + y0) & 15), all.y1) : y0 + 1;
             for (ptrdiff_t x0 = all.x0, x1; x0 < all.x1; x0 = x1) {
                 x1 = std::min(x0 / PANEL * PANEL + PANEL, all.x1);
                 if (input_.shade)
                     load_shade(y0, x0 / PANEL * PANEL, PANEL, shades_.data());
                 for (ptrdiff_t y = y0; y < y1; ++y)
-                    look_at_panel(y, x0, x1, glow, start, sigma, structure, robust);
+                    look_at_panel(y, x0, x1, s);
             }
+            look_again(s);
+            for (ptrdiff_t y = y0; y < y1; ++y) {
+                const float* const start = s.start.at(y, all.x0);
+                float* const level = s.level.at(y, all.x0);
+                for (ptrdiff_t x = 0; x < all.nx(); ++x)
+                    level[x] = start[x] < darkest ? darkest : start[x]; // NaN stays
+                if (input_.stars.flux)
+                    std::transform(level, level + all.nx(), s.stars.mean.at(y, all.x0), s.rest.at(y, all.x0), std::minus<>());
+            }
+            s.looked = y1;
         }
-        look_again(robust, start, sigma);
     }
 
-    void look_at_panel(ptrdiff_t y, ptrdiff_t x0, ptrdiff_t x1, Glow& glow, Plane& start, Plane& sigma,
-                       Structure& structure, Scattered& robust) {
+    void look_at_panel(ptrdiff_t y, ptrdiff_t x0, ptrdiff_t x1, Structure& structure) {
         const ptrdiff_t panel = x0 / PANEL * PANEL;
         const CombineSamples row = panel_row(y, panel);
         for (ptrdiff_t block = x0 / LANES * LANES; block < x1; block += LANES) {
@@ -427,9 +427,9 @@ class Combiner {
             samples.next += samples.next ? lane : 0;
             if (lane) // a line of the cache holds them all
                 samples.next_factor = nullptr;
-            if (is_lit(glow, y, from, int(to - from))) {
+            if (is_lit(structure.stars, y, from, int(to - from))) {
                 std::fill(stars_.begin(), stars_.end(), 0.0f);
-                set_stars(glow.components, y, from, int(to - from), int(from - block));
+                set_stars(structure.stars.components, y, from, int(to - from), int(from - block));
                 rows().combine.take_stars(frames_, stars_.data(), samples.x, samples.stride, work_.data());
                 samples.x = work_.data();
                 samples.stride = LANES;
@@ -438,13 +438,13 @@ class Combiner {
             uint8_t quiet[LANES];
             rows().combine.first_look(setup_, frames_, samples, looked_, noise, quiet);
             const ptrdiff_t first = from - block;
-            std::copy(looked_.data + first, looked_.data + (to - block), start.at(y, from));
-            std::copy(noise + first, noise + (to - block), sigma.at(y, from));
+            std::copy(looked_.data + first, looked_.data + (to - block), structure.start.at(y, from));
+            std::copy(noise + first, noise + (to - block), structure.sigma.at(y, from));
             for (ptrdiff_t l = first; l < to - block; ++l)
                 if (!quiet[l]) {
-                    robust.add(samples.x + l, samples.stride, y, block + l);
-                    if (robust.count == LANES)
-                        look_again(robust, start, sigma);
+                    robust_.add(samples.x + l, samples.stride, y, block + l);
+                    if (robust_.count == LANES)
+                        look_again(structure);
                 }
             if (!setup_.median) {
                 std::copy(quiet + first, quiet + (to - block), structure.is_quiet(y, from));
@@ -493,15 +493,17 @@ class Combiner {
     }
 
     /// Scattered pixels that the mean does not settle.
-    void look_again(Scattered& pixels, Plane& start, Plane& sigma) {
+    void look_again(Structure& structure) {
+        Scattered& pixels = robust_;
+        if (!pixels.count)
+            return;
         float value[LANES], noise[LANES];
         for (int l = 0; l < LANES; ++l)
-            noise[l] = l < pixels.count ? *sigma.at(pixels.y[l], pixels.x[l]) : 0.0f;
-        if (pixels.count)
-            rows().combine.robust_look(frames_, pixels.samples.data(), bool(input_.variance), value, noise);
+            noise[l] = l < pixels.count ? *structure.sigma.at(pixels.y[l], pixels.x[l]) : 0.0f;
+        rows().combine.robust_look(frames_, pixels.samples.data(), bool(input_.variance), value, noise);
         for (int l = 0; l < pixels.count; ++l) {
-            *start.at(pixels.y[l], pixels.x[l]) = value[l];
-            *sigma.at(pixels.y[l], pixels.x[l]) = noise[l];
+            *structure.start.at(pixels.y[l], pixels.x[l]) = value[l];
+            *structure.sigma.at(pixels.y[l], pixels.x[l]) = noise[l];
         }
         pixels.count = 0;
     }
@@ -625,7 +627,7 @@ class Combiner {
     /// Fill one lane from the marks of one pixel. Where every sample of the pixel is beside some rejected one,
     /// only the strongest artefact's frame is held for guilty: the others were rejected for its sake.
     void mark_pixel(const Mark* marks, size_t count, uint8_t* near, float* shift) const {
-        int frames = 0, present = 0, strongest = -1;
+        int frames = 0, strongest = -1;
         float most = 0;
         for (size_t k = 0; k < count; ++k) {
             const Mark& mark = marks[k];
@@ -642,9 +644,8 @@ class Combiner {
                 strongest = mark.frame;
             }
         }
-        for (int i = 0; i < n_; ++i)
-            present += !std::isnan(*input_.cube.at(i, marks->y, marks->x));
-        if (frames == present)
+        const ptrdiff_t y = marks->y - window_.y0, x = marks->x - window_.x0;
+        if (frames == output_.count(y, x) + output_.low(y, x) + output_.high(y, x)) // all that there are
             for (int i = 0; i < n_; ++i)
                 if (i != strongest)
                     near[ptrdiff_t(i) * LANES] = 0;
@@ -822,6 +823,18 @@ class Combiner {
             }
     }
 
+    /// One lane of a block; the memory that the next one lies in is asked for meanwhile, as no processor foresees it.
+    template <class T>
+    void gather_lane(const Panels<const T>& from, ptrdiff_t y, const ptrdiff_t* column, const ptrdiff_t* next, T* to) const {
+        const T* const lane = from.at(0, y, *column);
+        const T* const soon = from.at(0, y, *next);
+        const ptrdiff_t step = from.frame_stride;
+        for (ptrdiff_t i = 0; i < n_; ++i) {
+            __builtin_prefetch(soon + i * step);
+            to[i * LANES] = lane[i * step];
+        }
+    }
+
     /// A block of pixels of one row.
     CombineBlock gather(Structure& structure, ptrdiff_t y, const ptrdiff_t* columns, int lanes) {
         CombineBlock block = make_block(&structure);
@@ -831,30 +844,17 @@ class Combiner {
                 block.stars = stars_.data();
         if (lanes < LANES)
             std::fill_n(samples_.data(), ptrdiff_t(n_) * LANES, NAN);
-        const float *from[LANES], *given[LANES];
-        const uint8_t* factor[LANES];
+        for (int i = 0; i < n_; ++i)
+            __builtin_prefetch(input_.cube.at(i, y, columns[0]));
         for (int l = 0; l < lanes; ++l) {
-            from[l] = input_.cube.at(0, y, columns[l]);
-            given[l] = input_.variance ? input_.variance.at(0, y, columns[l]) : nullptr;
-            factor[l] = input_.factor ? input_.factor.at(0, y, columns[l]) : nullptr;
-        }
-        const ptrdiff_t step = input_.cube.frame_stride, factor_step = input_.factor.frame_stride;
-        for (ptrdiff_t i = 0; i < n_; ++i) {
-            const ptrdiff_t to = i * LANES;
-            if (i + AHEAD < n_) // no pattern that the processor could foresee
-                for (int l = 0; l < lanes; ++l) {
-                    __builtin_prefetch(from[l] + (i + AHEAD) * step);
-                    if (input_.factor)
-                        __builtin_prefetch(factor[l] + (i + AHEAD) * factor_step);
-                }
-            for (int l = 0; l < lanes; ++l)
-                samples_[to + l] = from[l][i * step];
-            for (int l = 0; input_.variance && l < lanes; ++l)
-                floor_[to + l] = given[l][i * input_.variance.frame_stride];
-            for (int l = 0; input_.factor && l < lanes; ++l)
-                factor_[to + l] = factor[l][i * factor_step];
-            for (int l = 0; input_.shade && l < lanes; ++l)
-                shade_[to + l] = shade(int(i), y, columns[l]);
+            const ptrdiff_t *const column = columns + l, *const next = columns + std::min(l + 1, lanes - 1);
+            gather_lane(input_.cube, y, column, next, samples_.data() + l);
+            if (input_.variance)
+                gather_lane(input_.variance, y, column, next, floor_.data() + l);
+            if (input_.factor)
+                gather_lane(input_.factor, y, column, next, factor_.data() + l);
+            for (int i = 0; input_.shade && i < n_; ++i)
+                shade_[size_t(i * LANES + l)] = shade(i, y, *column);
         }
         if (has_variance_ && !input_.variance)
             prepare();
@@ -876,17 +876,19 @@ class Combiner {
     void write(const CombinePixels& pixels, ptrdiff_t y, ptrdiff_t x, int lanes, int lane) {
         if (y < window_.y0 || y >= window_.y1)
             return;
-        for (int l = 0; l < lanes; ++l) {
-            const ptrdiff_t column = x + l - window_.x0, row = y - window_.y0;
-            if (column < 0 || column >= window_.nx())
-                continue;
-            output_.data(row, column) = pixels.data[lane + l];
-            output_.variance(row, column) = pixels.variance[lane + l];
-            output_.background(row, column) = pixels.background[lane + l];
-            output_.count(row, column) = uint16_t(pixels.count[lane + l]);
-            output_.low(row, column) = uint16_t(pixels.low[lane + l]);
-            output_.high(row, column) = uint16_t(pixels.high[lane + l]);
-        }
+        const ptrdiff_t x0 = std::max(x, window_.x0), width = std::min(x + lanes, window_.x1) - x0;
+        const ptrdiff_t row = y - window_.y0, column = x0 - window_.x0, from = lane + x0 - x;
+        if (width <= 0)
+            return;
+        const auto copy = [&](const auto& values, const auto& image) {
+            std::copy_n(values + from, width, image.row(row) + column);
+        };
+        copy(pixels.data, output_.data);
+        copy(pixels.variance, output_.variance);
+        copy(pixels.background, output_.background);
+        copy(pixels.count, output_.count);
+        copy(pixels.low, output_.low);
+        copy(pixels.high, output_.high);
     }
 
     void mark_rejected(const CombineBlock& block, Structure& structure, ptrdiff_t y, const ptrdiff_t* columns, int lanes,
@@ -908,6 +910,7 @@ class Combiner {
     const CombineOutput& output_;
     const Region window_;
     const int n_;
+    const bool modelled_; // noise: whether the average's variance is the model's in each block
     std::vector<float> samples_; // of a panel's row or of a block
     std::vector<uint8_t> factors_; // of a panel's row
     std::vector<float> shades_, variances_;
@@ -916,12 +919,12 @@ class Combiner {
     std::vector<float> shot_, floor_;
     std::vector<uint8_t> factor_;
     std::vector<float> shade_;
+    Scattered robust_;
     std::vector<uint8_t> near_;
     std::vector<float> shift_;
     std::vector<float> stars_; // components of the stars' light in the block
     const bool grouped_;       // whether groups of pixels are tested
     const int margin_;         // around the window, where samples are tested
-    const bool modelled_; // whether the average's variance is the model's in each block
     std::vector<float> weight_, light_, rest_, ground_;
     float local_[4][LANES];
     CombinePixels looked_{}; // nothing is rejected in the first look

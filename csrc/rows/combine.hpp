@@ -71,7 +71,7 @@ struct CombinePixels {
 
 struct CombineBlock {
     float* x = nullptr;              // samples; NaN: missing, and after `reject` also the rejected ones
-    float* work = nullptr;           // as large as two times x
+    float* work = nullptr;           // as large as three times x
     const float* shot = nullptr;     // per sample, or nullptr: no variance is known
     const float* floor = nullptr;    // per sample
     const uint8_t* factor = nullptr; // per sample (noise): the variance is that of the constants times this / 255

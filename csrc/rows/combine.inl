@@ -37,8 +37,18 @@ FASTACK_INLINE VF smaller(VF a, VF b) { return a < b ? a : b; }
 FASTACK_INLINE VF larger(VF a, VF b) { return a > b ? a : b; }
 FASTACK_INLINE VF positive(VF a) { return a < VF{} ? VF{} : a; } // NaN stays
 FASTACK_INLINE VF magnitude(VF a) { return a < VF{} ? -a : a; }
-// In steps of two: beyond that GCC 12 goes lane by lane.
-FASTACK_INLINE VI widen(VB a) { return __builtin_convertvector(__builtin_convertvector(a, VH), VI); }
+FASTACK_INLINE VI widen(const uint8_t* p) {
+#if defined(__AVX512F__)
+    return (VI)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
+#elif defined(__AVX2__)
+    return (VI)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
+#else
+    // in steps of two: beyond that GCC 12 goes lane by lane
+    VB bytes;
+    memcpy(&bytes, p, sizeof bytes);
+    return __builtin_convertvector(__builtin_convertvector(bytes, VH), VI);
+#endif
+}
 FASTACK_INLINE VF to_float(VI a) { return __builtin_convertvector(a, VF); }
 FASTACK_INLINE VF root(VF a) {
     float lanes[WIDTH];
@@ -56,11 +66,7 @@ FASTACK_INLINE bool any(VI mask) {
     return all != 0;
 }
 
-FASTACK_INLINE VF load_bytes(const uint8_t* p) {
-    VB bytes;
-    memcpy(&bytes, p, sizeof bytes);
-    return to_float(widen(bytes));
-}
+FASTACK_INLINE VF load_bytes(const uint8_t* p) { return to_float(widen(p)); }
 
 constexpr float INF = __builtin_inff();
 constexpr float NOT_A_NUMBER = __builtin_nanf("");
@@ -86,8 +92,9 @@ struct Part : CombineBlock {
 };
 
 /// The sample of rank k (from 0) among the present ones. Exact: a bracket of two sample values that hold rank k
-/// between them shrinks with every count, until it is one value. Pivots follow the counts, every third one halves.
-inline VF select(const float* x, int n, VI k) {
+/// between them shrinks with every count, until a count tells that k is next to the pivot. Pivots follow the counts,
+/// every third one halves; the first is a guess, or the mean where that is NaN.
+inline VF select(const float* x, int n, VI k, VF guess) {
     VF lo = splat(INF), hi = splat(-INF), sum{};
     VI above{}; // samples up to and including hi
     for (int i = 0; i < n; ++i) {
@@ -98,7 +105,7 @@ inline VF select(const float* x, int n, VI k) {
         sum += here ? v : VF{};
         above -= here;
     }
-    VF pivot = sum / to_float(above);
+    VF pivot = guess == guess ? guess : sum / to_float(above);
     VI below{}; // samples under lo
     for (int pass = 1; any(lo < hi); ++pass) {
         pivot = (pivot >= lo) & (pivot < hi) ? pivot : lo;
@@ -112,9 +119,9 @@ inline VF select(const float* x, int n, VI k) {
             over = smaller(v > pivot ? v : over, over);
         }
         const VI open = lo < hi, left = open & (count > k), right = open & (count <= k);
-        hi = left ? under : hi;
+        hi = left | (open & (count == k)) ? (left ? under : over) : hi;
+        lo = right | (open & (count == k + 1)) ? (right ? over : under) : lo;
         above = left ? count : above;
-        lo = right ? over : lo;
         below = right ? count : below;
         const VF part = (to_float(k - below) + 0.5f) / to_float(above - below);
         pivot = lo + (hi - lo) * (pass % 3 ? part : splat(0.5f));
@@ -123,8 +130,8 @@ inline VF select(const float* x, int n, VI k) {
 }
 
 /// Median of the present samples; of an even number the mean of the middle two.
-inline VF median_of(const float* x, int n, VI count) {
-    const VF lower = select(x, n, (count - 1) >> 1);
+inline VF median_of(const float* x, int n, VI count, VF guess = splat(NOT_A_NUMBER)) {
+    const VF lower = select(x, n, (count - 1) >> 1, guess);
     VI up_to{};
     VF next = splat(INF);
     for (int i = 0; i < n; ++i) {
@@ -178,12 +185,16 @@ FASTACK_INLINE void keep_between(Part& block, int n, VF lo, VF hi) {
     store(block.out->high + block.at, high);
 }
 
-/// Samples within [lo, hi], the others NaN.
-FASTACK_INLINE void copy_between(const float* x, int n, VF lo, VF hi, float* out) {
+/// Samples within [lo, hi], the others NaN; their number.
+FASTACK_INLINE VI copy_between(const float* x, int n, VF lo, VF hi, float* out) {
+    VI count{};
     for (int i = 0; i < n; ++i) {
         const VF v = sample(x, i);
-        store(out + (ptrdiff_t)i * LANES, (v >= lo) & (v <= hi) ? v : splat(NOT_A_NUMBER));
+        const VI in = (v >= lo) & (v <= hi);
+        count -= in;
+        store(out + (ptrdiff_t)i * LANES, in ? v : splat(NOT_A_NUMBER));
     }
+    return count;
 }
 
 /// Clip at centre -+ kappa * width until nothing changes; what is out stays out.
@@ -222,29 +233,32 @@ inline void reject_sigma(const CombineSetup& setup, Part& block, int n) {
 }
 
 inline void reject_sigma_median(const CombineSetup& setup, Part& block, int n) {
+    VF guess = splat(NOT_A_NUMBER); // the round before's
     clip_rounds(setup, block, n, [&](VF lo, VF hi, VF& centre, VF& width) {
-        copy_between(block.x, n, lo, hi, block.work);
-        centre = median_of(block.work, n, count_present(block.work, n));
+        const VI count = copy_between(block.x, n, lo, hi, block.work);
+        guess = centre = median_of(block.work, n, count, guess);
         width = moments(block.work, n, lo, hi, centre).sigma;
     });
 }
 
 inline void reject_mad(const CombineSetup& setup, Part& block, int n) {
+    VF guess = splat(NOT_A_NUMBER), distance = guess; // of the round before
     clip_rounds(setup, block, n, [&](VF lo, VF hi, VF& centre, VF& width) {
-        copy_between(block.x, n, lo, hi, block.work);
-        const VI count = count_present(block.work, n);
-        centre = median_of(block.work, n, count);
+        const VI count = copy_between(block.x, n, lo, hi, block.work);
+        guess = centre = median_of(block.work, n, count, guess);
         for (int i = 0; i < n; ++i)
             store(block.work + (ptrdiff_t)i * LANES, magnitude(sample(block.work, i) - centre));
-        width = 1.4826022f * median_of(block.work, n, count);
+        distance = median_of(block.work, n, count, distance);
+        width = 1.4826022f * distance;
     });
 }
 
 /// Huber's winsorising: sigma of the samples drawn in to median -+ 1.5 sigma, times 1.134, ten times over.
 inline void reject_winsorized(const CombineSetup& setup, Part& block, int n) {
+    VF guess = splat(NOT_A_NUMBER); // the round before's
     clip_rounds(setup, block, n, [&](VF lo, VF hi, VF& centre, VF& width) {
-        copy_between(block.x, n, lo, hi, block.work);
-        centre = median_of(block.work, n, count_present(block.work, n));
+        const VI count = copy_between(block.x, n, lo, hi, block.work);
+        guess = centre = median_of(block.work, n, count, guess);
         width = moments(block.work, n, lo, hi, centre).sigma;
         for (int step = 0; step < 10; ++step) {
             const VF reach = 1.5f * width;
@@ -416,11 +430,7 @@ FASTACK_INLINE VF variance_of(const CombineFrames& frames, const Part& block, in
     return sample(block.shot, i) * positive(level + frames.sky[i]) + sample(block.floor, i);
 }
 
-FASTACK_INLINE VI near_of(const Part& block, int i) {
-    VB near;
-    memcpy(&near, block.near + (ptrdiff_t)i * LANES, sizeof near);
-    return widen(near);
-}
+FASTACK_INLINE VI near_of(const Part& block, int i) { return widen(block.near + (ptrdiff_t)i * LANES); }
 
 /// What known stars have more in frame i than in the mean of all frames.
 FASTACK_INLINE VF star_difference(const CombineFrames& frames, const float* stars, int i) {
@@ -453,21 +463,23 @@ FASTACK_INLINE void reject_noise_rounds(const CombineSetup& setup, const Combine
     const int n = frames.n;
     float* const x = block.work;                          // samples brought to the stack's seeing
     float* const kept = block.work + (ptrdiff_t)n * LANES; // weight of the samples kept, 0 of the others
+    float* const allowed = block.work + 2 * (ptrdiff_t)n * LANES;
     const VF curvature = load(block.curvature), bend = load(block.bend), range = load(block.range);
     const bool structure = block.stars || any((bend > 0.0f) | (range > 0.0f));
-    const auto allowance_of = [&](int i, VF& allowance) {
-        allowance = frames.tolerance[i] * bend + frames.jitter[i] * range;
-        if (block.stars)
-            allowance += setup.star_error * magnitude(star_difference(frames, block.stars, i));
-    };
     VF start = load(block.start);
     VI count{};
     for (int i = 0; i < n; ++i) {
         VF v = sample(block.x, i);
-        if (structure)
+        if (structure) {
+            VF allowance = frames.tolerance[i] * bend + frames.jitter[i] * range;
             v -= frames.seeing[i] * curvature;
-        if (block.stars)
-            v -= star_difference(frames, block.stars, i);
+            if (block.stars) {
+                const VF difference = star_difference(frames, block.stars, i);
+                v -= difference;
+                allowance += setup.star_error * magnitude(difference);
+            }
+            store(allowed + (ptrdiff_t)i * LANES, allowance);
+        }
         if (SECOND)
             v -= sample(block.shift, i);
         store(x + (ptrdiff_t)i * LANES, v);
@@ -485,17 +497,14 @@ FASTACK_INLINE void reject_noise_rounds(const CombineSetup& setup, const Combine
         for (int i = 0; any(none) && i < n; ++i)
             store(kept + (ptrdiff_t)i * LANES, none ? sample(x, i) : sample(kept, i));
         sure = none ? count : sure;
-        start = select(kept, n, (sure - 1) >> 1);
+        start = select(kept, n, (sure - 1) >> 1, start);
     }
     VF slack{}; // how far the value itself may be wrong
     if (structure) {
         if (!SECOND)
-            start = select(x, n, (count - 1) >> 1);
-        for (int i = 0; i < n; ++i) {
-            VF allowance;
-            allowance_of(i, allowance);
-            slack = sample(x, i) == start ? larger(allowance, slack) : slack;
-        }
+            start = select(x, n, (count - 1) >> 1, start);
+        for (int i = 0; i < n; ++i)
+            slack = sample(x, i) == start ? larger(sample(allowed, i), slack) : slack;
     }
 
     const VI pair = count == 2;
@@ -526,7 +535,7 @@ FASTACK_INLINE void reject_noise_rounds(const CombineSetup& setup, const Combine
             const VF spread = larger(noise * (own - before * twice) + value_variance, 1e-3f * noise);
             VF distance = magnitude(d), allowance{};
             if (structure) {
-                allowance_of(i, allowance);
+                allowance = sample(allowed, i);
                 distance = positive(distance - (allowance + slack));
             }
             VF limit = d > 0.0f ? high2 : low2;
@@ -640,9 +649,9 @@ FASTACK_INLINE void sum_up(const CombineFrames& frames, const CombineSamples& sa
     }
     for (int i = 0; i < n; ++i) {
         if (samples.next) // too many frames for the processor to foresee
-            __builtin_prefetch(samples.next + i * samples.next_stride);
+            __builtin_prefetch(samples.next + i * samples.next_stride, 0, 2);
         if (samples.next_factor)
-            __builtin_prefetch(samples.next_factor + i * samples.noise_stride);
+            __builtin_prefetch(samples.next_factor + i * samples.noise_stride, 0, 2);
 #pragma GCC unroll 4
         for (int k = 0; k < PARTS; ++k) {
             const VF v = load(samples.x + i * samples.stride + k * WIDTH);
@@ -797,7 +806,7 @@ void first_look(const CombineSetup& setup, const CombineFrames& frames, const Co
 void robust_look(const CombineFrames& frames, const float* x, bool given, float* value, float* sigma) {
     for (int at = 0; at < LANES; at += WIDTH) {
         const VI count = count_present(x + at, frames.n);
-        const VF number = to_float(count), level = select(x + at, frames.n, (count - 1) >> 1);
+        const VF number = to_float(count), level = select(x + at, frames.n, (count - 1) >> 1, splat(NOT_A_NUMBER));
         const VF of_mean = load(sigma + at);
         const VF modelled = (frames.mean_shot * positive(level - frames.pedestal) + frames.mean_floor) / number;
         const VF variance = given ? of_mean * of_mean : modelled;

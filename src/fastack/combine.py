@@ -415,8 +415,8 @@ def _run(
         options.star_error,
     )
     rejected = low + high
-    flags = np.where(rejected > 0, np.uint8(PixelFlag.REJECTED), np.uint8(0))
-    flags |= np.where(count + rejected < n, np.uint8(PixelFlag.PARTIAL), np.uint8(0))
+    flags = (rejected > 0) * np.uint8(PixelFlag.REJECTED)
+    flags |= (count + rejected < n) * np.uint8(PixelFlag.PARTIAL)
     return Combined(
         data=data,
         variance=spread,
