@@ -365,6 +365,8 @@ struct Work {
     // How weights change from pixel to pixel is what |step - 1| says. An expansion errs by w''/2 (|step - 1|
     // n)^2 and |w''| < 3.7, n pixels being the distance to where it is exact: less than 5e-5 on either axis.
     static constexpr double gentle = 7.5e-4;
+    // Half a row from where the weights along q are exact they err by w' |step - 1| / 2, and |w'| < 1.2.
+    static constexpr float pair_limit = 1.2e-4f;
     ResampleLine line; // of a linear map, at v = 0
     bool straight;     // blocks of a linear map
     bool curved;    // weights along p as quadratics, not as straight lines, of the place in the block
@@ -471,6 +473,8 @@ void resample_group(const Work& work, const Buffer& buffer, std::ptrdiff_t y0, s
     alignas(64) unsigned char factors[most_group_rows * block_columns],
         interpolated[most_group_rows * block_columns];
     std::array<unsigned char, most_group_rows> masked{};
+    const float back = work.section.level - work.section.sky;
+    const float gain = work.section.scale * middle.jacobian[0][0], area = middle.jacobian[0][0] * middle.jacobian[0][0];
     ResampleTask task{.kernel = &work.kernel,
                       .center = &middle,
                       .along = along.data(),
@@ -478,21 +482,25 @@ void resample_group(const Work& work, const Buffer& buffer, std::ptrdiff_t y0, s
                       .masked = masked.data(),
                       .block = 0,
                       .rows = n,
-                      .first = static_cast<float>(y0 - center),
+                      .first = static_cast<int>(y0 - center),
                       .reach = 0.375f * static_cast<float>(work.group_rows),
                       .curved = work.curved,
-                      .linear = work.linear,
+                      .even = false,
+                      .pairs = false,
                       .buffer = buffer.data(),
                       .stride = buffer.width,
                       .height = buffer.height,
                       .width = buffer.width,
                       .p0 = static_cast<std::int32_t>(buffer.p0),
                       .q0 = static_cast<std::int32_t>(buffer.q0),
+                      .max_lost = work.how.max_lost,
                       .scale = work.section.scale,
                       .offset = work.section.offset,
-                      .max_lost = work.how.max_lost,
-                      .back = work.section.level - work.section.sky,
-                      .factor = work.factor,
+                      .back = back,
+                      .per_area = work.factor,
+                      .gain = gain,
+                      .base = gain * back + work.section.offset,
+                      .factor = work.factor * area,
                       .square = work.how.square,
                       .out = out,
                       .factors = factors,
@@ -501,6 +509,7 @@ void resample_group(const Work& work, const Buffer& buffer, std::ptrdiff_t y0, s
                       .interpolated = interpolated};
     for (int b = b0; b < b1; ++b) {
         task.block = b;
+        task.pairs = std::fabs(middle.drift[0][b]) + 8 * std::fabs(middle.drift[1][b]) < Work::pair_limit;
         const Box near = touched_straight(buffer, middle, b, taps);
         const auto touch = [&](int r) -> Box {
             if (!straight[b])
@@ -531,6 +540,7 @@ void resample_group(const Work& work, const Buffer& buffer, std::ptrdiff_t y0, s
         task.factors = direct && work.to.factor ? work.to.factor.row(row0) + at : factors;
         task.factor_stride = direct && work.to.factor ? work.to.factor.stride : block_columns;
 
+        task.even = work.linear && !some && along[0].ip[b] == along[n - 1].ip[b];
         if (straight[b] && inside) {
             row.straight[taps / 2](task);
         } else {
