@@ -17,24 +17,6 @@ struct CombineStars {
     Image<const float> share;    // [components][n]
 };
 
-/// Columns of a panel. Where the frames of a panel's rows lie one after the other, memory is read as it comes.
-constexpr int PANEL = 64;
-
-/// N images of one shape, each row in panels of 64 columns. Plain images have panels beside each other; else the rows of
-/// a panel, [frame][column], are whole ones also at the right border.
-template <class T> struct Panels {
-    T* data = nullptr;
-    std::ptrdiff_t n = 0, ny = 0, nx = 0;
-    std::ptrdiff_t frame_stride = 0, row_stride = 0, panel_stride = PANEL;
-
-    T* at(std::ptrdiff_t i, std::ptrdiff_t y, std::ptrdiff_t x) const {
-        return data + i * frame_stride + y * row_stride + (x / PANEL) * panel_stride + x % PANEL;
-    }
-    /// Whether a row of a panel holds all frames.
-    bool interleaved() const { return frame_stride == PANEL; }
-    explicit operator bool() const { return data != nullptr; }
-};
-
 /// What `combine` reads. Only the window is combined; pixels around it serve as neighbours. A result depends on the
 /// pixels up to `combine_reach` around it and on nothing else, so that windows may be laid at will.
 struct CombineInput {

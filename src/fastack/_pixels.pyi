@@ -140,11 +140,13 @@ def resample_tile(
     offset: float,
     sky: float,
     level: float,
-    out: NDArray[np.float32] | None,  # the tile's shape, as the planes below
-    factor: NDArray[np.uint8] | None,
+    out: NDArray[np.float32] | None,  # the tile's shape, as the planes below, or in panels (h, panels, 64)
+    factor: NDArray[np.uint8] | None,  # as out
     saturated: NDArray[np.int32] | None,  # (k, 2)
     saturated_count: NDArray[np.uint16] | None,
     flags: NDArray[np.uint8] | None,
+    sky_mesh: _Floats | None,
+    sky_area: tuple[int, int, int, int],  # y0, y1, x0, x1 of the output that the mesh covers
     square: bool,
 ) -> None: ...
 

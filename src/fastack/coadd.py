@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastack import _pixels, _stars, calibrate, frames, grid, normalise, output, report, uncertainty
-from fastack.combine import Combined, NoiseModel, Starlight, combine_tile, halo
+from fastack.combine import PANEL, Combined, NoiseModel, Starlight, combine_tile, halo
 from fastack.executor import Executor
 from fastack.options import StackOptions
 from fastack.resample import input_window, resample_tile, resample_variance
@@ -239,11 +239,12 @@ def stack_tile(tile: grid.Tile, job: Job) -> Combined:
     edge = halo(len(job.frames), job.options.combine)
     # beyond the output as well: pixels at its border are judged by what stands around them
     part = (y0 - edge, y1 + edge, x0 - edge, x1 + edge)
-    shape = (len(job.frames), part[1] - part[0], part[3] - part[2])
-    samples, factor = _scratch(shape)
+    shape = (part[1] - part[0], part[3] - part[2])
+    panels = (shape[0], -(-shape[1] // PANEL), len(job.frames), PANEL)
+    samples, factor = _scratch(panels)
     # variance planes that files bring count before the model
-    spread = np.full(shape, np.nan, np.float32) if any(f.variance for f in job.frames) else None
-    saturated, flags = np.zeros(shape[1:], np.uint16), np.zeros(shape[1:], np.uint8)
+    spread = np.full(panels, np.nan, np.float32) if any(f.variance for f in job.frames) else None
+    saturated, flags = np.zeros(shape, np.uint16), np.zeros(shape, np.uint8)
     planes = _Planes(samples=samples, factor=factor, spread=spread, saturated=saturated, flags=flags)
     kernel = job.options.resample
     windows = [input_window(t, part, f.shape, kernel) for f, t in zip(job.frames, job.transforms, strict=True)]
@@ -274,11 +275,11 @@ def stack_tile(tile: grid.Tile, job: Job) -> Combined:
 
 
 class _Planes(NamedTuple):
-    """What is made of all frames for one part of the output."""
+    """What is made of all frames for one part of the output, as `combine_tile` reads it most quickly."""
 
-    samples: FloatImage  # (n, h, w)
-    factor: np.ndarray  # (n, h, w), variance factors
-    spread: FloatImage | None  # (n, h, w), variances
+    samples: FloatImage  # (h, panels, n, 64)
+    factor: np.ndarray  # (h, panels, n, 64), variance factors
+    spread: FloatImage | None  # (h, panels, n, 64), variances
     saturated: np.ndarray  # (h, w), number of samples that hold saturated light
     flags: np.ndarray  # (h, w)
 
@@ -286,7 +287,7 @@ class _Planes(NamedTuple):
 def _resample_frame(i: int, part: grid.Tile, window: Window | None, planes: _Planes, job: Job) -> None:
     """Fill frame i's part of the planes from its window of the frame."""
     frame, to_frame, kernel = job.frames[i], job.transforms[i], job.options.resample
-    samples, factor = planes.samples[i], planes.factor[i]
+    samples, factor = planes.samples[:, :, i], planes.factor[:, :, i]
     if window is None:
         samples[...], factor[...] = np.nan, 0
         return
@@ -306,13 +307,12 @@ def _resample_frame(i: int, part: grid.Tile, window: Window | None, planes: _Pla
         saturated=section.saturated,
         saturated_count=planes.saturated,
         flags=planes.flags,
+        surface=job.surfaces.of(i) if job.surfaces is not None else None,
         options=kernel,
     )
-    if job.surfaces is not None:
-        samples -= job.surfaces.at(i, part)
     if planes.spread is None:
         return
-    spread = planes.spread[i]
+    spread = planes.spread[:, :, i]
     if section.variance is None:
         dark = (job.noise.area[i] * job.noise.noise[i]) ** 2 / 255
         np.multiply(factor, np.float32(scale * scale * dark), out=spread)
