@@ -517,6 +517,8 @@ void resample_group(const Work& work, const Buffer& buffer, std::ptrdiff_t y0, s
                       .factors = factors,
                       .out_stride = block_columns,
                       .factor_stride = block_columns,
+                      .next_out = out,
+                      .next_factors = factors,
                       .interpolated = interpolated};
     for (int b = b0; b < b1; ++b) {
         task.block = b;
@@ -551,6 +553,9 @@ void resample_group(const Work& work, const Buffer& buffer, std::ptrdiff_t y0, s
         task.factors = direct && work.to.factor ? work.to.factor.at(row0, at) : factors;
         task.factor_stride = direct && work.to.factor ? work.to.factor.row_stride : block_columns;
 
+        const std::ptrdiff_t next = std::min(at + block_columns, work.tile.x1 - work.tile.x0 - 1);
+        task.next_out = work.to.out.at(row0, next);
+        task.next_factors = work.to.factor ? work.to.factor.at(row0, next) : factors;
         task.even = work.linear && !some && along[0].ip[b] == along[n - 1].ip[b];
         if (straight[b] && inside) {
             row.straight[taps / 2](task);

@@ -75,6 +75,8 @@ struct ResampleTask {
     float* out;             // (rows, 16), rows `out_stride` apart
     unsigned char* factors; // (rows, 16), rows `factor_stride` apart
     std::ptrdiff_t out_stride, factor_stride;
+    const float* next_out;             // where the next block's go
+    const unsigned char* next_factors;
     unsigned char* interpolated; // (rows, 16), written in masked rows only
 };
 

@@ -407,6 +407,22 @@ __attribute__((noinline)) void straight_run(const ResampleTask& of, int row, int
         rows.template operator()<1>();
 }
 
+/// Whether a pixel is missing in a row under the kernels of one vector of outputs.
+template <int N> RESAMPLE_INLINE I holes(const float* source) {
+    I found = not_finite(load(source + N - 1));
+    for (int k = 0; k < N - 1; k += lanes)
+        found |= not_finite(load(source + k));
+    return found;
+}
+
+/// The same of all its rows.
+template <int N> RESAMPLE_INLINE bool misses(const float* source, int taps, std::ptrdiff_t stride) {
+    I found = {};
+    for (int r = 0; r < taps; ++r)
+        found |= holes<N>(source + r * stride);
+    return any(found);
+}
+
 /// One row near missing pixels: those are found first, and count as 0 in the sums.
 template <int N, bool Curved>
 __attribute__((noinline)) void straight_masked(const ResampleTask& task, int row, int part, const Across<N>& across,
@@ -428,10 +444,7 @@ __attribute__((noinline)) void straight_masked(const ResampleTask& task, int row
         v[0][r] = across.weight[0][r] + s * across.weight[1][r];
         magnitude_across += fabs(v[0][r]);
         rows[r] = source;
-        I holes = not_finite(load(source + N - 1));
-        for (int k = 0; k < N - 1; k += lanes)
-            holes |= not_finite(load(source + k));
-        if (!any(holes)) { // most rows of pixels near a missing one
+        if (!any(holes<N>(source))) { // most rows of pixels near a missing one
             sums.weight += v[0][r] * whole;
             sums.there += (v[0][r] * v[0][r]) * squares;
             continue;
@@ -472,8 +485,8 @@ template <int N> void straight(const ResampleTask& task) {
         {{straight_run<N, true, false, false>, straight_run<N, true, false, true>},
          {straight_run<N, true, true, false>, straight_run<N, true, true, true>}}};
     // The next block's outputs: their rows are too far apart for the processor to see what comes.
-    const float* out = task.out + block_columns;
-    const unsigned char* factor = task.factors + block_columns;
+    const float* out = task.next_out;
+    const unsigned char* factor = task.next_factors;
     for (int row = 0; row < task.rows; ++row, out += task.out_stride, factor += task.factor_stride) {
         __builtin_prefetch(out, 1);
         __builtin_prefetch(factor, 1);
@@ -526,12 +539,15 @@ template <int N> void straight(const ResampleTask& task) {
             const float* source = task.buffer + (top + row) * task.stride + (ip - task.p0) - (N - 1) / 2 - 8 +
                                   part * lanes;
             end = row + 1;
-            if (task.masked[row]) {
+            if (task.masked[row] && misses<N>(source, N + across.passes, task.stride)) {
                 (task.curved ? straight_masked<N, true> : straight_masked<N, false>)(task, row, part, across, source);
                 continue;
             }
-            while (end < task.rows && !task.masked[end] && task.along[end].ip[b] == ip)
-                ++end;
+            if (task.masked[row])
+                memset(task.interpolated + row * block_columns + part * lanes, 0, lanes);
+            else
+                while (end < task.rows && !task.masked[end] && task.along[end].ip[b] == ip)
+                    ++end;
             runs[across.passes][task.curved][task.pairs](task, row, end, part, across, source);
         }
     }

@@ -237,8 +237,10 @@ def stack_tile(tile: grid.Tile, job: Job) -> Combined:
     """
     y0, y1, x0, x1 = tile
     edge = halo(len(job.frames), job.options.combine)
+    # whole blocks of columns: none lies in two panels
+    side = -(-edge // grid.ANCHOR) * grid.ANCHOR
     # beyond the output as well: pixels at its border are judged by what stands around them
-    part = (y0 - edge, y1 + edge, x0 - edge, x1 + edge)
+    part = (y0 - edge, y1 + edge, x0 - side, x1 + side)
     shape = (part[1] - part[0], part[3] - part[2])
     panels = (shape[0], -(-shape[1] // PANEL), len(job.frames), PANEL)
     samples, factor = _scratch(panels)
@@ -253,14 +255,14 @@ def stack_tile(tile: grid.Tile, job: Job) -> Combined:
         if following is not None:
             job.calibration.ahead(job.frames[i + 1], following, job.prepared[i + 1])
         _resample_frame(i, part, window, planes, job)
-    inner = (slice(edge, -edge), slice(edge, -edge))
+    inner = (slice(edge, -edge), slice(side, -side))
     made = combine_tile(
         samples,
         factor,
         job.noise,
         pedestal=job.pedestal,
         tile=tile,
-        halo=edge,
+        halo=(edge, side),
         saturated_count=np.ascontiguousarray(saturated[inner]),
         flags=np.ascontiguousarray(flags[inner]),
         variance=spread,

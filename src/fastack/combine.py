@@ -301,7 +301,7 @@ def combine_tile(
     *,
     pedestal: float,
     tile: tuple[int, int, int, int],
-    halo: int,
+    halo: int | tuple[int, int],
     saturated_count: NDArray[np.uint16] | None = None,
     flags: NDArray[np.uint8] | None = None,
     variance: FloatImage | None = None,
@@ -324,8 +324,8 @@ def combine_tile(
         Level of the output that stands for no signal above the sky.
     tile : tuple of int
         (y0, y1, x0, x1), the tile in pixels of the output.
-    halo : int
-        Pixels around the tile in `cube`, beyond the borders of the output too. With fewer than `HALO`
+    halo : int or (int, int)
+        Rows and columns around the tile in `cube`, beyond the borders of the output too. With fewer than `HALO`
         the allowances of ``reject="noise"`` near the tile's edge depend on the tiling.
     saturated_count : (h, w) uint16 ndarray, optional
         Number of samples of each pixel that hold saturated light.
@@ -350,15 +350,16 @@ def combine_tile(
     """
     options = options or CombineOptions()
     y0, y1, x0, x1 = tile
-    rows, columns = y1 - y0 + 2 * halo, x1 - x0 + 2 * halo
+    high, wide = (halo, halo) if isinstance(halo, int) else halo
+    rows, columns = y1 - y0 + 2 * high, x1 - x0 + 2 * wide
     plain, panelled = (len(noise), rows, columns), (rows, -(-columns // PANEL), len(noise), PANEL)
     if cube.shape not in (plain, panelled):
         raise ValueError(f"the cube has shape {cube.shape}, tile and halo ask for {plain} or panels {panelled}")
     if variance is not None and variance.shape != cube.shape:
         raise ValueError(f"variance has shape {variance.shape}, the cube {cube.shape}")
     constants, radius = _constants(noise, options)
-    window = (halo, halo + y1 - y0, halo, halo + x1 - x0)
-    place = ((y0 - halo, x0 - halo), window)
+    window = (high, high + y1 - y0, wide, wide + x1 - x0)
+    place = ((y0 - high, x0 - wide), window)
     result = _run(cube, factor, variance, noise, constants, radius, True, pedestal, *place, options, stars, columns)
     if flags is not None:
         np.bitwise_or(result.flags, flags, out=result.flags)
