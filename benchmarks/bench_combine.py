@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from reference import combine as twin
 
-from fastack.combine import NoiseModel, combine
+from fastack.combine import PANEL, NoiseModel, combine, combine_tile
 from fastack.options import CombineOptions
 
 N, SHAPE = 100, (96, 128)
@@ -89,3 +89,26 @@ def bench_rejection(benchmark, cube, method):
     # 0.1 sigma of a sample is the stack's own noise; outliers of 100 sigma would show
     if method not in ("none", "minmax"):
         assert np.abs(result - np.median(cube, axis=0)).max() < 30 * 0.6
+
+
+TILE = (64, 512)
+
+
+def in_panels(cube):
+    n, ny, nx = cube.shape
+    return np.ascontiguousarray(cube.reshape(n, ny, nx // PANEL, PANEL).transpose(1, 2, 0, 3))
+
+
+@pytest.mark.benchmark(group=f"combine_tile, {N} samples")
+@pytest.mark.parametrize("layout", ["images", "panels"])
+def bench_tile(benchmark, layout):
+    """A tile of a run: variance factors given, one outlier in a hundred pixels."""
+    rng = np.random.default_rng(2)
+    cube = (1000 + 30 * rng.standard_normal((N, *TILE))).astype(np.float32)
+    cube[rng.random(cube.shape) < 1e-4] += 3000
+    factor = np.full(cube.shape, 250, np.uint8)
+    model = NoiseModel.make(N, noise=30.0, sky=1000.0, gain=1000 / 900)
+    arrays = (cube, factor) if layout == "images" else (in_panels(cube), in_panels(factor))
+    where = {"pedestal": 1000.0, "tile": (0, TILE[0], 0, TILE[1]), "halo": 0}
+    result = benchmark(combine_tile, *arrays, model, **where)
+    assert np.abs(result.data - np.median(cube, axis=0)).max() < 30 * 0.6

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from fastack import calibrate, grid, pipeline, registration, select, storage
+from fastack import calibrate, coadd, grid, pipeline, registration, select, storage
 from fastack.executor import Executor
 from fastack.normalise import match_levels
 from fastack.options import StackOptions
@@ -33,11 +33,11 @@ from fastack.storage import Store
 STEPS = (
     (storage, "_pread"),
     (calibrate.Calibration, "read"),
-    (pipeline, "resample_tile"),
+    (coadd, "resample_tile"),
 )
 
 
-def job_of(directory: Path, store: Store) -> pipeline.Job:
+def job_of(directory: Path, store: Store) -> coadd.Job:
     """All of a run up to pass 2."""
     options = StackOptions()
     with Executor() as executor:
@@ -49,7 +49,7 @@ def job_of(directory: Path, store: Store) -> pipeline.Job:
     select.weigh(records, options.weights, options.weight_table)
     used = [r for r in records if r.used]
     out, transforms = pipeline.output_grid(used, reference, options, calibration.edges)
-    return pipeline.Job.of(used, reference, transforms, out, calibration, options, False)
+    return coadd.Job.of(used, reference, transforms, out, calibration, options, False)
 
 
 def timed(spent: dict[str, float], owner: Any, name: str) -> Callable[[], None]:
@@ -67,14 +67,14 @@ def timed(spent: dict[str, float], owner: Any, name: str) -> Callable[[], None]:
     return lambda: setattr(owner, name, plain)
 
 
-def run(job: pipeline.Job, threads: int) -> float:
+def run(job: coadd.Job, threads: int) -> float:
     """Wall time of pass 2 up to the cube."""
     rotation = max(abs((t.rotation + 45) % 90 - 45) for t in job.transforms)
     budget = job.options.memory // (2 * threads)
     size = grid.tile_shape(len(job.frames), job.shape, budget, rotation, threads)
     start = time.perf_counter()
     with Executor(threads) as executor:
-        for _ in executor.map(functools.partial(pipeline.stack_tile, job=job), grid.tiles(job.shape, size)):
+        for _ in executor.map(functools.partial(coadd.stack_tile, job=job), grid.tiles(job.shape, size)):
             pass
     return time.perf_counter() - start
 
@@ -95,7 +95,7 @@ def main() -> int:
     parser.add_argument("frames", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    pipeline.combine_tile = lambda *_, **__: None  # type: ignore[assignment]
+    coadd.combine_tile = lambda *_, **__: None  # type: ignore[assignment]
     for name, memory in (("files", 0), ("memory", 1 << 40)):
         with Store(memory) as store:
             job = job_of(options.frames, store)

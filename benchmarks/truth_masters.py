@@ -26,7 +26,7 @@ import numpy as np
 from astropy.io import fits
 
 import fastack
-from fastack import masters, pipeline
+from fastack import coadd, masters
 from fastack.options import CalibrateOptions
 from fastack.simulate import NightOptions, simulate_night
 
@@ -154,9 +154,9 @@ def stacking(case: Case, nights: int) -> tuple[float, float, float, float, float
                 settings["flat"] = str(root / "true_flat.fits")
             settings |= {"reject": "none", "framing": "intersection", "kernel": case.kernel}
             result = fastack.stack(root / "light", **settings)
-            hook, pipeline._shared_noise = pipeline._shared_noise, lambda *_: None
+            hook, coadd._shared_noise = coadd._shared_noise, lambda *_: None
             without = fastack.stack(root / "light", **settings)
-            pipeline._shared_noise = hook
+            coadd._shared_noise = hook
         ny, nx = result.shape
         truth = np.zeros((ny, nx))
         for r in result.used:

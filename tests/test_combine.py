@@ -13,7 +13,7 @@ from reference import combine as twin
 from scipy import ndimage
 
 from fastack import _pixels
-from fastack.combine import NoiseModel, Starlight, _constants, combine, combine_tile, halo, median_noise_ratios
+from fastack.combine import PANEL, NoiseModel, Starlight, _constants, combine, combine_tile, halo, median_noise_ratios
 from fastack.options import CombineOptions
 from fastack.types import PSF, PixelFlag
 
@@ -398,6 +398,54 @@ def test_same_bits_however_the_output_is_tiled(isa, method):
     whole = tiles([0, ny], [0, nx])
     np.testing.assert_array_equal(whole, tiles([0, 7, 31, ny], [0, 33, 34, nx]))
     np.testing.assert_array_equal(whole, tiles([0, 40, ny], list(range(0, nx + 1, 10))))
+
+
+def in_panels(cube, fill):
+    """(ny, panels, n, 64), the last panel filled up."""
+    n, ny, nx = cube.shape
+    columns = -(-nx // PANEL) * PANEL
+    padded = np.full((n, ny, columns), fill, cube.dtype)
+    padded[:, :, :nx] = cube
+    return np.ascontiguousarray(padded.reshape(n, ny, -1, PANEL).transpose(1, 2, 0, 3))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shape", [(40, 150), (21, 70)])
+def test_panels_give_the_same_bits(isa, method, shape):
+    cube, factor, model, stars = starry_tile(shape=shape)
+    options = CombineOptions(reject=method)
+    variance = np.random.default_rng(1).uniform(300, 900, cube.shape).astype(np.float32)
+    variance[2, 5:9, 60:70] = np.nan
+    for halo_, noise, spread in ((5, model, None), (2, model, variance), (0, replace(model, shade=None), None)):
+        tile = (0, shape[0] - 2 * halo_, 7, 7 + shape[1] - 2 * halo_)
+        how = {"pedestal": 1000.0, "tile": tile, "halo": halo_, "stars": stars, "options": options}
+        plain = combine_tile(cube, factor, noise, variance=spread, **how)
+        panels = None if spread is None else in_panels(spread, 1)
+        # what fills the last panel up is not looked at
+        result = combine_tile(in_panels(cube, 5e4), in_panels(factor, 9), noise, variance=panels, **how)
+        for name in ("data", "variance", "background_variance", "count", "rejected_low", "rejected_high", "flags"):
+            np.testing.assert_array_equal(getattr(result, name), getattr(plain, name), err_msg=name)
+
+
+def test_pixels_that_are_computed_together_do_not_matter(isa):
+    """Isolated pixels, packed into blocks: leaving out every other one changes no bit of the others."""
+    cube, factor, model, stars = starry_tile(n=9, shape=(90, 96))
+    cube += 40 * np.random.default_rng(6).standard_normal(cube.shape).astype(np.float32)  # more than the model says
+    model = replace(model, shade=None)
+    options = CombineOptions(kappa_low=2, kappa_high=2, kappa_grow=1.5, star_error=0.5, rounds=8)
+    tile = {"pedestal": 1000.0, "tile": (0, 90, 0, 96), "halo": 0, "stars": stars, "options": options}
+    rejected = 0
+    for dy, dx in np.ndindex(6, 6):
+        alone = np.full_like(cube, np.nan)
+        alone[:, dy::6, dx::6] = cube[:, dy::6, dx::6]
+        half = alone.copy()
+        half[:, :, dx::12] = np.nan
+        many, few = (combine_tile(c, factor, model, **tile) for c in (alone, half))
+        at = np.s_[dy::6, 6 + dx :: 12]
+        rejected += (many.rejected_high[at] > 0).sum()
+        for name in ("data", "variance", "count"):
+            np.testing.assert_array_equal(getattr(many, name)[at], getattr(few, name)[at])
+    assert rejected > 1000
 
 
 def test_threads_give_the_same_bits():

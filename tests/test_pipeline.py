@@ -13,7 +13,7 @@ from astropy.io import fits
 from real_frames import evenness
 
 import fastack
-from fastack import pipeline
+from fastack import coadd, pipeline
 from fastack.calibrate import Section
 from fastack.errors import FastackError, OutputError, StackError
 from fastack.options import StackOptions
@@ -391,7 +391,7 @@ def test_an_interrupt_leaves_nothing_half_written(night: Path, monkeypatch: pyte
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "stack_tile", interrupt)
+    monkeypatch.setattr(coadd, "stack_tile", interrupt)
     with pytest.raises(KeyboardInterrupt):
         fastack.stack(str(night), output_path=target, overwrite=True)
     assert target.read_bytes() == b"precious"

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import resample as twin
 
+from fastack.background import render
 from fastack.options import ResampleOptions
 from fastack.resample import autocorrelation, input_window, resample, resample_tile
 from fastack.simulate import moffat, render_stars
-from fastack.types import PixelFlag, Transform
+from fastack.types import Background, PixelFlag, Transform
 
 SEPARABLE = ["nearest", "bilinear", "bicubic", "lanczos2", "lanczos3", "lanczos4"]
 KERNELS = [*SEPARABLE, "area"]
@@ -44,6 +45,7 @@ MAPS = {
     "0": turned(0),
     "0.01": turned(0.01),
     "0.2": turned(0.2),
+    "0.85": turned(0.85),
     "2": turned(2),
     "3.5": turned(3.5),
     "17": turned(17),
@@ -211,6 +213,41 @@ def test_any_tiling_gives_the_same_bits(kernel, noise, isa):
                     bits = values.view({4: "u4", 2: "u2", 1: "u1"}[values.itemsize])
                     expected = whole[plane].view(bits.dtype)[y0:y1, x0 + 7 : x1 + 7]
                     np.testing.assert_array_equal(bits, expected, err_msg=f"{plane} {y0} {x0}")
+
+
+@pytest.mark.parametrize("kernel", ["nearest", "lanczos3", "area"])
+@pytest.mark.parametrize("name", ["0.2", "17", "slight cubic"])
+@pytest.mark.parametrize("tile", [(0, 40, 0, 50), (3, 36, -34, 195), (-5, 5, 5, 69)])
+def test_panels_hold_the_same(kernel, name, tile, noise):
+    """Out and factor in panels of 64 columns, the frames of a row beside each other; nothing else is written."""
+    image, options = holed(noise), ResampleOptions(kernel=kernel)
+    plain = tile_of(image, MAPS[name], tile, kernel)
+    ny, nx = plain["out"].shape
+    panels = (ny, -(-nx // 64), 3, 64)
+    out, factor = np.full(panels, -7, np.float32), np.full(panels, 99, np.uint8)
+    values = {"out": out[:, :, 1], "factor": factor[:, :, 1]}
+    resample_tile(image, (0, 0), image.shape, MAPS[name], tile, options=options, **values)
+    for whole, one, rest in ((out, plain["out"], -7), (factor, plain["factor"], 99)):
+        np.testing.assert_array_equal(whole[:, :, 1].reshape(ny, -1)[:, :nx], one)
+        assert (whole[:, :, 1].reshape(ny, -1)[:, nx:] == rest).all()
+        assert (whole[:, :, ::2] == rest).all()
+    with pytest.raises(ValueError, match="panels"):
+        resample_tile(image, (0, 0), image.shape, MAPS[name], tile, out=out[:, :, 1], factor=plain["factor"])
+
+
+@pytest.mark.parametrize("kernel", ["lanczos3", "area"])
+def test_sky_surface(kernel, noise):
+    """What `background.render` draws is taken off, to the bit."""
+    mesh = np.random.default_rng(3).normal(0, 10, (5, 12)).astype(np.float32)
+    sky = Background(level=mesh, noise=np.zeros_like(mesh), shape=(80, 192), cell=(16, 16))
+    tile, origin = (-6, 37, -3, 170), (-10, -8)
+    out = tile_of(noise, MAPS["0.2"], tile, kernel, surface=(sky, origin))["out"]
+    drawn = render(
+        sky, (slice(tile[0] - origin[1], tile[1] - origin[1]), slice(tile[2] - origin[0], tile[3] - origin[0]))
+    )
+    np.testing.assert_array_equal(out, tile_of(noise, MAPS["0.2"], tile, kernel)["out"] - drawn)
+    with pytest.raises(ValueError, match="beyond"):
+        tile_of(noise, MAPS["0.2"], (-9, 37, -3, 170), kernel, surface=(sky, origin))
 
 
 def test_missing_pixels_touch_their_neighbours_only(noise):

@@ -22,16 +22,26 @@ Reject reject_of(const std::string& name) {
     throw std::invalid_argument("unknown rejection " + name);
 }
 
-template <class T> Stack<const T> stack_like(const Maybe<T>& a, const Stack<const float>& cube, const char* name) {
-    if (!a)
-        return {};
-    Stack<const T> stack = as_stack(*a, name);
-    require(stack.n == cube.n && stack.ny == cube.ny && stack.nx == cube.nx,
-            std::string(name) + " must have the shape of the cube");
-    return stack;
+/// (n, ny, nx), or panels of 64 columns: (ny, panels, n, 64).
+template <class T> Panels<const T> as_panels(const Array<T>& a, const char* name) {
+    if (a.ndim() == 4) {
+        require(a.shape(3) == PANEL, std::string(name) + " must have panels of 64 columns");
+        const ptrdiff_t ny = a.shape(0), panels = a.shape(1), n = a.shape(2);
+        return {a.data(), n, ny, panels * PANEL, PANEL, panels * n * PANEL, n * PANEL};
+    }
+    const Stack<const T> stack = as_stack(a, name);
+    return {stack.data, stack.n, stack.ny, stack.nx, stack.ny * stack.nx, stack.nx, PANEL};
 }
 
-py::tuple combine_window(const FloatArray& cube, const Maybe<uint8_t>& factor, const Maybe<float>& variance,
+template <class T> Panels<const T> panels_like(const Maybe<T>& a, const FloatArray& cube, const char* name) {
+    if (!a)
+        return {};
+    require(a->ndim() == cube.ndim() && std::equal(cube.shape(), cube.shape() + cube.ndim(), a->shape()),
+            std::string(name) + " must have the shape of the cube");
+    return as_panels(*a, name);
+}
+
+py::tuple combine_window(const FloatArray& cube, ptrdiff_t columns, const Maybe<uint8_t>& factor, const Maybe<float>& variance,
                          const FloatArray& constants, bool with_model, float pedestal, const Maybe<float>& shade,
                          std::pair<ptrdiff_t, ptrdiff_t> shade_origin, std::pair<ptrdiff_t, ptrdiff_t> origin,
                          std::array<ptrdiff_t, 4> window, int radius, const std::string& reject, bool median,
@@ -39,9 +49,11 @@ py::tuple combine_window(const FloatArray& cube, const Maybe<uint8_t>& factor, c
                          std::pair<float, float> percentile, float max_outliers, const FloatArray& esd_lambda,
                          const FloatArray& median_ratio, const std::optional<StarArrays>& stars, float star_error) {
     CombineInput input;
-    input.cube = as_stack(cube, "cube");
-    input.factor = stack_like(factor, input.cube, "factor");
-    input.variance = stack_like(variance, input.cube, "variance");
+    input.cube = as_panels(cube, "cube");
+    input.factor = panels_like(factor, cube, "factor");
+    input.variance = panels_like(variance, cube, "variance");
+    require(columns <= input.cube.nx, "there are fewer columns than that");
+    input.cube.nx = columns;
     std::tie(input.y, input.x) = origin;
     input.y0 = window[0], input.y1 = window[1], input.x0 = window[2], input.x1 = window[3];
     input.radius = radius;
@@ -56,21 +68,21 @@ py::tuple combine_window(const FloatArray& cube, const Maybe<uint8_t>& factor, c
         require(input.shade.n == n && input.shade.ny > 0 && input.shade.nx > 0, "shade must have one map per frame");
         std::tie(input.shade_y, input.shade_x) = shade_origin;
     }
-    const Image<const float> columns = as_image(constants, "constants");
-    require(columns.ny == 7 && columns.nx == n, "constants must have the shape (7, n)");
+    const Image<const float> rows = as_image(constants, "constants");
+    require(rows.ny == 7 && rows.nx == n, "constants must have the shape (7, n)");
     CombineFrames frames;
     frames.n = int(n);
     frames.pedestal = pedestal;
-    frames.weight = columns.row(0);
-    frames.shot = with_model ? columns.row(1) : nullptr;
-    frames.sky = columns.row(2);
-    frames.floor = columns.row(3);
-    frames.seeing = columns.row(4);
-    frames.tolerance = columns.row(5);
-    frames.jitter = columns.row(6);
+    frames.weight = rows.row(0);
+    frames.shot = with_model ? rows.row(1) : nullptr;
+    frames.sky = rows.row(2);
+    frames.floor = rows.row(3);
+    frames.seeing = rows.row(4);
+    frames.tolerance = rows.row(5);
+    frames.jitter = rows.row(6);
     for (ptrdiff_t i = 0; i < n; ++i) {
-        frames.mean_shot += columns(1, i) / float(n);
-        frames.mean_floor += (columns(1, i) * std::max(columns(2, i), 0.0f) + columns(3, i)) / float(n);
+        frames.mean_shot += rows(1, i) / float(n);
+        frames.mean_floor += (rows(1, i) * std::max(rows(2, i), 0.0f) + rows(3, i)) / float(n);
     }
     if (stars) {
         const auto& [xy, flux, radius, profile, step, share] = *stars;
@@ -115,7 +127,7 @@ py::tuple combine_window(const FloatArray& cube, const Maybe<uint8_t>& factor, c
 } // namespace
 
 void bind_combine(py::module_& m) {
-    m.def("combine", &combine_window, "cube"_a.noconvert(), "factor"_a.noconvert().none(true),
+    m.def("combine", &combine_window, "cube"_a.noconvert(), "columns"_a, "factor"_a.noconvert().none(true),
           "variance"_a.noconvert().none(true), "constants"_a.noconvert(), "with_model"_a, "pedestal"_a,
           "shade"_a.noconvert().none(true), "shade_origin"_a, "origin"_a, "window"_a, "radius"_a, "reject"_a,
           "median"_a, "kappa"_a, "grow"_a, "rounds"_a, "minmax"_a, "percentile"_a, "max_outliers"_a,

@@ -45,17 +45,39 @@ Box as_box(const Four& tile) {
 /// Part of a larger plane: its rows may lie apart.
 template <class T> using Plane = py::array_t<T, 0>;
 
+template <class T> void require_rows(const Plane<T>& a, const char* name) {
+    constexpr auto size = static_cast<std::ptrdiff_t>(sizeof(T));
+    const auto last = a.ndim() - 1;
+    if (a.shape(last) > 1 && a.strides(last) != size)
+        throw py::type_error(std::string(name) + " must be contiguous along its rows");
+    for (py::ssize_t axis = 0; axis < last; ++axis)
+        if (a.strides(axis) % size != 0)
+            throw py::type_error(std::string(name) + " must have rows that are whole elements apart");
+}
+
 template <class T> Image<T> tile_plane(std::optional<Plane<T>>& a, Box tile, const char* name) {
     if (!a)
         return {};
     require(a->ndim() == 2 && a->shape(0) == tile.y1 - tile.y0 && a->shape(1) == tile.x1 - tile.x0,
             std::string(name) + " must have the tile's shape");
-    constexpr auto size = static_cast<std::ptrdiff_t>(sizeof(T));
     if (a->size() == 0)
         return {};
-    if ((a->shape(1) > 1 && a->strides(1) != size) || a->strides(0) % size != 0)
-        throw py::type_error(std::string(name) + " must be contiguous along its rows");
-    return {a->mutable_data(), a->shape(0), a->shape(1), a->strides(0) / size};
+    require_rows(*a, name);
+    return {a->mutable_data(), a->shape(0), a->shape(1), a->strides(0) / static_cast<std::ptrdiff_t>(sizeof(T))};
+}
+
+/// The same, or in panels: (rows, panels, 64).
+template <class T> PanelImage<T> panel_plane(std::optional<Plane<T>>& a, Box tile, const char* name) {
+    if (!a || a->ndim() != 3) {
+        const Image<T> plain = tile_plane(a, tile, name);
+        return {plain.data, plain.ny, plain.nx, plain.stride, PANEL};
+    }
+    const std::ptrdiff_t nx = tile.x1 - tile.x0;
+    require(a->shape(0) == tile.y1 - tile.y0 && a->shape(1) == (nx + PANEL - 1) / PANEL && a->shape(2) == PANEL,
+            std::string(name) + " must have the tile's shape, or that of its panels");
+    require_rows(*a, name);
+    constexpr auto size = static_cast<std::ptrdiff_t>(sizeof(T));
+    return {a->mutable_data(), a->shape(0), nx, a->strides(0) / size, a->strides(1) / size};
 }
 
 } // namespace
@@ -78,7 +100,7 @@ void bind_resample(py::module_& m) {
            float level, std::optional<Plane<float>> out, std::optional<Plane<std::uint8_t>> factor,
            const std::optional<Array<std::int32_t>>& saturated,
            std::optional<Plane<std::uint16_t>> saturated_count, std::optional<Plane<std::uint8_t>> flags,
-           bool square) {
+           const std::optional<FloatArray>& sky_mesh, const Four& sky_area, bool square) {
             const Box box = as_box(tile);
             const Map map = as_map(cx, cy, origin, unit);
             Section from{as_image(section, "section"),
@@ -90,14 +112,24 @@ void bind_resample(py::module_& m) {
                          offset,
                          sky,
                          level,
-                         {}};
+                         {},
+                         as_image(sky_mesh, "sky_mesh"),
+                         sky_area[1] - sky_area[0],
+                         sky_area[3] - sky_area[2],
+                         sky_area[0],
+                         sky_area[2]};
+            require(!sky_mesh || (from.sky_mesh.ny > 0 && from.sky_mesh.nx > 0), "sky_mesh has no points");
+            require(!sky_mesh || (sky_area[0] <= box.y0 && box.y1 <= sky_area[1] && sky_area[2] <= box.x0 &&
+                                  box.x1 <= sky_area[3]),
+                    "the tile reaches beyond the sky's area");
             if (saturated) {
                 require(saturated->ndim() == 2 && saturated->shape(1) == 2,
                         "saturated must have shape (k, 2)");
                 from.saturated = {saturated->data(), saturated->size()};
             }
             require(out.has_value(), "out is needed");
-            const Resampled to{tile_plane(out, box, "out"), tile_plane(factor, box, "factor"),
+            require(!factor || factor->ndim() == out->ndim(), "out and factor must both be plain or in panels");
+            const Resampled to{panel_plane(out, box, "out"), panel_plane(factor, box, "factor"),
                                tile_plane(flags, box, "flags"),
                                tile_plane(saturated_count, box, "saturated_count")};
             const ResampleHow how{kernel_named(kernel), max_lost, square};
@@ -107,5 +139,5 @@ void bind_resample(py::module_& m) {
         "section"_a.noconvert(), "section_origin"_a, "frame_shape"_a, "cx"_a.noconvert(), "cy"_a.noconvert(),
         "origin"_a, "unit"_a, "tile"_a, "kernel"_a, "max_lost"_a, "scale"_a, "offset"_a, "sky"_a, "level"_a,
         "out"_a.noconvert(), "factor"_a.noconvert(), "saturated"_a.noconvert(),
-        "saturated_count"_a.noconvert(), "flags"_a.noconvert(), "square"_a);
+        "saturated_count"_a.noconvert(), "flags"_a.noconvert(), "sky_mesh"_a.noconvert(), "sky_area"_a, "square"_a);
 }

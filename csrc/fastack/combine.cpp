@@ -15,8 +15,6 @@ namespace {
 using std::ptrdiff_t;
 
 constexpr int LANES = COMBINE_LANES;
-constexpr int WIDE = 4;  // blocks loaded together: whole cache lines of every frame
-constexpr int AHEAD = 8; // frames whose scattered samples are asked for before their turn
 
 // Structure of the first stack below these multiples of its noise is taken for noise.
 constexpr float BEND_LIMIT = 3.5f;
@@ -73,15 +71,41 @@ struct Glow {
     std::vector<Plane> components;
 };
 
-/// Structure of the robust first stack, over the window and one pixel around it.
+/// Structure of the robust first stack, over the window and one pixel around it. It grows row by row, a little ahead
+/// of the rejection, so that the samples are still in the cache when their turn comes.
 struct Structure {
-    Plane start, curvature, bend, range;
+    Region region, curved, inner; // where samples are looked at, the curvature is known, samples are tested
     Glow stars;
-    Region region;
-    std::vector<uint8_t> quiet; // 1: all samples lie within the limits, and are averaged already
+    Plane start, sigma;      // first values
+    Plane level, rest;       // these with no darkness that only overshoots make, less known stars; NaN around them
+    Plane raw;               // curvature, noise included; 0 around it
+    Plane curvature, bend, range;
+    std::vector<uint8_t> quiet;   // 1: all samples lie within the limits, and are averaged already
+    ptrdiff_t looked, bent, ready; // rows from here on are still to come
 
+    Structure(const Region& all, const Region& known, const Region& tested, Glow glow, int radius)
+        : region(all), curved(known), inner(tested), stars(std::move(glow)), start(all, 0), sigma(all, 0),
+          level(all, radius + 1), rest(stars.mean.region.ny() ? all : Region{}, radius + 1), raw(known, 1, 0.0f),
+          curvature(tested, 0), bend(tested, 0), range(known, 0), quiet(size_t(all.ny() * all.nx()), 0),
+          looked(all.y0), bent(known.y0), ready(tested.y0) {}
     uint8_t* is_quiet(ptrdiff_t y, ptrdiff_t x) {
         return quiet.data() + (y - region.y0) * region.nx() + (x - region.x0);
+    }
+};
+
+/// A block of pixels that lie apart.
+struct Scattered {
+    std::vector<float> samples; // as in CombineBlock
+    ptrdiff_t y[LANES] = {}, x[LANES] = {};
+    int count = 0;
+
+    explicit Scattered(int n) : samples(size_t(n) * LANES, NAN) {}
+    void add(const float* from, ptrdiff_t stride, ptrdiff_t row, ptrdiff_t column) {
+        float* const to = samples.data() + count;
+        for (size_t i = 0; i * LANES < samples.size(); ++i)
+            to[i * LANES] = from[ptrdiff_t(i) * stride];
+        y[count] = row;
+        x[count++] = column;
     }
 };
 
@@ -117,15 +141,15 @@ class Combiner {
     Combiner(const CombineSetup& setup, const CombineFrames& frames, const CombineInput& input,
              const CombineOutput& output)
         : setup_(setup), frames_(frames), input_(input), output_(output),
-          window_{input.y0, input.y1, input.x0, input.x1}, n_(frames.n),
-          samples_(size_t(n_) * LANES * WIDE), factors_(input.factor ? samples_.size() : 0), work_(size_t(n_) * LANES * 2),
+          window_{input.y0, input.y1, input.x0, input.x1}, n_(frames.n), modelled_(setup.reject == Reject::noise),
+          samples_(size_t(n_) * PANEL), factors_(setup.reject == Reject::noise ? samples_.size() : 0, uint8_t(255)),
+          shades_(input.shade ? factors_.size() : 0), work_(size_t(n_) * LANES * 3),
           has_variance_(frames.shot || input.variance), shot_(has_variance_ ? size_t(n_) * LANES : 0),
           floor_(shot_.size()), factor_(shot_.size(), uint8_t(255)), shade_(input.shade ? shot_.size() : 0),
-          near_(setup.reject == Reject::noise ? size_t(n_) * LANES : 0), shift_(near_.size()),
+          robust_(modelled_ ? n_ : 0), near_(setup.reject == Reject::noise ? size_t(n_) * LANES : 0), shift_(near_.size()),
           stars_(size_t(frames.components) * LANES),
           grouped_(setup.reject == Reject::noise && combine_groups(n_, setup.kappa_group, setup.grow)),
-          margin_(combine_margin(grouped_, setup.grow)),
-          modelled_(setup.reject == Reject::noise) {
+          margin_(combine_margin(grouped_, setup.grow)) {
         if (modelled_)
             sum_constants();
     }
@@ -142,21 +166,28 @@ class Combiner {
     void sum_constants() {
         light_.resize(size_t(n_));
         rest_.resize(size_t(n_));
+        ground_.resize(size_t(n_));
         const auto [least, most] = std::minmax_element(frames_.weight, frames_.weight + n_);
         frames_.most_weight = *most / *least;
+        if (frames_.most_weight == 1) { // then their size does not matter
+            weight_.assign(size_t(n_), 1.0f);
+            frames_.weight = weight_.data();
+        }
         frames_.least_sky = *std::min_element(frames_.sky, frames_.sky + n_);
         for (int i = 0; frames_.shot && i < n_; ++i) {
             const double unit = double(frames_.weight[i]) * frames_.weight[i] / 255;
             light_[i] = float(unit * frames_.shot[i]);
             rest_[i] = float(unit * frames_.floor[i]);
+            ground_[i] = float(unit * (double(frames_.shot[i]) * frames_.sky[i] + frames_.floor[i]));
         }
         frames_.light = light_.data();
         frames_.rest = rest_.data();
+        frames_.ground = ground_.data();
     }
 
     /// Row by row, the second look one row behind the first, while the samples are still in the cache.
     void run_noise() {
-        Structure structure = find_structure();
+        Structure structure = no_structure();
         const Region region = window_.grown(margin_, input_);
         const Region centres = window_.grown(margin_ - 1, input_); // of groups that reach into the window
         Groups groups(grouped_ ? region : Region{}, n_);
@@ -164,6 +195,7 @@ class Combiner {
         std::vector<std::vector<Mark>> marks(size_t(window_.ny())); // by row of the window
         for (ptrdiff_t y = region.y0; y < window_.y1 + margin_; ++y) {
             rejected.clear();
+            advance(structure, y + 1); // a rejected sample's neighbours count
             if (y < region.y1)
                 test_row(structure, y, region, rejected, grouped_ ? &groups : nullptr);
             for (const Mark& mark : rejected)
@@ -182,7 +214,10 @@ class Combiner {
     void keep_rows(Structure& structure, ptrdiff_t y, const std::vector<Mark>& rejected, Groups& groups) const {
         const Region& region = groups.region;
         for (int i = 0; i < n_; ++i) {
-            std::copy_n(input_.cube.image(i).row(y) + region.x0, region.nx(), groups.at(i, y, region.x0));
+            for (ptrdiff_t x = region.x0, end; x < region.x1; x = end) {
+                end = std::min(x / PANEL * PANEL + PANEL, region.x1);
+                std::copy_n(input_.cube.at(i, y, x), end - x, groups.at(i, y, x));
+            }
             std::fill_n(groups.rejected.data() + groups.place(i, y, region.x0), region.nx(), uint8_t(0));
         }
         for (const Mark& mark : rejected)
@@ -292,8 +327,8 @@ class Combiner {
     /// Of a sample before the interpolation.
     float white_variance(int i, ptrdiff_t y, ptrdiff_t x, float level) const {
         if (input_.variance) {
-            const float factor = input_.factor ? float(input_.factor.image(i)(y, x)) / 255.0f : 1.0f;
-            return input_.variance.image(i)(y, x) / std::max(factor, 1e-2f);
+            const float factor = input_.factor ? float(*input_.factor.at(i, y, x)) / 255.0f : 1.0f;
+            return *input_.variance.at(i, y, x) / std::max(factor, 1e-2f);
         }
         const float f = input_.shade ? shade(i, y, x) : 1.0f;
         return frames_.shot[i] * f * std::max(level - frames_.pedestal + frames_.sky[i], 0.0f) +
@@ -320,84 +355,157 @@ class Combiner {
                 marks[size_t(mark.y - window_.y0)].push_back(mark);
     }
 
-    Structure find_structure() {
+    Structure no_structure() const {
+        const Region all = window_.grown(combine_reach(input_.radius, margin_), input_);
+        return {all, window_.grown(margin_ + 1, input_), window_.grown(margin_, input_), render_stars(all), input_.radius};
+    }
+
+    /// Structure up to row `last`, and a first look at all that it and the surroundings of that row rest on.
+    void advance(Structure& s, ptrdiff_t last) {
         const int radius = input_.radius;
-        const Region inner = window_.grown(margin_, input_);      // where samples are tested
-        const Region curved = window_.grown(margin_ + 1, input_); // where the curvature is known
-        const Region all = window_.grown(combine_reach(radius, margin_), input_);
-        Glow glow = render_stars(all);
-        Plane start(all, radius + 2), sigma(all, 0); // NaN around it
-        Structure structure;
-        structure.region = all;
-        structure.quiet.assign(size_t(all.ny() * all.nx()), 0);
-        for (ptrdiff_t y = all.y0; y < all.y1; ++y)
-            for_blocks(all.x0, all.x1, [&](ptrdiff_t x, int width) {
-                load(y, x, width);
-                load_factors(y, x, width);
-                for (int at = 0; at < width; at += LANES) {
-                    const int lanes = std::min(LANES, width - at);
-                    float value[LANES], noise[LANES];
-                    CombineBlock block = make_block(block_samples(at), nullptr);
-                    if (input_.factor)
-                        block.factor = factors_.data() + ptrdiff_t(at) * n_;
-                    if (input_.variance)
-                        load_variance(y, x + at, lanes);
-                    else if (input_.shade)
-                        load_shade(y, x + at, lanes);
-                    if (is_lit(glow, y, x + at, lanes)) {
-                        set_stars(glow.components, y, x + at, lanes, 0);
-                        rows().combine.take_stars(frames_, stars_.data(), block.x);
-                    }
-                    block.next = input_.cube.image(0).row(y) + x + at + LANES * WIDE;
-                    block.next_stride = input_.cube.ny * input_.cube.nx;
-                    uint8_t quiet[LANES];
-                    rows().combine.first_look(setup_, frames_, block, value, noise, quiet);
-                    std::copy_n(value, lanes, start.at(y, x + at));
-                    std::copy_n(noise, lanes, sigma.at(y, x + at));
-                    if (!setup_.median) {
-                        std::copy_n(quiet, lanes, structure.is_quiet(y, x + at));
-                        write(block, y, x + at, lanes, 0);
-                    }
-                }
-            });
-
-        Plane level = start;
-        const float darkest = frames_.pedestal - DARK * std::sqrt(frames_.mean_floor);
-        if (!input_.variance)
-            for (float& value : level.pixels)
-                value = value < darkest ? darkest : value; // NaN stays
-
+        look_at_rows(s, std::min(last + 2 + std::max(radius, RING), s.region.y1));
         // what the model of the stars explains needs no allowance
-        Plane rest = level;
-        for (ptrdiff_t y = all.y0; input_.stars.flux && y < all.y1; ++y)
-            std::transform(rest.at(y, all.x0), rest.at(y, all.x1), glow.mean.at(y, all.x0), rest.at(y, all.x0), std::minus<>());
-
-        Plane raw(curved, 1, 0.0f), range(curved, 0);
-        std::vector<float> work(4 * (curved.nx() + 2 * radius));
-        for (ptrdiff_t y = curved.y0; y < curved.y1; ++y) {
+        Plane& rest = input_.stars.flux ? s.rest : s.level;
+        work_.resize(std::max(work_.size(), size_t(4 * (s.curved.nx() + 2 * radius))));
+        for (; s.bent < std::min(last + 2, s.curved.y1); ++s.bent) {
             const float *lines[7], *whole[7];
             for (int k = 0; k <= 2 * radius; ++k) {
-                lines[k] = rest.at(y - radius + k, curved.x0 - radius);
-                whole[k] = level.at(y - radius + k, curved.x0 - radius);
+                lines[k] = rest.at(s.bent - radius + k, s.curved.x0 - radius);
+                whole[k] = s.level.at(s.bent - radius + k, s.curved.x0 - radius);
             }
-            rows().combine.structure_row(lines, whole, radius, curved.nx(), work.data(), raw.at(y, curved.x0),
-                                         range.at(y, curved.x0));
+            rows().combine.structure_row(lines, whole, radius, s.curved.nx(), work_.data(), s.raw.at(s.bent, s.curved.x0),
+                                         s.range.at(s.bent, s.curved.x0));
         }
-        Plane curvature(inner, 0), bend(inner, 0);
-        for (ptrdiff_t y = inner.y0; y < inner.y1; ++y) {
+        for (; s.ready < std::min(last + 1, s.inner.y1); ++s.ready) {
             const float* lines[3];
             for (int k = 0; k < 3; ++k)
-                lines[k] = raw.at(y - 1 + k, inner.x0 - 1);
-            rows().combine.significant_row(lines, sigma.at(y, inner.x0), inner.nx(), BEND_LIMIT, RANGE_LIMIT,
-                                           RANGE_NOISE, curvature.at(y, inner.x0), bend.at(y, inner.x0),
-                                           range.at(y, inner.x0));
+                lines[k] = s.raw.at(s.ready - 1 + k, s.inner.x0 - 1);
+            rows().combine.significant_row(lines, s.sigma.at(s.ready, s.inner.x0), s.inner.nx(), BEND_LIMIT, RANGE_LIMIT,
+                                           RANGE_NOISE, s.curvature.at(s.ready, s.inner.x0),
+                                           s.bend.at(s.ready, s.inner.x0), s.range.at(s.ready, s.inner.x0));
         }
-        structure.start = std::move(start);
-        structure.curvature = std::move(curvature);
-        structure.bend = std::move(bend);
-        structure.range = std::move(range);
-        structure.stars = std::move(glow);
-        return structure;
+    }
+
+    /// First look at the rows before `end`, panel after panel; rows of a panel with one and the same shade follow each
+    /// other.
+    void look_at_rows(Structure& s, ptrdiff_t end) {
+        const Region& all = s.region;
+        const float darkest = input_.variance ? -INFINITY : frames_.pedestal - DARK * std::sqrt(frames_.mean_floor);
+        while (s.looked < end) {
+            const ptrdiff_t y0 = s.looked;
+            const ptrdiff_t y1 = input_.shade ? std::min(y0 + 16 - ((input_.y + y0) & 15), all.y1) : y0 + 1;
+            for (ptrdiff_t x0 = all.x0, x1; x0 < all.x1; x0 = x1) {
+                x1 = std::min(x0 / PANEL * PANEL + PANEL, all.x1);
+                if (input_.shade)
+                    load_shade(y0, x0 / PANEL * PANEL, PANEL, shades_.data());
+                for (ptrdiff_t y = y0; y < y1; ++y)
+                    look_at_panel(y, x0, x1, s);
+            }
+            look_again(s);
+            for (ptrdiff_t y = y0; y < y1; ++y) {
+                const float* const start = s.start.at(y, all.x0);
+                float* const level = s.level.at(y, all.x0);
+                for (ptrdiff_t x = 0; x < all.nx(); ++x)
+                    level[x] = start[x] < darkest ? darkest : start[x]; // NaN stays
+                if (input_.stars.flux)
+                    std::transform(level, level + all.nx(), s.stars.mean.at(y, all.x0), s.rest.at(y, all.x0), std::minus<>());
+            }
+            s.looked = y1;
+        }
+    }
+
+    void look_at_panel(ptrdiff_t y, ptrdiff_t x0, ptrdiff_t x1, Structure& structure) {
+        const ptrdiff_t panel = x0 / PANEL * PANEL;
+        const CombineSamples row = panel_row(y, panel);
+        for (ptrdiff_t block = x0 / LANES * LANES; block < x1; block += LANES) {
+            const ptrdiff_t from = std::max(block, x0), to = std::min(block + LANES, x1), lane = block - panel;
+            CombineSamples samples = row;
+            samples.x += lane;
+            samples.factor += lane;
+            samples.shade += samples.shade ? lane : 0;
+            samples.given += samples.given ? lane : 0;
+            samples.next += samples.next ? lane : 0;
+            if (lane) // a line of the cache holds them all
+                samples.next_factor = nullptr;
+            if (is_lit(structure.stars, y, from, int(to - from))) {
+                std::fill(stars_.begin(), stars_.end(), 0.0f);
+                set_stars(structure.stars.components, y, from, int(to - from), int(from - block));
+                rows().combine.take_stars(frames_, stars_.data(), samples.x, samples.stride, work_.data());
+                samples.x = work_.data();
+                samples.stride = LANES;
+            }
+            float noise[LANES];
+            uint8_t quiet[LANES];
+            rows().combine.first_look(setup_, frames_, samples, looked_, noise, quiet);
+            const ptrdiff_t first = from - block;
+            std::copy(looked_.data + first, looked_.data + (to - block), structure.start.at(y, from));
+            std::copy(noise + first, noise + (to - block), structure.sigma.at(y, from));
+            for (ptrdiff_t l = first; l < to - block; ++l)
+                if (!quiet[l]) {
+                    robust_.add(samples.x + l, samples.stride, y, block + l);
+                    if (robust_.count == LANES)
+                        look_again(structure);
+                }
+            if (!setup_.median) {
+                std::copy(quiet + first, quiet + (to - block), structure.is_quiet(y, from));
+                write(looked_, y, from, int(to - from), int(first));
+            }
+        }
+    }
+
+    /// The samples of a panel's row where they lie, or their copy if the frames are apart.
+    CombineSamples panel_row(ptrdiff_t y, ptrdiff_t x) {
+        CombineSamples row;
+        row.stride = row.noise_stride = PANEL;
+        row.shade = input_.shade && !input_.variance ? shades_.data() : nullptr;
+        if (input_.cube.interleaved()) {
+            row.x = input_.cube.at(0, y, x);
+            row.factor = input_.factor ? input_.factor.at(0, y, x) : factors_.data();
+            row.given = input_.variance ? input_.variance.at(0, y, x) : nullptr;
+            if (x + PANEL < input_.cube.nx) {
+                row.next = input_.cube.at(0, y, x + PANEL);
+                row.next_stride = PANEL;
+                row.next_factor = input_.factor ? input_.factor.at(0, y, x + PANEL) : nullptr;
+            }
+            return row;
+        }
+        const int width = int(std::min<ptrdiff_t>(PANEL, input_.cube.nx - x));
+        copy_panel(input_.cube, y, x, width, samples_.data());
+        row.x = samples_.data();
+        if (input_.factor)
+            copy_panel(input_.factor, y, x, width, factors_.data());
+        row.factor = factors_.data();
+        if (input_.variance) {
+            variances_.resize(samples_.size());
+            copy_panel(input_.variance, y, x, width, variances_.data());
+            row.given = variances_.data();
+        }
+        if (x + PANEL < input_.cube.nx) {
+            row.next = input_.cube.at(0, y, x + PANEL);
+            row.next_stride = input_.cube.frame_stride;
+        }
+        return row;
+    }
+
+    template <class T> void copy_panel(const Panels<const T>& from, ptrdiff_t y, ptrdiff_t x, int width, T* to) const {
+        for (int i = 0; i < n_; ++i)
+            std::copy_n(from.at(i, y, x), width, to + ptrdiff_t(i) * PANEL);
+    }
+
+    /// Scattered pixels that the mean does not settle.
+    void look_again(Structure& structure) {
+        Scattered& pixels = robust_;
+        if (!pixels.count)
+            return;
+        float value[LANES], noise[LANES];
+        for (int l = 0; l < LANES; ++l)
+            noise[l] = l < pixels.count ? *structure.sigma.at(pixels.y[l], pixels.x[l]) : 0.0f;
+        rows().combine.robust_look(frames_, pixels.samples.data(), bool(input_.variance), value, noise);
+        for (int l = 0; l < pixels.count; ++l) {
+            *structure.start.at(pixels.y[l], pixels.x[l]) = value[l];
+            *structure.sigma.at(pixels.y[l], pixels.x[l]) = noise[l];
+        }
+        pixels.count = 0;
     }
 
     /// Every pixel sums the stars in their order, so that it does not matter which of them the region leaves out.
@@ -482,9 +590,9 @@ class Combiner {
                              *structure.range.at(y, x) == 0.0f && !is_lit(structure.stars, y, x, 1);
         if (!settled)
             return false;
-        const float level = *structure.start.at(y, x), d = input_.cube.image(mark.frame)(y, x) - level;
-        const float factor = input_.factor ? float(input_.factor.image(mark.frame)(y, x)) / 255.0f : 1.0f;
-        const float variance = input_.variance ? input_.variance.image(mark.frame)(y, x)
+        const float level = *structure.start.at(y, x), d = *input_.cube.at(mark.frame, y, x) - level;
+        const float factor = input_.factor ? float(*input_.factor.at(mark.frame, y, x)) / 255.0f : 1.0f;
+        const float variance = input_.variance ? *input_.variance.at(mark.frame, y, x)
                                                : factor * white_variance(mark.frame, y, x, level);
         const float limit = CALM * setup_.kappa_grow;
         return !(d * d > limit * limit * variance); // nor does a missing one
@@ -511,7 +619,7 @@ class Combiner {
             block.shift = shift_.data();
             rows().combine.combine(setup_, frames_, block);
             for (int l = 0; l < lanes; ++l)
-                write(block, y, columns[l], 1, l);
+                write(pixels_, y, columns[l], 1, l);
         }
         marks = {};
     }
@@ -519,7 +627,7 @@ class Combiner {
     /// Fill one lane from the marks of one pixel. Where every sample of the pixel is beside some rejected one,
     /// only the strongest artefact's frame is held for guilty: the others were rejected for its sake.
     void mark_pixel(const Mark* marks, size_t count, uint8_t* near, float* shift) const {
-        int frames = 0, present = 0, strongest = -1;
+        int frames = 0, strongest = -1;
         float most = 0;
         for (size_t k = 0; k < count; ++k) {
             const Mark& mark = marks[k];
@@ -528,7 +636,7 @@ class Combiner {
             if (first || std::abs(mark.shift) < std::abs(shift[at]))
                 shift[at] = mark.shift;
             if (mark.strength > 0.0f && !near[at])
-                frames += !std::isnan(input_.cube.image(mark.frame)(mark.y, mark.x));
+                frames += !std::isnan(*input_.cube.at(mark.frame, mark.y, mark.x));
             if (mark.strength > 0.0f)
                 near[at] = std::max<uint8_t>(near[at], mark.out ? 2 : 1);
             if (mark.strength > most) {
@@ -536,9 +644,8 @@ class Combiner {
                 strongest = mark.frame;
             }
         }
-        for (int i = 0; i < n_; ++i)
-            present += !std::isnan(input_.cube.image(i)(marks->y, marks->x));
-        if (frames == present)
+        const ptrdiff_t y = marks->y - window_.y0, x = marks->x - window_.x0;
+        if (frames == output_.count(y, x) + output_.low(y, x) + output_.high(y, x)) // all that there are
             for (int i = 0; i < n_; ++i)
                 if (i != strongest)
                     near[ptrdiff_t(i) * LANES] = 0;
@@ -565,14 +672,13 @@ class Combiner {
     };
 
     Patches look_around(Structure& structure, int frame, ptrdiff_t row, ptrdiff_t column, float sign) const {
-        const Image<const float> image = input_.cube.image(frame);
         Patches patches;
         for_patches(structure, row, column, [&](int direction, const Region& patch) {
             float sum = 0;
             int count = 0;
             for (ptrdiff_t y = patch.y0; y < patch.y1; ++y)
                 for (ptrdiff_t x = patch.x0; x < patch.x1; ++x) {
-                    const float d = image(y, x) - *structure.start.at(y, x) - star_difference(structure, frame, y, x);
+                    const float d = *input_.cube.at(frame, y, x) - *structure.start.at(y, x) - star_difference(structure, frame, y, x);
                     sum += std::isnan(d) ? 0.0f : d;
                     count += !std::isnan(d);
                 }
@@ -613,33 +719,16 @@ class Combiner {
         }
     }
 
-    /// Block of 16 columns of the output that a column of the cube lies in.
-    ptrdiff_t block_of(ptrdiff_t x) const { return (input_.x + x) >> 4; }
-
-    /// Columns from `x` to the end of its block.
-    int lanes_from(ptrdiff_t x, ptrdiff_t x1) const {
-        return int(std::min<ptrdiff_t>(LANES - ((input_.x + x) & (LANES - 1)), x1 - x));
-    }
-
-    /// Blocks of the output's columns, several of them together; within a block there is one shade.
-    template <class Function> void for_blocks(ptrdiff_t x0, ptrdiff_t x1, Function function) {
-        for (ptrdiff_t x = x0; x < x1;) {
-            const int first = lanes_from(x, x1);
-            const int width = first < LANES ? first : int(std::min<ptrdiff_t>(LANES * WIDE, x1 - x));
-            function(x, width);
-            x += width;
-        }
-    }
-
     void combine_row(ptrdiff_t y) {
-        for (ptrdiff_t x = window_.x0; x < window_.x1; x += LANES) {
-            const int lanes = int(std::min<ptrdiff_t>(LANES, window_.x1 - x));
-            CombineBlock block = make_block(samples_.data(), nullptr);
+        for (ptrdiff_t x = window_.x0, next; x < window_.x1; x = next) {
+            next = std::min(x / LANES * LANES + LANES, window_.x1); // a block lies within a panel
+            const int lanes = int(next - x);
+            CombineBlock block = make_block(nullptr);
             load(y, x, lanes);
             if (has_variance_)
                 load_variance(y, x, lanes);
             rows().combine.combine(setup_, frames_, block);
-            write(block, y, x, lanes, 0);
+            write(pixels_, y, x, lanes, 0);
         }
     }
 
@@ -660,18 +749,19 @@ class Combiner {
             CombineBlock block = gather(structure, y, columns, lanes);
             rows().combine.combine(setup_, frames_, block);
             for (int l = 0; l < lanes; ++l) {
-                write(block, y, columns[l], 1, l);
+                write(pixels_, y, columns[l], 1, l);
                 if (groups)
-                    *groups->level.at(y, columns[l]) = block.level[l];
+                    *groups->level.at(y, columns[l]) = pixels_.level[l];
             }
             mark_rejected(block, structure, y, columns, lanes, marks);
             lanes = 0;
         }
     }
 
-    CombineBlock make_block(float* x, Structure* structure) {
+    CombineBlock make_block(Structure* structure) {
         CombineBlock block;
-        block.x = x;
+        block.x = samples_.data();
+        block.out = &pixels_;
         block.work = work_.data();
         if (has_variance_) {
             block.shot = shot_.data();
@@ -704,76 +794,67 @@ class Combiner {
         return lit;
     }
 
-    float* block_samples(int at) { return samples_.data() + ptrdiff_t(at) * n_; }
-
-    /// Samples of `width` pixels from (y, x), block after block, the last one filled up with NaN.
-    void load(ptrdiff_t y, ptrdiff_t x, int width) {
-        for (int i = 0; i < n_; ++i) {
-            const float* from = input_.cube.image(i).row(y) + x;
-            for (int at = 0; at < width; at += LANES)
-                copy_lanes(from + at, std::min(LANES, width - at), block_samples(at) + ptrdiff_t(i) * LANES, NAN);
-        }
+    /// Samples of pixels from (y, x), the block filled up with NaN.
+    void load(ptrdiff_t y, ptrdiff_t x, int lanes) {
+        for (int i = 0; i < n_; ++i)
+            copy_lanes(input_.cube.at(i, y, x), lanes, samples_.data() + ptrdiff_t(i) * LANES, NAN);
     }
 
     void load_variance(ptrdiff_t y, ptrdiff_t x, int lanes) {
         for (int i = 0; i < n_; ++i) {
             const ptrdiff_t to = ptrdiff_t(i) * LANES;
             if (input_.variance)
-                copy_lanes(input_.variance.image(i).row(y) + x, lanes, floor_.data() + to, 0.0f);
+                copy_lanes(input_.variance.at(i, y, x), lanes, floor_.data() + to, 0.0f);
             if (input_.factor)
-                copy_lanes(input_.factor.image(i).row(y) + x, lanes, factor_.data() + to, uint8_t(0));
+                copy_lanes(input_.factor.at(i, y, x), lanes, factor_.data() + to, uint8_t(0));
         }
         if (input_.shade)
-            load_shade(y, x, lanes);
+            load_shade(y, x, LANES, shade_.data());
         if (!input_.variance)
             prepare();
     }
 
-    void load_shade(ptrdiff_t y, ptrdiff_t x, int lanes) {
-        for (int i = 0; i < n_; ++i)
-            if (block_of(x) == block_of(x + lanes - 1))
-                std::fill_n(shade_.data() + ptrdiff_t(i) * LANES, LANES, shade(i, y, x));
-            else
-                for (int l = 0; l < lanes; ++l)
-                    shade_[ptrdiff_t(i) * LANES + l] = shade(i, y, x + l);
+    /// Shades of so many columns from (y, x), frame by frame.
+    void load_shade(ptrdiff_t y, ptrdiff_t x, int width, float* to) const {
+        for (int i = 0; i < n_; ++i, to += width)
+            for (int l = 0, end; l < width; l = end) {
+                end = std::min(l + LANES - int((input_.x + x + l) & (LANES - 1)), width);
+                std::fill(to + l, to + end, shade(i, y, x + l));
+            }
     }
 
-    void load_factors(ptrdiff_t y, ptrdiff_t x, int width) {
-        for (int i = 0; input_.factor && i < n_; ++i) {
-            const uint8_t* from = input_.factor.image(i).row(y) + x;
-            __builtin_prefetch(from + LANES * WIDE);
-            for (int at = 0; at < width; at += LANES)
-                copy_lanes(from + at, std::min(LANES, width - at),
-                           factors_.data() + ptrdiff_t(at) * n_ + ptrdiff_t(i) * LANES, uint8_t(0));
+    /// One lane of a block; the memory that the next one lies in is asked for meanwhile, as no processor foresees it.
+    template <class T>
+    void gather_lane(const Panels<const T>& from, ptrdiff_t y, const ptrdiff_t* column, const ptrdiff_t* next, T* to) const {
+        const T* const lane = from.at(0, y, *column);
+        const T* const soon = from.at(0, y, *next);
+        const ptrdiff_t step = from.frame_stride;
+        for (ptrdiff_t i = 0; i < n_; ++i) {
+            __builtin_prefetch(soon + i * step);
+            to[i * LANES] = lane[i * step];
         }
     }
 
     /// A block of pixels of one row.
     CombineBlock gather(Structure& structure, ptrdiff_t y, const ptrdiff_t* columns, int lanes) {
-        CombineBlock block = make_block(samples_.data(), &structure);
+        CombineBlock block = make_block(&structure);
         std::fill(stars_.begin(), stars_.end(), 0.0f);
         for (int l = 0; l < lanes; ++l)
             if (set_structure(structure, y, columns[l], l))
                 block.stars = stars_.data();
         if (lanes < LANES)
             std::fill_n(samples_.data(), ptrdiff_t(n_) * LANES, NAN);
-        for (int i = 0; i < n_; ++i) {
-            const float* from = input_.cube.image(i).row(y);
-            const ptrdiff_t to = ptrdiff_t(i) * LANES;
-            if (i + AHEAD < n_) // no pattern that the processor could foresee
-                for (int l = 0; l < lanes; ++l) {
-                    __builtin_prefetch(input_.cube.image(i + AHEAD).row(y) + columns[l]);
-                    if (input_.factor)
-                        __builtin_prefetch(input_.factor.image(i + AHEAD).row(y) + columns[l]);
-                }
-            for (int l = 0; l < lanes; ++l)
-                samples_[to + l] = from[columns[l]];
-            for (int l = 0; input_.variance && l < lanes; ++l)
-                floor_[to + l] = input_.variance.image(i)(y, columns[l]);
-            for (int l = 0; input_.factor && l < lanes; ++l)
-                factor_[to + l] = input_.factor.image(i)(y, columns[l]);
-            for (int l = 0; input_.shade && l < lanes; ++l)
-                shade_[to + l] = shade(i, y, columns[l]);
+        for (int i = 0; i < n_; ++i)
+            __builtin_prefetch(input_.cube.at(i, y, columns[0]));
+        for (int l = 0; l < lanes; ++l) {
+            const ptrdiff_t *const column = columns + l, *const next = columns + std::min(l + 1, lanes - 1);
+            gather_lane(input_.cube, y, column, next, samples_.data() + l);
+            if (input_.variance)
+                gather_lane(input_.variance, y, column, next, floor_.data() + l);
+            if (input_.factor)
+                gather_lane(input_.factor, y, column, next, factor_.data() + l);
+            for (int i = 0; input_.shade && i < n_; ++i)
+                shade_[size_t(i * LANES + l)] = shade(i, y, *column);
         }
         if (has_variance_ && !input_.variance)
             prepare();
@@ -792,32 +873,34 @@ class Combiner {
         return map(std::clamp<ptrdiff_t>(by, 0, map.ny - 1), std::clamp<ptrdiff_t>(bx, 0, map.nx - 1));
     }
 
-    void write(const CombineBlock& block, ptrdiff_t y, ptrdiff_t x, int lanes, int lane) {
+    void write(const CombinePixels& pixels, ptrdiff_t y, ptrdiff_t x, int lanes, int lane) {
         if (y < window_.y0 || y >= window_.y1)
             return;
-        for (int l = 0; l < lanes; ++l) {
-            const ptrdiff_t column = x + l - window_.x0, row = y - window_.y0;
-            if (column < 0 || column >= window_.nx())
-                continue;
-            output_.data(row, column) = block.data[lane + l];
-            output_.variance(row, column) = block.variance[lane + l];
-            output_.background(row, column) = block.background[lane + l];
-            output_.count(row, column) = uint16_t(block.count[lane + l]);
-            output_.low(row, column) = uint16_t(block.low[lane + l]);
-            output_.high(row, column) = uint16_t(block.high[lane + l]);
-        }
+        const ptrdiff_t x0 = std::max(x, window_.x0), width = std::min(x + lanes, window_.x1) - x0;
+        const ptrdiff_t row = y - window_.y0, column = x0 - window_.x0, from = lane + x0 - x;
+        if (width <= 0)
+            return;
+        const auto copy = [&](const auto& values, const auto& image) {
+            std::copy_n(values + from, width, image.row(row) + column);
+        };
+        copy(pixels.data, output_.data);
+        copy(pixels.variance, output_.variance);
+        copy(pixels.background, output_.background);
+        copy(pixels.count, output_.count);
+        copy(pixels.low, output_.low);
+        copy(pixels.high, output_.high);
     }
 
     void mark_rejected(const CombineBlock& block, Structure& structure, ptrdiff_t y, const ptrdiff_t* columns, int lanes,
                        std::vector<Mark>& marks) {
         for (int l = 0; l < lanes; ++l)
-            if (block.low[l] + block.high[l])
+            if (pixels_.low[l] + pixels_.high[l])
                 for (int i = 0; i < n_; ++i)
                     if (std::isnan(block.x[ptrdiff_t(i) * LANES + l])) {
                         const ptrdiff_t x = columns[l];
-                        const float sample = input_.cube.image(i)(y, x) - star_difference(structure, i, y, x);
+                        const float sample = *input_.cube.at(i, y, x) - star_difference(structure, i, y, x);
                         if (!std::isnan(sample))
-                            marks.push_back({y, x, i, sample - block.data[l], 0.0f, false});
+                            marks.push_back({y, x, i, sample - pixels_.data[l], 0.0f, false});
                     }
     }
 
@@ -827,21 +910,25 @@ class Combiner {
     const CombineOutput& output_;
     const Region window_;
     const int n_;
-    std::vector<float> samples_;
-    std::vector<uint8_t> factors_;
+    const bool modelled_; // noise: whether the average's variance is the model's in each block
+    std::vector<float> samples_; // of a panel's row or of a block
+    std::vector<uint8_t> factors_; // of a panel's row
+    std::vector<float> shades_, variances_;
     std::vector<float> work_;
     const bool has_variance_;
     std::vector<float> shot_, floor_;
     std::vector<uint8_t> factor_;
     std::vector<float> shade_;
+    Scattered robust_;
     std::vector<uint8_t> near_;
     std::vector<float> shift_;
     std::vector<float> stars_; // components of the stars' light in the block
     const bool grouped_;       // whether groups of pixels are tested
     const int margin_;         // around the window, where samples are tested
-    const bool modelled_; // whether the average's variance is the model's in each block
-    std::vector<float> light_, rest_;
+    std::vector<float> weight_, light_, rest_, ground_;
     float local_[4][LANES];
+    CombinePixels looked_{}; // nothing is rejected in the first look
+    CombinePixels pixels_;
 };
 
 } // namespace

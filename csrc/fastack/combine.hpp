@@ -20,9 +20,9 @@ struct CombineStars {
 /// What `combine` reads. Only the window is combined; pixels around it serve as neighbours. A result depends on the
 /// pixels up to `combine_reach` around it and on nothing else, so that windows may be laid at will.
 struct CombineInput {
-    Stack<const float> cube;       // samples on the scale of the output; NaN: missing
-    Stack<const uint8_t> factor;   // 255 * sum of the squared resampling coefficients, or empty: 255
-    Stack<const float> variance;   // of each sample, in place of the frames' constants; or empty
+    Panels<const float> cube;      // samples on the scale of the output; NaN: missing
+    Panels<const uint8_t> factor;  // 255 * sum of the squared resampling coefficients, or empty: 255
+    Panels<const float> variance;  // of each sample, in place of the frames' constants; or empty
     Stack<const float> shade;      // 1/flat on blocks of 16x16 output pixels, or empty: 1
     std::ptrdiff_t shade_y = 0;    // output block that shade (0, 0) stands for
     std::ptrdiff_t shade_x = 0;

@@ -1,5 +1,6 @@
 #include "fastack/resample.hpp"
 
+#include "fastack/background.hpp"
 #include "rows/rows.hpp"
 
 #include <algorithm>
@@ -365,6 +366,8 @@ struct Work {
     // How weights change from pixel to pixel is what |step - 1| says. An expansion errs by w''/2 (|step - 1|
     // n)^2 and |w''| < 3.7, n pixels being the distance to where it is exact: less than 5e-5 on either axis.
     static constexpr double gentle = 7.5e-4;
+    // Half a row from where the weights along q are exact they err by w' |step - 1| / 2, and |w'| < 1.2.
+    static constexpr float pair_limit = 1.2e-4f;
     ResampleLine line; // of a linear map, at v = 0
     bool straight;     // blocks of a linear map
     bool curved;    // weights along p as quadratics, not as straight lines, of the place in the block
@@ -374,12 +377,22 @@ struct Work {
     double q_limit() const { return group_rows > 8 ? gentle : 2 * gentle; }
 };
 
-void write_missing(const Work& work, Box part) {
-    for (std::ptrdiff_t y = part.y0 - work.tile.y0; y < part.y1 - work.tile.y0; ++y) {
-        std::fill_n(work.to.out.row(y) + (part.x0 - work.tile.x0), part.x1 - part.x0, nan);
-        if (work.to.factor)
-            std::fill_n(work.to.factor.row(y) + (part.x0 - work.tile.x0), part.x1 - part.x0, 1);
+/// Calls f(x, n) for each run of a row's columns [x0, x1) that lies side by side.
+template <class T, class F>
+void runs(const PanelImage<T>& image, std::ptrdiff_t x0, std::ptrdiff_t x1, const F& f) {
+    for (std::ptrdiff_t x = x0, n; x < x1; x += n) {
+        n = image.together(x, x1 - x);
+        f(x, n);
     }
+}
+
+void write_missing(const Work& work, Box part) {
+    for (std::ptrdiff_t y = part.y0 - work.tile.y0; y < part.y1 - work.tile.y0; ++y)
+        runs(work.to.out, part.x0 - work.tile.x0, part.x1 - work.tile.x0, [&](std::ptrdiff_t x, std::ptrdiff_t n) {
+            std::fill_n(work.to.out.at(y, x), n, nan);
+            if (work.to.factor)
+                std::fill_n(work.to.factor.at(y, x), n, 1);
+        });
 }
 
 /// Whether the weights along p may be expanded along the block, and those along q down the group.
@@ -471,6 +484,8 @@ void resample_group(const Work& work, const Buffer& buffer, std::ptrdiff_t y0, s
     alignas(64) unsigned char factors[most_group_rows * block_columns],
         interpolated[most_group_rows * block_columns];
     std::array<unsigned char, most_group_rows> masked{};
+    const float back = work.section.level - work.section.sky;
+    const float gain = work.section.scale * middle.jacobian[0][0], area = middle.jacobian[0][0] * middle.jacobian[0][0];
     ResampleTask task{.kernel = &work.kernel,
                       .center = &middle,
                       .along = along.data(),
@@ -478,29 +493,36 @@ void resample_group(const Work& work, const Buffer& buffer, std::ptrdiff_t y0, s
                       .masked = masked.data(),
                       .block = 0,
                       .rows = n,
-                      .first = static_cast<float>(y0 - center),
+                      .first = static_cast<int>(y0 - center),
                       .reach = 0.375f * static_cast<float>(work.group_rows),
                       .curved = work.curved,
-                      .linear = work.linear,
+                      .even = false,
+                      .pairs = false,
                       .buffer = buffer.data(),
                       .stride = buffer.width,
                       .height = buffer.height,
                       .width = buffer.width,
                       .p0 = static_cast<std::int32_t>(buffer.p0),
                       .q0 = static_cast<std::int32_t>(buffer.q0),
+                      .max_lost = work.how.max_lost,
                       .scale = work.section.scale,
                       .offset = work.section.offset,
-                      .max_lost = work.how.max_lost,
-                      .back = work.section.level - work.section.sky,
-                      .factor = work.factor,
+                      .back = back,
+                      .per_area = work.factor,
+                      .gain = gain,
+                      .base = gain * back + work.section.offset,
+                      .factor = work.factor * area,
                       .square = work.how.square,
                       .out = out,
                       .factors = factors,
                       .out_stride = block_columns,
                       .factor_stride = block_columns,
+                      .next_out = out,
+                      .next_factors = factors,
                       .interpolated = interpolated};
     for (int b = b0; b < b1; ++b) {
         task.block = b;
+        task.pairs = std::fabs(middle.drift[0][b]) + 8 * std::fabs(middle.drift[1][b]) < Work::pair_limit;
         const Box near = touched_straight(buffer, middle, b, taps);
         const auto touch = [&](int r) -> Box {
             if (!straight[b])
@@ -525,12 +547,16 @@ void resample_group(const Work& work, const Buffer& buffer, std::ptrdiff_t y0, s
             masked[r] = work.how.square || buffer.missing(touch(r));
 
         const std::ptrdiff_t row0 = y0 - work.tile.y0, at = x0 - work.tile.x0;
-        const bool direct = count == block_columns;
-        task.out = direct ? work.to.out.row(row0) + at : out;
-        task.out_stride = direct ? work.to.out.stride : block_columns;
-        task.factors = direct && work.to.factor ? work.to.factor.row(row0) + at : factors;
-        task.factor_stride = direct && work.to.factor ? work.to.factor.stride : block_columns;
+        const bool direct = count == block_columns && work.to.out.together(at, count) == count;
+        task.out = direct ? work.to.out.at(row0, at) : out;
+        task.out_stride = direct ? work.to.out.row_stride : block_columns;
+        task.factors = direct && work.to.factor ? work.to.factor.at(row0, at) : factors;
+        task.factor_stride = direct && work.to.factor ? work.to.factor.row_stride : block_columns;
 
+        const std::ptrdiff_t next = std::min(at + block_columns, work.tile.x1 - work.tile.x0 - 1);
+        task.next_out = work.to.out.at(row0, next);
+        task.next_factors = work.to.factor ? work.to.factor.at(row0, next) : factors;
+        task.even = work.linear && !some && along[0].ip[b] == along[n - 1].ip[b];
         if (straight[b] && inside) {
             row.straight[taps / 2](task);
         } else {
@@ -540,15 +566,33 @@ void resample_group(const Work& work, const Buffer& buffer, std::ptrdiff_t y0, s
 
         for (int r = 0; r < n && (some || !direct); ++r) {
             const std::ptrdiff_t from = r * block_columns + x0 - x;
-            if (!direct) {
-                std::copy_n(out + from, count, work.to.out.row(row0 + r) + at);
-                if (work.to.factor)
-                    std::copy_n(factors + from, count, work.to.factor.row(row0 + r) + at);
-            }
+            if (!direct)
+                runs(work.to.out, at, at + count, [&](std::ptrdiff_t to, std::ptrdiff_t m) {
+                    std::copy_n(out + from + (to - at), m, work.to.out.at(row0 + r, to));
+                    if (work.to.factor)
+                        std::copy_n(factors + from + (to - at), m, work.to.factor.at(row0 + r, to));
+                });
             if (work.to.flags && masked[r])
                 for (std::ptrdiff_t i = 0; i < count; ++i)
                     work.to.flags(row0 + r, at + i) |= interpolated[from + i] ? flag_interpolated : 0;
         }
+    }
+}
+
+/// Takes a sky surface off a part of the output.
+void subtract_sky(const Work& work, Box part) {
+    const Section& s = work.section;
+    const std::ptrdiff_t nx = part.x1 - part.x0, x0 = part.x0 - work.tile.x0;
+    Surface surface(s.sky_mesh, s.sky_ny, s.sky_nx, part.x0 - s.sky_x, part.x1 - s.sky_x, Surface::Shape::cubic);
+    std::array<float, strip_columns> level;
+    for (std::ptrdiff_t y = part.y0; y < part.y1; ++y) {
+        surface.seek(y - s.sky_y);
+        rows().background.blend(surface.rows(), surface.weights(), nx, level.data());
+        runs(work.to.out, x0, x0 + nx, [&](std::ptrdiff_t x, std::ptrdiff_t n) {
+            float* const out = work.to.out.at(y - work.tile.y0, x);
+            for (std::ptrdiff_t i = 0; i < n; ++i)
+                out[i] -= level[x - x0 + i];
+        });
     }
 }
 
@@ -581,6 +625,8 @@ void resample_blocks(const Work& work, const Map& map) {
                  group += work.group_rows)
                 resample_group(work, buffer, std::max(group, part.y0),
                                std::min(group + work.group_rows, part.y1), x, b0, b1);
+            if (work.section.sky_mesh)
+                subtract_sky(work, part);
         }
 }
 
@@ -648,11 +694,11 @@ void area_pixel(const Work& work, const std::array<Point, 4>& corners, double ja
     const bool gone = !(good > 0) || total - good > work.how.max_lost * total;
     const double norm = work.how.square ? good * good : good,
                  scale = work.how.square ? jacobian * jacobian : jacobian;
-    work.to.out(y, x) =
+    *work.to.out.at(y, x) =
         gone ? nan : static_cast<float>(s.scale * scale * (value / norm + (s.level - s.sky)) + s.offset);
     if (work.to.factor) {
         const double factor = gone ? 1 : work.factor * jacobian * jacobian * squares / (good * good);
-        work.to.factor(y, x) = static_cast<unsigned char>(std::clamp(std::round(factor), 1.0, 255.0));
+        *work.to.factor.at(y, x) = static_cast<unsigned char>(std::clamp(std::round(factor), 1.0, 255.0));
     }
     if (work.to.flags && !gone && total - good > 1e-6 * total)
         work.to.flags(y, x) |= flag_interpolated;
@@ -780,6 +826,8 @@ void resample_tile(const Section& section, const Map& map, Box tile, const Resam
                                     std::to_string(need.x1));
     if (how.kernel == Kernel::area) {
         resample_area(work, map);
+        for (std::ptrdiff_t x = tile.x0; section.sky_mesh && x < tile.x1; x += strip_columns)
+            subtract_sky(work, {tile.y0, tile.y1, x, std::min(x + strip_columns, tile.x1)});
     } else {
         const Map& turned = work.turn.map;
         work.folded = determinant(turned, 0, 0) < 0;

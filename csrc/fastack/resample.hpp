@@ -29,12 +29,14 @@ struct Section {
     float scale = 1, offset = 0, sky = 0;
     float level = 0; // subtracted before the interpolation and added after it, which keeps an even sky exact
     Span<const std::int32_t> saturated; // x, y of each saturated pixel of the frame
+    Image<const float> sky_mesh;        // of a surface that is taken off the output, see render_background; or empty
+    std::ptrdiff_t sky_ny = 0, sky_nx = 0, sky_y = 0, sky_x = 0; // its shape, and the output pixel it begins at
 };
 
 /// Planes of one tile; those without data are not written.
 struct Resampled {
-    Image<float> out;
-    Image<unsigned char> factor;
+    PanelImage<float> out;
+    PanelImage<unsigned char> factor;
     Image<unsigned char> flags;
     Image<std::uint16_t> saturated_count;
 };
@@ -50,7 +52,7 @@ constexpr unsigned char flag_saturated = 1, flag_interpolated = 2;
 /// Part of a frame of ny x nx that the tile needs; empty where they do not overlap.
 Box input_window(const Map&, Box tile, std::ptrdiff_t ny, std::ptrdiff_t nx, Kernel);
 
-/// out = scale |J| (sum k s / sum k - sky) + offset. Throws std::invalid_argument where the section does not
+/// out = scale |J| (sum k s / sum k - sky) + offset - sky surface. Throws std::invalid_argument where the section does not
 /// hold the tile's input window.
 void resample_tile(const Section&, const Map&, Box tile, const ResampleHow&, const Resampled&);
 

@@ -52,27 +52,13 @@ struct CombineFrames {
     // What follows from them for weighted sums of variances in units of the 8-bit factor:
     const float* light = nullptr; // weight^2 shot / 255
     const float* rest = nullptr;  // weight^2 floor / 255
+    const float* ground = nullptr; // light * sky + rest
     float least_sky = 0;
-    float most_weight = 0; // over the least
+    float most_weight = 0; // over the least; 1: all weights are 1
 };
 
-struct CombineBlock {
-    float* x = nullptr;              // samples; NaN: missing, and after `reject` also the rejected ones
-    float* work = nullptr;           // as large as two times x
-    const float* shot = nullptr;     // per sample, or nullptr: no variance is known
-    const float* floor = nullptr;    // per sample
-    const uint8_t* factor = nullptr; // per sample (noise): the variance is that of the constants times this / 255
-    const float* shade = nullptr;    // per sample, or nullptr: 1
-    const float* given = nullptr;    // per sample: variance in place of all that
-    const float* next = nullptr;     // samples of frame 0 that are wanted soon; frame by frame so many further on
-    ptrdiff_t next_stride = 0;
-    const uint8_t* near = nullptr;   // per sample, in the second look (with `shift`): 1 beside a rejected one, 2 out
-    const float* shift = nullptr;    // per sample: smooth excess of its frame around it
-    const float* start = nullptr;    // [lanes] robust first value (noise)
-    const float* curvature = nullptr; // [lanes] blurred minus sharp stack
-    const float* bend = nullptr;     // [lanes] local maximum of its absolute value
-    const float* range = nullptr;    // [lanes] local range of the stack
-    const float* stars = nullptr;    // [components][lanes] light of known stars; nullptr: none is near
+/// Results of a block.
+struct CombinePixels {
     float data[COMBINE_LANES];
     float variance[COMBINE_LANES];
     float background[COMBINE_LANES]; // variance where there is no signal above the pedestal
@@ -83,15 +69,47 @@ struct CombineBlock {
     int32_t high[COMBINE_LANES];
 };
 
+struct CombineBlock {
+    float* x = nullptr;              // samples; NaN: missing, and after `reject` also the rejected ones
+    float* work = nullptr;           // as large as three times x
+    const float* shot = nullptr;     // per sample, or nullptr: no variance is known
+    const float* floor = nullptr;    // per sample
+    const uint8_t* factor = nullptr; // per sample (noise): the variance is that of the constants times this / 255
+    const float* shade = nullptr;    // per sample, or nullptr: 1
+    const float* given = nullptr;    // per sample: variance in place of all that
+    const uint8_t* near = nullptr;   // per sample, in the second look (with `shift`): 1 beside a rejected one, 2 out
+    const float* shift = nullptr;    // per sample: smooth excess of its frame around it
+    const float* start = nullptr;    // [lanes] robust first value (noise)
+    const float* curvature = nullptr; // [lanes] blurred minus sharp stack
+    const float* bend = nullptr;     // [lanes] local maximum of its absolute value
+    const float* range = nullptr;    // [lanes] local range of the stack
+    const float* stars = nullptr;    // [components][lanes] light of known stars; nullptr: none is near
+    CombinePixels* out = nullptr;
+};
+
+/// A block's samples where they lie: those of one frame beside each other, the next frame's a stride further on.
+struct CombineSamples {
+    const float* x = nullptr;
+    const uint8_t* factor = nullptr; // this and the next two as in CombineBlock
+    const float* shade = nullptr;
+    const float* given = nullptr;
+    ptrdiff_t stride = COMBINE_LANES;
+    ptrdiff_t noise_stride = COMBINE_LANES;
+    const float* next = nullptr; // samples and factors that are wanted soon
+    const uint8_t* next_factor = nullptr;
+    ptrdiff_t next_stride = 0; // of the former, the latter's is noise_stride
+};
+
 struct CombineRows {
-    /// Average all samples of a block (noise: `data` and what follows it), and give per lane a robust first value with
-    /// its sigma: the mean where all samples lie within the limits of `combine` about it, else the sample of rank
-    /// (count - 1) / 2, counted from 0. `quiet`: where it was the mean; no sample can be an outlier there, structure
-    /// aside.
-    void (*first_look)(const CombineSetup&, const CombineFrames&, CombineBlock&, float* value, float* sigma,
+    /// Average all samples of a block (noise), with the sigma of that mean, and mark the lanes where all samples lie
+    /// within the limits of `combine` about it: no sample can be an outlier there, structure aside.
+    void (*first_look)(const CombineSetup&, const CombineFrames&, const CombineSamples&, CombinePixels&, float* sigma,
                        uint8_t* quiet);
-    /// Take what known stars have more in each frame than in their mean off the samples.
-    void (*take_stars)(const CombineFrames&, const float* stars, float* x);
+    /// For other lanes: a robust first value, the sample of rank (count - 1) / 2, counted from 0, and its sigma in place
+    /// of that of the mean. `given`: whether the samples' variances are.
+    void (*robust_look)(const CombineFrames&, const float* x, bool given, float* value, float* sigma);
+    /// A block of samples without what known stars have more in each frame than in their mean.
+    void (*take_stars)(const CombineFrames&, const float* stars, const float* from, ptrdiff_t stride, float* to);
     /// Blurred minus sharp (a box of 2 * radius + 1) of one row of an image, and range over 3x3 of another.
     void (*structure_row)(const float* const* rows, const float* const* whole, int radius, ptrdiff_t nx, float* work, float* curvature,
                           float* range);

@@ -1,19 +1,27 @@
 // Included inside the namespace of one instruction set (see level.inl). No STL here: an inline function of the
 // standard library that is compiled for AVX-512 may be the copy that the linker keeps for all.
 //
-// All functions work on one block (rows/combine.hpp): vectors of 16 pixels, loops over the frames. Comparisons
-// with NaN are false, which is how missing samples drop out.
+// All functions work on one block (rows/combine.hpp), on as many of its pixels at a time as a register holds: GCC 12
+// goes through wider vectors lane by lane. Loops run over the frames. Comparisons with NaN are false, which is how
+// missing samples drop out.
 
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wpsabi" // vectors by value: everything below is inlined
 
 #define FASTACK_INLINE inline __attribute__((always_inline))
 
-constexpr int LANES = COMBINE_LANES;
-typedef float VF __attribute__((vector_size(4 * COMBINE_LANES)));
-typedef int32_t VI __attribute__((vector_size(4 * COMBINE_LANES)));
-typedef uint8_t VB __attribute__((vector_size(COMBINE_LANES)));
-typedef uint16_t VH __attribute__((vector_size(2 * COMBINE_LANES)));
+constexpr int LANES = COMBINE_LANES; // of a block
+#if defined(__AVX512F__)
+constexpr int WIDTH = 16; // of a vector
+#elif defined(__AVX__)
+constexpr int WIDTH = 8;
+#else
+constexpr int WIDTH = 4;
+#endif
+typedef float VF __attribute__((vector_size(4 * WIDTH)));
+typedef int32_t VI __attribute__((vector_size(4 * WIDTH)));
+typedef uint8_t VB __attribute__((vector_size(WIDTH)));
+typedef uint16_t VH __attribute__((vector_size(2 * WIDTH)));
 
 FASTACK_INLINE VF load(const float* p) {
     VF v;
@@ -29,13 +37,25 @@ FASTACK_INLINE VF smaller(VF a, VF b) { return a < b ? a : b; }
 FASTACK_INLINE VF larger(VF a, VF b) { return a > b ? a : b; }
 FASTACK_INLINE VF positive(VF a) { return a < VF{} ? VF{} : a; } // NaN stays
 FASTACK_INLINE VF magnitude(VF a) { return a < VF{} ? -a : a; }
-// In steps of two: beyond that GCC 12 goes lane by lane.
-FASTACK_INLINE VI widen(VB a) { return __builtin_convertvector(__builtin_convertvector(a, VH), VI); }
+FASTACK_INLINE VI widen(const uint8_t* p) {
+#if defined(__AVX512F__)
+    return (VI)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
+#elif defined(__AVX2__)
+    return (VI)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
+#else
+    // in steps of two: beyond that GCC 12 goes lane by lane
+    VB bytes;
+    memcpy(&bytes, p, sizeof bytes);
+    return __builtin_convertvector(__builtin_convertvector(bytes, VH), VI);
+#endif
+}
 FASTACK_INLINE VF to_float(VI a) { return __builtin_convertvector(a, VF); }
 FASTACK_INLINE VF root(VF a) {
-    for (int l = 0; l < LANES; ++l)
-        a[l] = sqrtf(a[l]);
-    return a;
+    float lanes[WIDTH];
+    store(lanes, a);
+    for (int l = 0; l < WIDTH; ++l)
+        lanes[l] = sqrtf(lanes[l]);
+    return load(lanes);
 }
 FASTACK_INLINE bool any(VI mask) {
     int64_t part[sizeof mask / 8];
@@ -45,6 +65,8 @@ FASTACK_INLINE bool any(VI mask) {
         all |= part[k];
     return all != 0;
 }
+
+FASTACK_INLINE VF load_bytes(const uint8_t* p) { return to_float(widen(p)); }
 
 constexpr float INF = __builtin_inff();
 constexpr float NOT_A_NUMBER = __builtin_nanf("");
@@ -58,9 +80,21 @@ FASTACK_INLINE VI count_present(const float* x, int n) {
     return count;
 }
 
+/// Some lanes of a block, from lane `at` on.
+struct Part : CombineBlock {
+    int at;
+
+    Part(const CombineBlock& block, int lane) : CombineBlock(block), at(lane) {
+        const auto move = [lane](auto*& p) { p = p ? p + lane : p; };
+        move(x), move(work), move(shot), move(floor), move(factor), move(shade), move(given), move(near);
+        move(shift), move(start), move(curvature), move(bend), move(range), move(stars);
+    }
+};
+
 /// The sample of rank k (from 0) among the present ones. Exact: a bracket of two sample values that hold rank k
-/// between them shrinks with every count, until it is one value. Pivots follow the counts, every third one halves.
-inline VF select(const float* x, int n, VI k) {
+/// between them shrinks with every count, until a count tells that k is next to the pivot. Pivots follow the counts,
+/// every third one halves; the first is a guess, or the mean where that is NaN.
+inline VF select(const float* x, int n, VI k, VF guess) {
     VF lo = splat(INF), hi = splat(-INF), sum{};
     VI above{}; // samples up to and including hi
     for (int i = 0; i < n; ++i) {
@@ -71,7 +105,7 @@ inline VF select(const float* x, int n, VI k) {
         sum += here ? v : VF{};
         above -= here;
     }
-    VF pivot = sum / to_float(above);
+    VF pivot = guess == guess ? guess : sum / to_float(above);
     VI below{}; // samples under lo
     for (int pass = 1; any(lo < hi); ++pass) {
         pivot = (pivot >= lo) & (pivot < hi) ? pivot : lo;
@@ -85,9 +119,9 @@ inline VF select(const float* x, int n, VI k) {
             over = smaller(v > pivot ? v : over, over);
         }
         const VI open = lo < hi, left = open & (count > k), right = open & (count <= k);
-        hi = left ? under : hi;
+        hi = left | (open & (count == k)) ? (left ? under : over) : hi;
+        lo = right | (open & (count == k + 1)) ? (right ? over : under) : lo;
         above = left ? count : above;
-        lo = right ? over : lo;
         below = right ? count : below;
         const VF part = (to_float(k - below) + 0.5f) / to_float(above - below);
         pivot = lo + (hi - lo) * (pass % 3 ? part : splat(0.5f));
@@ -96,8 +130,8 @@ inline VF select(const float* x, int n, VI k) {
 }
 
 /// Median of the present samples; of an even number the mean of the middle two.
-inline VF median_of(const float* x, int n, VI count) {
-    const VF lower = select(x, n, (count - 1) >> 1);
+inline VF median_of(const float* x, int n, VI count, VF guess = splat(NOT_A_NUMBER)) {
+    const VF lower = select(x, n, (count - 1) >> 1, guess);
     VI up_to{};
     VF next = splat(INF);
     for (int i = 0; i < n; ++i) {
@@ -138,7 +172,7 @@ FASTACK_INLINE Moments moments(const float* x, int n, VF lo, VF hi, VF reference
 }
 
 /// Take the samples outside [lo, hi] out, counting them.
-FASTACK_INLINE void keep_between(CombineBlock& block, int n, VF lo, VF hi) {
+FASTACK_INLINE void keep_between(Part& block, int n, VF lo, VF hi) {
     VI low{}, high{};
     for (int i = 0; i < n; ++i) {
         const VF v = sample(block.x, i);
@@ -147,21 +181,25 @@ FASTACK_INLINE void keep_between(CombineBlock& block, int n, VF lo, VF hi) {
         high -= over;
         store(block.x + (ptrdiff_t)i * LANES, under | over ? splat(NOT_A_NUMBER) : v);
     }
-    store(block.low, low);
-    store(block.high, high);
+    store(block.out->low + block.at, low);
+    store(block.out->high + block.at, high);
 }
 
-/// Samples within [lo, hi], the others NaN.
-FASTACK_INLINE void copy_between(const float* x, int n, VF lo, VF hi, float* out) {
+/// Samples within [lo, hi], the others NaN; their number.
+FASTACK_INLINE VI copy_between(const float* x, int n, VF lo, VF hi, float* out) {
+    VI count{};
     for (int i = 0; i < n; ++i) {
         const VF v = sample(x, i);
-        store(out + (ptrdiff_t)i * LANES, (v >= lo) & (v <= hi) ? v : splat(NOT_A_NUMBER));
+        const VI in = (v >= lo) & (v <= hi);
+        count -= in;
+        store(out + (ptrdiff_t)i * LANES, in ? v : splat(NOT_A_NUMBER));
     }
+    return count;
 }
 
 /// Clip at centre -+ kappa * width until nothing changes; what is out stays out.
 template <class Estimate>
-FASTACK_INLINE void clip_rounds(const CombineSetup& setup, CombineBlock& block, int n, Estimate estimate) {
+FASTACK_INLINE void clip_rounds(const CombineSetup& setup, Part& block, int n, Estimate estimate) {
     VF lo = splat(-INF), hi = splat(INF);
     VI before = count_present(block.x, n);
     VI active = before > 0; // a lane at rest must not move again while others go on
@@ -183,7 +221,7 @@ FASTACK_INLINE void clip_rounds(const CombineSetup& setup, CombineBlock& block, 
     keep_between(block, n, lo, hi);
 }
 
-inline void reject_sigma(const CombineSetup& setup, CombineBlock& block, int n) {
+inline void reject_sigma(const CombineSetup& setup, Part& block, int n) {
     VF reference = sample(block.x, 0);
     reference = reference == reference ? reference : VF{};
     clip_rounds(setup, block, n, [&](VF lo, VF hi, VF& centre, VF& width) {
@@ -194,30 +232,33 @@ inline void reject_sigma(const CombineSetup& setup, CombineBlock& block, int n) 
     });
 }
 
-inline void reject_sigma_median(const CombineSetup& setup, CombineBlock& block, int n) {
+inline void reject_sigma_median(const CombineSetup& setup, Part& block, int n) {
+    VF guess = splat(NOT_A_NUMBER); // the round before's
     clip_rounds(setup, block, n, [&](VF lo, VF hi, VF& centre, VF& width) {
-        copy_between(block.x, n, lo, hi, block.work);
-        centre = median_of(block.work, n, count_present(block.work, n));
+        const VI count = copy_between(block.x, n, lo, hi, block.work);
+        guess = centre = median_of(block.work, n, count, guess);
         width = moments(block.work, n, lo, hi, centre).sigma;
     });
 }
 
-inline void reject_mad(const CombineSetup& setup, CombineBlock& block, int n) {
+inline void reject_mad(const CombineSetup& setup, Part& block, int n) {
+    VF guess = splat(NOT_A_NUMBER), distance = guess; // of the round before
     clip_rounds(setup, block, n, [&](VF lo, VF hi, VF& centre, VF& width) {
-        copy_between(block.x, n, lo, hi, block.work);
-        const VI count = count_present(block.work, n);
-        centre = median_of(block.work, n, count);
+        const VI count = copy_between(block.x, n, lo, hi, block.work);
+        guess = centre = median_of(block.work, n, count, guess);
         for (int i = 0; i < n; ++i)
             store(block.work + (ptrdiff_t)i * LANES, magnitude(sample(block.work, i) - centre));
-        width = 1.4826022f * median_of(block.work, n, count);
+        distance = median_of(block.work, n, count, distance);
+        width = 1.4826022f * distance;
     });
 }
 
 /// Huber's winsorising: sigma of the samples drawn in to median -+ 1.5 sigma, times 1.134, ten times over.
-inline void reject_winsorized(const CombineSetup& setup, CombineBlock& block, int n) {
+inline void reject_winsorized(const CombineSetup& setup, Part& block, int n) {
+    VF guess = splat(NOT_A_NUMBER); // the round before's
     clip_rounds(setup, block, n, [&](VF lo, VF hi, VF& centre, VF& width) {
-        copy_between(block.x, n, lo, hi, block.work);
-        centre = median_of(block.work, n, count_present(block.work, n));
+        const VI count = copy_between(block.x, n, lo, hi, block.work);
+        guess = centre = median_of(block.work, n, count, guess);
         width = moments(block.work, n, lo, hi, centre).sigma;
         for (int step = 0; step < 10; ++step) {
             const VF reach = 1.5f * width;
@@ -235,7 +276,7 @@ inline void reject_winsorized(const CombineSetup& setup, CombineBlock& block, in
     });
 }
 
-inline void reject_percentile(const CombineSetup& setup, CombineBlock& block, int n) {
+inline void reject_percentile(const CombineSetup& setup, Part& block, int n) {
     const VF centre = median_of(block.x, n, count_present(block.x, n));
     const VF scale = magnitude(centre);
     keep_between(block, n, centre - setup.percentile_low * scale, centre + setup.percentile_high * scale);
@@ -269,9 +310,9 @@ inline void sort_lanes(const float* x, int n, float* out) {
 }
 
 /// Drop the `low` lowest and `high` highest samples of each lane; of equal ones the earlier frame's goes first.
-inline void drop_ends(CombineBlock& block, int n, const float* sorted, VI count, VI low, VI high) {
+inline void drop_ends(Part& block, int n, const float* sorted, VI count, VI low, VI high) {
     VF lo, hi;
-    for (int l = 0; l < LANES; ++l) {
+    for (int l = 0; l < WIDTH; ++l) {
         lo[l] = count[l] ? sorted[(ptrdiff_t)low[l] * LANES + l] : -INF;
         hi[l] = count[l] ? sorted[(ptrdiff_t)(count[l] - 1 - high[l]) * LANES + l] : INF;
     }
@@ -290,11 +331,11 @@ inline void drop_ends(CombineBlock& block, int n, const float* sorted, VI count,
         const VI drop = (v < lo) | (v > hi) | tie_low | tie_high;
         store(block.x + (ptrdiff_t)i * LANES, drop ? splat(NOT_A_NUMBER) : v);
     }
-    store(block.low, low);
-    store(block.high, high);
+    store(block.out->low + block.at, low);
+    store(block.out->high + block.at, high);
 }
 
-inline void reject_minmax(const CombineSetup& setup, CombineBlock& block, int n) {
+inline void reject_minmax(const CombineSetup& setup, Part& block, int n) {
     const VI count = count_present(block.x, n);
     const VI enough = count > setup.n_low + setup.n_high;
     sort_lanes(block.x, n, block.work);
@@ -302,7 +343,7 @@ inline void reject_minmax(const CombineSetup& setup, CombineBlock& block, int n)
 }
 
 /// A straight line through the sorted samples; what lies off it at either end goes, sigma being the mean distance.
-inline void reject_linear_fit(const CombineSetup& setup, CombineBlock& block, int n) {
+inline void reject_linear_fit(const CombineSetup& setup, Part& block, int n) {
     const VI count = count_present(block.x, n);
     const float* sorted = block.work;
     sort_lanes(block.x, n, block.work);
@@ -311,7 +352,7 @@ inline void reject_linear_fit(const CombineSetup& setup, CombineBlock& block, in
         const VI left = last - first + 1;
         const VF number = to_float(left), middle = 0.5f * to_float(last - first);
         VF reference{};
-        for (int l = 0; l < LANES; ++l)
+        for (int l = 0; l < WIDTH; ++l)
             reference[l] = left[l] > 0 ? sorted[(ptrdiff_t)((first[l] + last[l]) / 2) * LANES + l] : 0.0f;
         VF sum{}, moment{};
         for (int i = 0; i < n; ++i) {
@@ -352,11 +393,11 @@ inline void reject_linear_fit(const CombineSetup& setup, CombineBlock& block, in
 
 /// Generalised extreme Studentised deviate (Rosner 1983, Technometrics 25, 165): the most distant sample is taken
 /// off again and again; the outliers are those up to the last whose distance was above its critical value.
-inline void reject_esd(const CombineSetup& setup, CombineBlock& block, int n) {
+inline void reject_esd(const CombineSetup& setup, Part& block, int n) {
     const VI count = count_present(block.x, n);
     sort_lanes(block.x, n, block.work);
     VI low{}, high{};
-    for (int l = 0; l < LANES; ++l) {
+    for (int l = 0; l < WIDTH; ++l) {
         const float* column = block.work + l;
         int a = 0, b = count[l] - 1;
         const int most = (int)(setup.max_outliers * (float)count[l]);
@@ -385,15 +426,11 @@ inline void reject_esd(const CombineSetup& setup, CombineBlock& block, int n) {
     drop_ends(block, n, block.work, count, low, high);
 }
 
-FASTACK_INLINE VF variance_of(const CombineFrames& frames, const CombineBlock& block, int i, VF level) {
+FASTACK_INLINE VF variance_of(const CombineFrames& frames, const Part& block, int i, VF level) {
     return sample(block.shot, i) * positive(level + frames.sky[i]) + sample(block.floor, i);
 }
 
-FASTACK_INLINE VI near_of(const CombineBlock& block, int i) {
-    VB near;
-    memcpy(&near, block.near + (ptrdiff_t)i * LANES, sizeof near);
-    return widen(near);
-}
+FASTACK_INLINE VI near_of(const Part& block, int i) { return widen(block.near + (ptrdiff_t)i * LANES); }
 
 /// What known stars have more in frame i than in the mean of all frames.
 FASTACK_INLINE VF star_difference(const CombineFrames& frames, const float* stars, int i) {
@@ -403,13 +440,14 @@ FASTACK_INLINE VF star_difference(const CombineFrames& frames, const float* star
     return d;
 }
 
-void take_stars(const CombineFrames& frames, const float* stars, float* x) {
-    for (int i = 0; i < frames.n; ++i)
-        store(x + (ptrdiff_t)i * LANES, sample(x, i) - star_difference(frames, stars, i));
+void take_stars(const CombineFrames& frames, const float* stars, const float* from, ptrdiff_t stride, float* to) {
+    for (int at = 0; at < LANES; at += WIDTH)
+        for (int i = 0; i < frames.n; ++i)
+            store(to + (ptrdiff_t)i * LANES + at, load(from + i * stride + at) - star_difference(frames, stars + at, i));
 }
 
 /// Weighted mean of that over the samples that are there.
-inline VF mean_difference(const CombineFrames& frames, const CombineBlock& block) {
+inline VF mean_difference(const CombineFrames& frames, const Part& block) {
     VF sum{}, weights{};
     for (int i = 0; i < frames.n; ++i) {
         const VF v = sample(block.x, i), w = v == v ? splat(frames.weight[i]) : VF{};
@@ -421,25 +459,27 @@ inline VF mean_difference(const CombineFrames& frames, const CombineBlock& block
 
 /// Sigma from the noise model, allowance from the local structure of the stack; see docs/combine.md.
 template <bool SECOND>
-FASTACK_INLINE void reject_noise_rounds(const CombineSetup& setup, const CombineFrames& frames, CombineBlock& block) {
+FASTACK_INLINE void reject_noise_rounds(const CombineSetup& setup, const CombineFrames& frames, Part& block) {
     const int n = frames.n;
     float* const x = block.work;                          // samples brought to the stack's seeing
     float* const kept = block.work + (ptrdiff_t)n * LANES; // weight of the samples kept, 0 of the others
+    float* const allowed = block.work + 2 * (ptrdiff_t)n * LANES;
     const VF curvature = load(block.curvature), bend = load(block.bend), range = load(block.range);
     const bool structure = block.stars || any((bend > 0.0f) | (range > 0.0f));
-    const auto allowance_of = [&](int i, VF& allowance) {
-        allowance = frames.tolerance[i] * bend + frames.jitter[i] * range;
-        if (block.stars)
-            allowance += setup.star_error * magnitude(star_difference(frames, block.stars, i));
-    };
     VF start = load(block.start);
     VI count{};
     for (int i = 0; i < n; ++i) {
         VF v = sample(block.x, i);
-        if (structure)
+        if (structure) {
+            VF allowance = frames.tolerance[i] * bend + frames.jitter[i] * range;
             v -= frames.seeing[i] * curvature;
-        if (block.stars)
-            v -= star_difference(frames, block.stars, i);
+            if (block.stars) {
+                const VF difference = star_difference(frames, block.stars, i);
+                v -= difference;
+                allowance += setup.star_error * magnitude(difference);
+            }
+            store(allowed + (ptrdiff_t)i * LANES, allowance);
+        }
         if (SECOND)
             v -= sample(block.shift, i);
         store(x + (ptrdiff_t)i * LANES, v);
@@ -457,17 +497,14 @@ FASTACK_INLINE void reject_noise_rounds(const CombineSetup& setup, const Combine
         for (int i = 0; any(none) && i < n; ++i)
             store(kept + (ptrdiff_t)i * LANES, none ? sample(x, i) : sample(kept, i));
         sure = none ? count : sure;
-        start = select(kept, n, (sure - 1) >> 1);
+        start = select(kept, n, (sure - 1) >> 1, start);
     }
     VF slack{}; // how far the value itself may be wrong
     if (structure) {
         if (!SECOND)
-            start = select(x, n, (count - 1) >> 1);
-        for (int i = 0; i < n; ++i) {
-            VF allowance;
-            allowance_of(i, allowance);
-            slack = sample(x, i) == start ? larger(allowance, slack) : slack;
-        }
+            start = select(x, n, (count - 1) >> 1, start);
+        for (int i = 0; i < n; ++i)
+            slack = sample(x, i) == start ? larger(sample(allowed, i), slack) : slack;
     }
 
     const VI pair = count == 2;
@@ -486,6 +523,7 @@ FASTACK_INLINE void reject_noise_rounds(const CombineSetup& setup, const Combine
     VF value_variance = pair ? all : 1.5707964f * all / (to_float(count) * to_float(sure));
     VF own = pair ? VF{} : splat(1); // whether the sample's own variance comes on top
     VF twice{};                      // 2 / sum of the weights: kept samples are part of the value
+    VI active = count > 0;           // a lane at rest must not move again while others go on
 
     for (int round = 0; round <= setup.rounds; ++round) {
         VF sum{}, weights{}, variance{}, loose{};
@@ -497,7 +535,7 @@ FASTACK_INLINE void reject_noise_rounds(const CombineSetup& setup, const Combine
             const VF spread = larger(noise * (own - before * twice) + value_variance, 1e-3f * noise);
             VF distance = magnitude(d), allowance{};
             if (structure) {
-                allowance_of(i, allowance);
+                allowance = sample(allowed, i);
                 distance = positive(distance - (allowance + slack));
             }
             VF limit = d > 0.0f ? high2 : low2;
@@ -512,6 +550,7 @@ FASTACK_INLINE void reject_noise_rounds(const CombineSetup& setup, const Combine
             if (structure)
                 weight *= noise / (noise + allowance * allowance);
             weight = keep ? weight : VF{};
+            weight = active ? weight : before;
             store(kept + (ptrdiff_t)i * LANES, weight);
             changed |= (weight > 0.0f) != (before > 0.0f);
             loose += weight * allowance;
@@ -520,21 +559,20 @@ FASTACK_INLINE void reject_noise_rounds(const CombineSetup& setup, const Combine
             variance += weight * weight * (keep ? noise : VF{});
         }
         // A lane that has lost its last sample falls back to the one that it started from, and rests.
-        const VI lost = (weights == 0.0f) & (count > 0);
+        const VI lost = (weights == 0.0f) & active;
         if (any(lost))
             for (int i = 0; i < n; ++i) {
                 const VF only = sample(x, i) == start ? splat(frames.weight[i]) : VF{};
                 store(kept + (ptrdiff_t)i * LANES, lost ? only : sample(kept, i));
             }
-        changed &= ~lost;
-        if (!any(changed))
+        active &= changed & ~lost;
+        if (!any(active))
             break;
-        // A lane at rest must not move again while others go on.
-        value = changed ? start + sum / weights : value;
-        value_variance = changed ? variance / (weights * weights) : value_variance;
-        twice = changed ? 2.0f / weights : twice;
-        own = changed ? splat(1) : own;
-        slack = changed ? loose / weights : slack;
+        value = active ? start + sum / weights : value;
+        value_variance = active ? variance / (weights * weights) : value_variance;
+        twice = active ? 2.0f / weights : twice;
+        own = active ? splat(1) : own;
+        slack = active ? loose / weights : slack;
     }
 
     VI low{}, high{};
@@ -545,166 +583,241 @@ FASTACK_INLINE void reject_noise_rounds(const CombineSetup& setup, const Combine
         high -= out & (v >= value);
         store(block.x + (ptrdiff_t)i * LANES, out ? splat(NOT_A_NUMBER) : sample(block.x, i));
     }
-    store(block.low, low);
-    store(block.high, high);
+    store(block.out->low + block.at, low);
+    store(block.out->high + block.at, high);
 }
 
-inline void reject_noise(const CombineSetup& setup, const CombineFrames& frames, CombineBlock& block) {
+inline void reject_noise(const CombineSetup& setup, const CombineFrames& frames, Part& block) {
     if (block.near)
         reject_noise_rounds<true>(setup, frames, block);
     else
         reject_noise_rounds<false>(setup, frames, block);
 }
 
-FASTACK_INLINE VF factor_of(const CombineBlock& block, int i) {
-    VB byte;
-    memcpy(&byte, block.factor + (ptrdiff_t)i * LANES, sizeof byte);
-    return to_float(widen(byte));
-}
+/// Vectors of a block.
+constexpr int PARTS = LANES / WIDTH;
 
-/// Variance of a sample in units of 1/255.
-template <bool SHADE, bool GIVEN>
-FASTACK_INLINE void noise_of(const CombineFrames& frames, const CombineBlock& block, int i, VF level, VF& noise) {
-    if (GIVEN) {
-        noise = 255.0f * sample(block.given, i);
-        return;
-    }
-    VF light = frames.shot[i] * positive(level + frames.sky[i]), read = splat(frames.floor[i]);
-    if (SHADE) {
-        const VF f = sample(block.shade, i);
-        light *= f;
-        read *= f * f;
-    }
-    noise = (light + read) * factor_of(block, i);
-}
+/// What the noise model knows of the samples of frame i in vector k of a block.
+template <bool SHADE> struct Noise {
+    static constexpr bool given = false;
+    const CombineFrames& frames;
+    const CombineSamples& samples;
 
-/// Weighted mean about the first sample, so that a constant stays what it is, and its variance.
-template <bool SHADE, bool GIVEN>
-FASTACK_INLINE void average_as(const CombineFrames& frames, CombineBlock& block) {
-    const int n = frames.n;
-    const bool dark_sky = !GIVEN && frames.least_sky < 0;
-    VF first = sample(block.x, 0);
-    for (int i = 1; i < n && any(first != first); ++i)
-        first = first == first ? first : sample(block.x, i);
-    VF sum{}, weights{}, light{}, rest{}, shadow{};
-    VI count{};
-    for (int i = 0; i < n; ++i) {
-        const VF v = sample(block.x, i);
-        const VI here = v == v;
-        if (block.next) // too many frames for the processor to foresee
-            __builtin_prefetch(block.next + i * block.next_stride);
-        const VF w = here ? splat(frames.weight[i]) : VF{};
-        sum += w * (here ? v - first : VF{});
-        weights += w;
-        count -= here;
-        if (GIVEN) {
-            rest += w * w * (here ? sample(block.given, i) : VF{});
-            continue;
-        }
-        VF k = here ? factor_of(block, i) : VF{}, read = splat(frames.rest[i]);
+    FASTACK_INLINE VF factor(int i, int k) const {
+        return load_bytes(samples.factor + i * samples.noise_stride + k * WIDTH);
+    }
+    FASTACK_INLINE VF shade(int i, int k) const { return load(samples.shade + i * samples.noise_stride + k * WIDTH); }
+    /// Variance in units of 1/255.
+    FASTACK_INLINE VF operator()(int i, int k, VF level) const {
+        VF light = frames.shot[i] * positive(level + frames.sky[i]), read = splat(frames.floor[i]);
         if (SHADE) {
-            const VF f = sample(block.shade, i);
-            k *= f;
-            read *= f;
+            const VF f = shade(i, k);
+            light *= f;
+            read *= f * f;
         }
-        const VF seen = frames.light[i] * k;
-        light += seen;
-        rest += frames.sky[i] * seen + read * k;
-        if (dark_sky)
-            shadow += (frames.sky[i] > 0 ? frames.sky[i] : 0) * seen + read * k;
+        return (light + read) * factor(i, k);
     }
-    const VF value = first + sum / weights, level = value - frames.pedestal;
-    VF total = level * light + rest;
-    const VI clipped = level + frames.least_sky < 0.0f; // some frame's variance is cut at no light at all
-    if (!GIVEN && any(clipped)) {
-        VF exact{};
-        for (int i = 0; i < n; ++i) {
-            const VF v = sample(block.x, i);
-            const float squared = frames.weight[i] * frames.weight[i] * (1.0f / 255.0f);
-            VF noise;
-            noise_of<SHADE, GIVEN>(frames, block, i, level, noise);
-            exact += v == v ? squared * noise : VF{};
+};
+
+/// Variances that came with the samples.
+struct Given {
+    static constexpr bool given = true;
+    const CombineSamples& samples;
+
+    FASTACK_INLINE VF operator()(int i, int k, VF) const {
+        return 255.0f * load(samples.given + i * samples.noise_stride + k * WIDTH);
+    }
+};
+
+/// Sums over the samples that are there, for the vectors of a block.
+struct Sums {
+    VF first[PARTS], sum[PARTS], weights[PARTS], light[PARTS], rest[PARTS];
+    VI count[PARTS];
+};
+
+/// About the first sample, so that a constant stays what it is. EQUAL: all weights are 1.
+template <bool EQUAL, class Add>
+FASTACK_INLINE void sum_up(const CombineFrames& frames, const CombineSamples& samples, Sums& s, Add add) {
+    const int n = frames.n;
+    for (int k = 0; k < PARTS; ++k) {
+        VF first = load(samples.x + k * WIDTH);
+        for (int i = 1; i < n && any(first != first); ++i)
+            first = first == first ? first : load(samples.x + i * samples.stride + k * WIDTH);
+        s.first[k] = first;
+        s.sum[k] = s.weights[k] = s.light[k] = s.rest[k] = VF{};
+        s.count[k] = VI{};
+    }
+    for (int i = 0; i < n; ++i) {
+        if (samples.next) // too many frames for the processor to foresee
+            __builtin_prefetch(samples.next + i * samples.next_stride, 0, 2);
+        if (samples.next_factor)
+            __builtin_prefetch(samples.next_factor + i * samples.noise_stride, 0, 2);
+#pragma GCC unroll 4
+        for (int k = 0; k < PARTS; ++k) {
+            const VF v = load(samples.x + i * samples.stride + k * WIDTH);
+            const VI here = v == v;
+            const VF d = here ? v - s.first[k] : VF{};
+            s.count[k] -= here;
+            if (EQUAL) {
+                s.sum[k] += d;
+            } else {
+                s.sum[k] += frames.weight[i] * d;
+                s.weights[k] += here ? splat(frames.weight[i]) : VF{};
+            }
+            add(i, k, here);
         }
-        total = clipped ? exact : total;
     }
-    store(block.data, value);
-    store(block.variance, total / (weights * weights));
-    store(block.background, (dark_sky ? shadow : rest) / (weights * weights));
-    store(block.count, count);
+    for (int k = 0; EQUAL && k < PARTS; ++k)
+        s.weights[k] = to_float(s.count[k]);
 }
 
-/// One function for whole and for clipped blocks, so that a pixel's bits do not depend on what else its block holds.
-__attribute__((noinline)) void average_model(const CombineFrames& frames, CombineBlock& block) {
-    if (block.given)
-        average_as<false, true>(frames, block);
-    else if (block.shade)
-        average_as<true, false>(frames, block);
+template <bool EQUAL, bool SHADE>
+FASTACK_INLINE void average_modelled(const CombineFrames& frames, const CombineSamples& samples, CombinePixels& out) {
+    const Noise<SHADE> noise{frames, samples};
+    Sums s;
+    sum_up<EQUAL>(frames, samples, s, [&](int i, int k, VI here) __attribute__((always_inline)) {
+        VF factor = here ? noise.factor(i, k) : VF{};
+        if (SHADE) {
+            const VF f = noise.shade(i, k);
+            factor *= f;
+            const VF seen = frames.light[i] * factor;
+            s.light[k] += seen;
+            s.rest[k] += frames.sky[i] * seen + frames.rest[i] * (f * factor);
+        } else {
+            s.light[k] += frames.light[i] * factor;
+            s.rest[k] += frames.ground[i] * factor;
+        }
+    });
+    for (int k = 0; k < PARTS; ++k) {
+        const VF value = s.first[k] + s.sum[k] / s.weights[k], level = value - frames.pedestal;
+        VF total = level * s.light[k] + s.rest[k], dark = s.rest[k];
+        const VI clipped = level + frames.least_sky < 0.0f; // some frame's variance is cut at no light at all
+        if (any(clipped) || frames.least_sky < 0) {
+            VF exact{}, shadow{};
+            for (int i = 0; i < frames.n; ++i) {
+                const VF v = load(samples.x + i * samples.stride + k * WIDTH);
+                const float squared = frames.weight[i] * frames.weight[i] * (1.0f / 255.0f);
+                exact += v == v ? squared * noise(i, k, level) : VF{};
+                shadow += v == v ? squared * noise(i, k, VF{}) : VF{};
+            }
+            total = clipped ? exact : total;
+            dark = frames.least_sky < 0 ? shadow : dark;
+        }
+        const VF square = s.weights[k] * s.weights[k];
+        store(out.data + k * WIDTH, value);
+        store(out.variance + k * WIDTH, total / square);
+        store(out.background + k * WIDTH, dark / square);
+        store(out.count + k * WIDTH, s.count[k]);
+    }
+}
+
+template <bool EQUAL>
+FASTACK_INLINE void average_given(const CombineFrames& frames, const CombineSamples& samples, CombinePixels& out) {
+    Sums s;
+    sum_up<EQUAL>(frames, samples, s, [&](int i, int k, VI here) __attribute__((always_inline)) {
+        const float squared = EQUAL ? 1.0f : frames.weight[i] * frames.weight[i];
+        s.rest[k] += squared * (here ? load(samples.given + i * samples.noise_stride + k * WIDTH) : VF{});
+    });
+    for (int k = 0; k < PARTS; ++k) {
+        const VF variance = s.rest[k] / (s.weights[k] * s.weights[k]);
+        store(out.data + k * WIDTH, s.first[k] + s.sum[k] / s.weights[k]);
+        store(out.variance + k * WIDTH, variance);
+        store(out.background + k * WIDTH, variance);
+        store(out.count + k * WIDTH, s.count[k]);
+    }
+}
+
+template <bool EQUAL>
+FASTACK_INLINE void average_as(const CombineFrames& frames, const CombineSamples& samples, CombinePixels& out) {
+    if (samples.given)
+        average_given<EQUAL>(frames, samples, out);
+    else if (samples.shade)
+        average_modelled<EQUAL, true>(frames, samples, out);
     else
-        average_as<false, false>(frames, block);
+        average_modelled<EQUAL, false>(frames, samples, out);
+}
+
+/// Weighted mean of a block and its variance by the noise model. One function for whole and for clipped pixels.
+__attribute__((noinline)) void average_model(const CombineFrames& frames, const CombineSamples& samples, CombinePixels& out) {
+    if (frames.most_weight == 1)
+        average_as<true>(frames, samples, out);
+    else
+        average_as<false>(frames, samples, out);
 }
 
 /// Lanes whose samples all lie within the limits of `reject_noise_rounds` about their mean.
-template <bool SHADE, bool GIVEN>
-FASTACK_INLINE void quiet_lanes(const CombineSetup& setup, const CombineFrames& frames, const CombineBlock& block,
-                                VI count, VI& quiet) {
-    const VF value = load(block.data), level = value - frames.pedestal;
+template <class Model>
+FASTACK_INLINE void quiet_lanes(const CombineSetup& setup, const CombineFrames& frames, const CombineSamples& samples,
+                                const Model& noise, const CombinePixels& out, uint8_t* quiet) {
     const float kappa = setup.kappa_low < setup.kappa_high ? setup.kappa_low : setup.kappa_high;
-    // a sample is part of the value that it is held against: less than twice its share of the weights
-    const VF share = 1.0f - 2.0f * frames.most_weight / to_float(count);
-    const VF limit = (0.9999f * kappa * kappa / 255.0f) * share;
-    VF worst = splat(-INF);
-    VI unknown{};
-    for (int i = 0; i < frames.n; ++i) {
-        const VF d = sample(block.x, i) - value;
-        VF noise;
-        noise_of<SHADE, GIVEN>(frames, block, i, level, noise);
-        worst = larger(d * d - limit * noise, worst);
-        if (GIVEN)
-            unknown |= noise != noise;
+    VF value[PARTS], level[PARTS], limit[PARTS], worst[PARTS];
+    VI count[PARTS], unknown[PARTS];
+    for (int k = 0; k < PARTS; ++k) {
+        value[k] = load(out.data + k * WIDTH);
+        level[k] = value[k] - frames.pedestal;
+        memcpy(&count[k], out.count + k * WIDTH, sizeof count[k]);
+        // a sample is part of the value that it is held against: less than twice its share of the weights
+        const VF share = 1.0f - 2.0f * frames.most_weight / to_float(count[k]);
+        limit[k] = (0.9999f * kappa * kappa / 255.0f) * share;
+        worst[k] = splat(-INF);
+        unknown[k] = VI{};
     }
-    quiet = ~unknown & ((count == 0) | ((count > 2) & (worst <= 0.999f * kappa * kappa * load(block.variance))));
+    for (int i = 0; i < frames.n; ++i)
+#pragma GCC unroll 4
+        for (int k = 0; k < PARTS; ++k) {
+            const VF d = load(samples.x + i * samples.stride + k * WIDTH) - value[k], variance = noise(i, k, level[k]);
+            worst[k] = larger(d * d - limit[k] * variance, worst[k]);
+            if (Model::given)
+                unknown[k] |= variance != variance;
+        }
+    for (int k = 0; k < PARTS; ++k) {
+        const VF most = 0.999f * kappa * kappa * load(out.variance + k * WIDTH);
+        const VI settled = (count[k] == 0) | (~unknown[k] & (count[k] > 2) & (worst[k] <= most));
+        const VB byte = __builtin_convertvector(settled & 1, VB);
+        memcpy(quiet + k * WIDTH, &byte, sizeof byte);
+    }
 }
 
-void first_look(const CombineSetup& setup, const CombineFrames& frames, CombineBlock& block, float* value, float* sigma,
-                uint8_t* quiet_lane) {
-    const int n = frames.n;
-    average_model(frames, block);
-    VI count;
-    memcpy(&count, block.count, sizeof count);
-    VI quiet;
-    if (block.given)
-        quiet_lanes<false, true>(setup, frames, block, count, quiet);
-    else if (block.shade)
-        quiet_lanes<true, false>(setup, frames, block, count, quiet);
+void first_look(const CombineSetup& setup, const CombineFrames& frames, const CombineSamples& samples, CombinePixels& out,
+                float* sigma, uint8_t* quiet) {
+    average_model(frames, samples, out);
+    if (samples.given)
+        quiet_lanes(setup, frames, samples, Given{samples}, out, quiet);
+    else if (samples.shade)
+        quiet_lanes(setup, frames, samples, Noise<true>{frames, samples}, out, quiet);
     else
-        quiet_lanes<false, false>(setup, frames, block, count, quiet);
-    VF level = load(block.data);
-    if (any(~quiet))
-        level = quiet ? level : select(block.x, n, (count - 1) >> 1);
-    VF typical = frames.mean_shot * positive(level - frames.pedestal) + frames.mean_floor;
-    if (block.given) {
-        typical = VF{};
-        for (int i = 0; i < n; ++i) {
-            const VF v = sample(block.given, i);
-            typical += v == v ? v : VF{};
+        quiet_lanes(setup, frames, samples, Noise<false>{frames, samples}, out, quiet);
+    for (int k = 0; k < PARTS; ++k) {
+        VF typical = frames.mean_shot * positive(load(out.data + k * WIDTH) - frames.pedestal) + frames.mean_floor;
+        if (samples.given) {
+            typical = VF{};
+            for (int i = 0; i < frames.n; ++i) {
+                const VF v = load(samples.given + i * samples.noise_stride + k * WIDTH);
+                typical += v == v ? v : VF{};
+            }
+            typical /= (float)frames.n;
         }
-        typical /= (float)n;
+        VI count;
+        memcpy(&count, out.count + k * WIDTH, sizeof count);
+        store(sigma + k * WIDTH, root(typical / to_float(count)));
     }
-    const VF median = quiet ? splat(1) : splat(1.5707964f); // variance of a median over that of a mean
-    store(value, level);
-    store(sigma, root(typical * (count <= 2 ? splat(1) : median / to_float(count))));
-    store(block.level, load(block.data));
-    store(block.present, count);
-    store(block.low, VI{});
-    store(block.high, VI{});
-    const VB byte = __builtin_convertvector(quiet & 1, VB);
-    memcpy(quiet_lane, &byte, sizeof byte);
+}
+
+void robust_look(const CombineFrames& frames, const float* x, bool given, float* value, float* sigma) {
+    for (int at = 0; at < LANES; at += WIDTH) {
+        const VI count = count_present(x + at, frames.n);
+        const VF number = to_float(count), level = select(x + at, frames.n, (count - 1) >> 1, splat(NOT_A_NUMBER));
+        const VF of_mean = load(sigma + at);
+        const VF modelled = (frames.mean_shot * positive(level - frames.pedestal) + frames.mean_floor) / number;
+        const VF variance = given ? of_mean * of_mean : modelled;
+        // variance of a median over that of a mean; of one or two samples it is one of them
+        store(value + at, level);
+        store(sigma + at, root(variance * (count <= 2 ? number : splat(1.5707964f))));
+    }
 }
 
 /// Weighted mean of what is left, and its variance by the model or, without one, from the scatter.
-inline void average(const CombineFrames& frames, CombineBlock& block) {
-    if (block.factor)
-        return average_model(frames, block);
+inline void average(const CombineFrames& frames, Part& block) {
     const int n = frames.n;
     VF reference{}, weights{};
     VI count{};
@@ -741,13 +854,13 @@ inline void average(const CombineFrames& frames, CombineBlock& block) {
         total *= to_float(count) / to_float(count - 1);
         dark = total;
     }
-    store(block.data, value);
-    store(block.variance, total / (weights * weights));
-    store(block.background, dark / (weights * weights));
-    store(block.count, count);
+    store(block.out->data + block.at, value);
+    store(block.out->variance + block.at, total / (weights * weights));
+    store(block.out->background + block.at, dark / (weights * weights));
+    store(block.out->count + block.at, count);
 }
 
-inline void middle(const CombineSetup& setup, const CombineFrames& frames, CombineBlock& block) {
+inline void middle(const CombineSetup& setup, const CombineFrames& frames, Part& block) {
     const int n = frames.n;
     const VI count = count_present(block.x, n);
     const VF value = median_of(block.x, n, count), number = to_float(count);
@@ -760,19 +873,19 @@ inline void middle(const CombineSetup& setup, const CombineFrames& frames, Combi
     }
     if (!block.shot)
         dark = total *= number / (number - 1.0f);
-    for (int l = 0; l < LANES; ++l)
+    for (int l = 0; l < WIDTH; ++l)
         ratio[l] = setup.median_ratio[count[l]];
-    store(block.data, value);
-    store(block.variance, ratio * total / (number * number));
-    store(block.background, ratio * dark / (number * number));
-    store(block.count, count);
+    store(block.out->data + block.at, value);
+    store(block.out->variance + block.at, ratio * total / (number * number));
+    store(block.out->background + block.at, ratio * dark / (number * number));
+    store(block.out->count + block.at, count);
 }
 
-void combine_block(const CombineSetup& setup, const CombineFrames& frames, CombineBlock& block) {
+void reject(const CombineSetup& setup, const CombineFrames& frames, Part& block) {
     const int n = frames.n;
-    store(block.present, count_present(block.x, n));
-    store(block.low, VI{});
-    store(block.high, VI{});
+    store(block.out->present + block.at, count_present(block.x, n));
+    store(block.out->low + block.at, VI{});
+    store(block.out->high + block.at, VI{});
     switch (setup.reject) {
     case Reject::none: break;
     case Reject::minmax: reject_minmax(setup, block, n); break;
@@ -785,16 +898,30 @@ void combine_block(const CombineSetup& setup, const CombineFrames& frames, Combi
     case Reject::esd: reject_esd(setup, block, n); break;
     case Reject::noise: reject_noise(setup, frames, block); break;
     }
-    if (setup.median)
-        middle(setup, frames, block);
-    else
-        average(frames, block);
-    store(block.level, load(block.data));
-    if (block.stars && !setup.median) { // a star without some of its samples has another mean profile
+}
+
+void combine_block(const CombineSetup& setup, const CombineFrames& frames, CombineBlock& block) {
+    CombinePixels& out = *block.out;
+    const bool modelled = block.factor && !setup.median;
+    for (int at = 0; at < LANES; at += WIDTH) {
+        Part part(block, at);
+        reject(setup, frames, part);
+        if (setup.median)
+            middle(setup, frames, part);
+        else if (!modelled)
+            average(frames, part);
+    }
+    if (modelled)
+        average_model(frames, {block.x, block.factor, block.shade, block.given}, out);
+    memcpy(out.level, out.data, sizeof out.level);
+    for (int at = 0; block.stars && !setup.median && at < LANES; at += WIDTH) {
+        // a star without some of its samples has another mean profile
+        const Part part(block, at);
+        const VF data = load(out.data + at), level = data - mean_difference(frames, part);
         VI count;
-        memcpy(&count, block.count, sizeof count);
-        store(block.level, load(block.data) - mean_difference(frames, block));
-        store(block.data, count < n ? load(block.level) : load(block.data));
+        memcpy(&count, out.count + at, sizeof count);
+        store(out.level + at, level);
+        store(out.data + at, count < frames.n ? level : data);
     }
 }
 
@@ -885,21 +1012,17 @@ bool groups(const float* const* samples, const float* const* level, ptrdiff_t nx
 
 void prepare_variance(const CombineFrames& frames, const uint8_t* factor, const float* shade, float* shot,
                       float* floor) {
-    for (int i = 0; i < frames.n; ++i) {
-        const ptrdiff_t at = (ptrdiff_t)i * LANES;
-        VF k = splat(1);
-        if (factor) {
-            VB byte;
-            memcpy(&byte, factor + at, sizeof byte);
-            k = to_float(widen(byte)) * (1.0f / 255.0f);
+    for (int i = 0; i < frames.n; ++i)
+        for (int lane = 0; lane < LANES; lane += WIDTH) {
+            const ptrdiff_t at = (ptrdiff_t)i * LANES + lane;
+            const VF k = factor ? load_bytes(factor + at) * (1.0f / 255.0f) : splat(1);
+            const VF shaded = shade ? load(shade + at) : splat(1);
+            store(shot + at, k * frames.shot[i] * shaded);
+            store(floor + at, k * frames.floor[i] * shaded * shaded);
         }
-        const VF shaded = shade ? load(shade + at) : splat(1);
-        store(shot + at, k * frames.shot[i] * shaded);
-        store(floor + at, k * frames.floor[i] * shaded * shaded);
-    }
 }
 
-constexpr CombineRows combine_rows = {&first_look,    &take_stars, &structure_row,   &significant_row,
-                                      &combine_block, &groups,     &prepare_variance};
+constexpr CombineRows combine_rows = {&first_look,    &robust_look, &take_stars, &structure_row, &significant_row,
+                                      &combine_block, &groups,      &prepare_variance};
 
 #pragma GCC diagnostic pop

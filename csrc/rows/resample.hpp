@@ -57,20 +57,26 @@ struct ResampleTask {
     const unsigned char* masked; // per row: a missing pixel may lie under the kernel
     int block;
     int rows;
-    float first;         // first row - center row
+    int first;           // first row - center row, which is even
     float reach;         // rows above and below the center where the weights along q are exact
-    bool curved;         // the weights along p are quadratics
-    bool linear;         // the map is: one Jacobian for all
+    bool curved;         // the weights along p are quadratics; else straight lines, of a linear map
+    bool even;           // straight: all rows begin at the same pixel and miss none
+    bool pairs;          // an even row and the next share the weights along q of the place between them
     const float* buffer; // less a constant, NaN = missing
     std::ptrdiff_t stride, height, width;
     std::int32_t p0, q0; // turned position of buffer[0]
-    float scale, offset, max_lost;
-    float back;             // added to the interpolated value: subtracted from the buffer - sky
-    float factor;           // 255 / |J_frame|^2
+    float max_lost;
+    float scale, offset;    // out = scale |J| (value + back) + offset, with |J|^2 where `square`
+    float back;             // subtracted from the buffer - sky
+    float per_area;         // variance factor = per_area |J|^2 sum k^2 / (sum k)^2
+    float gain, base;       // linear: out = gain value + base
+    float factor;           // linear: per_area |J|^2
     bool square;            // sum k^2 s / (sum k)^2 in place of sum k s / sum k
     float* out;             // (rows, 16), rows `out_stride` apart
     unsigned char* factors; // (rows, 16), rows `factor_stride` apart
     std::ptrdiff_t out_stride, factor_stride;
+    const float* next_out;             // where the next block's go
+    const unsigned char* next_factors;
     unsigned char* interpolated; // (rows, 16), written in masked rows only
 };
 

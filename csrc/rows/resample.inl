@@ -45,6 +45,9 @@ RESAMPLE_INLINE I not_finite(F x) {
 
 /// Whether any lane of a comparison holds.
 RESAMPLE_INLINE bool any(I condition) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    return _mm256_movemask_ps(reinterpret_cast<__m256>(condition)) != 0;
+#else
     const Bytes bytes = __builtin_convertvector(condition, Bytes);
     std::uint32_t words[lanes / 4];
     memcpy(words, &bytes, sizeof words);
@@ -52,6 +55,20 @@ RESAMPLE_INLINE bool any(I condition) {
     for (int i = 0; i < lanes / 4; ++i)
         sum |= words[i];
     return sum != 0;
+#endif
+}
+
+/// Stores whole numbers as bytes; larger ones than 255 become 255.
+RESAMPLE_INLINE void store_bytes(unsigned char* p, I x) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    // Plain conversion takes them out one by one.
+    const __m256i v = reinterpret_cast<__m256i>(x);
+    const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
+#else
+    x = x < 255 ? x : I{} + 255;
+    *reinterpret_cast<Bytes*>(p) = __builtin_convertvector(x, Bytes);
+#endif
 }
 
 /// Lane numbers of part `part` of a block, counted from lane 8.
@@ -98,14 +115,44 @@ template <int N, class V> RESAMPLE_INLINE V sum_squares(const V* w) {
 /// Sums over the taps of one vector of outputs.
 struct Sums {
     F value;               // k s, or k^2 s
-    F squares;             // k^2, of all taps
+    F factor;              // variance factor, of all taps
     F weight, lost, there; // masked: k over good pixels, |k| over missing ones, k^2 over good ones
     F total;               // masked: |k| of all taps
 };
 
+/// What the Jacobian makes of the sums: out = gain * value + base, variance factor = factor * sum of squares.
+struct Scale {
+    F gain, base, factor;
+};
+
+RESAMPLE_INLINE Scale scale_of(const ResampleTask& task) {
+    return {all(task.gain), all(task.base), all(task.factor)};
+}
+RESAMPLE_INLINE Scale scale_of(const ResampleTask& task, F jacobian) {
+    const F area = jacobian * jacobian, gain = task.scale * (task.square ? area : jacobian);
+    return {gain, gain * task.back + task.offset, task.per_area * area};
+}
+
+/// Where a vector of outputs goes.
+struct Place {
+    float* out;
+    unsigned char* factor;
+
+    RESAMPLE_INLINE Place(const ResampleTask& task, int row, int part)
+        : out(task.out + row * task.out_stride + part * lanes),
+          factor(task.factors + row * task.factor_stride + part * lanes) {}
+};
+
+RESAMPLE_INLINE void finish(Place to, const Scale& scale, F value, F factor) {
+    store(to.out, scale.gain * value + scale.base);
+    // As integers, because these have a minimum whatever the compiler may assume of NaN.
+    I rounded = __builtin_convertvector(factor + 0.5f, I);
+    rounded = rounded > 1 ? rounded : I{} + 1;
+    store_bytes(to.factor, rounded);
+}
+
 template <bool Masked>
-RESAMPLE_INLINE void finish(const ResampleTask& task, int row, int part, F jacobian, Sums s) {
-    const std::ptrdiff_t at = part * lanes;
+RESAMPLE_INLINE void finish(const ResampleTask& task, int row, int part, const Scale& scale, Sums s) {
     F value = s.value;
     if constexpr (Masked) {
         const I touched = s.lost > 0.0f,
@@ -113,20 +160,12 @@ RESAMPLE_INLINE void finish(const ResampleTask& task, int row, int part, F jacob
         const F whole = task.square ? s.weight * s.weight : s.weight;
         value = (touched | (task.square ? I{} - 1 : I{})) ? value / whole : value;
         value = gone ? all(__builtin_nanf("")) : value;
-        s.squares = touched ? s.there / (s.weight * s.weight) : s.squares;
-        s.squares = gone ? F{} : s.squares;
+        s.factor = touched ? scale.factor * (s.there / (s.weight * s.weight)) : s.factor;
+        s.factor = gone ? F{} : s.factor;
         const I flag = touched & ~gone & 1;
-        *reinterpret_cast<Bytes*>(task.interpolated + row * block_columns + at) =
-            __builtin_convertvector(flag, Bytes);
+        store_bytes(task.interpolated + row * block_columns + part * lanes, flag);
     }
-    const F scale = task.scale * (task.square ? jacobian * jacobian : jacobian);
-    store(task.out + row * task.out_stride + at, scale * (value + task.back) + task.offset);
-    const F factor = task.factor * (jacobian * jacobian) * s.squares + 0.5f;
-    // As integers, because these have a minimum and a maximum whatever the compiler may assume of NaN.
-    I rounded = __builtin_convertvector(factor, I);
-    rounded = rounded > 1 ? rounded : I{} + 1;
-    rounded = rounded < 255 ? rounded : I{} + 255;
-    *reinterpret_cast<Bytes*>(task.factors + row * task.factor_stride + at) = __builtin_convertvector(rounded, Bytes);
+    finish(Place(task, row, part), scale, value, s.factor);
 }
 
 // --- the plan of a row
@@ -186,18 +225,16 @@ void plan(const ResampleLine& line, double first, ResamplePlan& plan) {
     }
 }
 
-template <int N>
-void along(const ResampleLine& line, double first, const ResampleKernel& kernel, bool curved,
-           ResampleAlong& to) {
+/// Weights and sums of squares of 16 blocks, as straight lines or quadratics of the place in the block.
+template <int N, bool Curved>
+RESAMPLE_INLINE void along_blocks(const float (&p)[3][16], const ResampleKernel& kernel, ResampleAlong& to) {
     constexpr float reach = 6.0f; // the weights are exact in the lanes -6, 6 and, where curved, 0
-    alignas(64) float p[4][16];
-    plan_axis(line.p, first, to.ip, p);
-    plan_jacobian(line, first, to.jacobian);
     for (int i = 0; i < 16; i += lanes) {
-        const F p0 = load(p[0] + i), p1 = load(p[1] + i) - 1.0f, p2 = load(p[2] + i);
+        const F p0 = load(p[0] + i), p1 = load(p[1] + i) - 1.0f, p2 = Curved ? load(p[2] + i) : F{};
         F left[N], right[N];
         weigh<N>(p0 + reach * (reach * p2 - p1), kernel, left);
         weigh<N>(p0 + reach * (reach * p2 + p1), kernel, right);
+#pragma GCC unroll 8
         for (int k = 0; k < N; ++k) {
             store(to.weight[0][k] + i, (right[k] + left[k]) * 0.5f);
             store(to.weight[1][k] + i, (right[k] - left[k]) * (0.5f / reach));
@@ -205,48 +242,45 @@ void along(const ResampleLine& line, double first, const ResampleKernel& kernel,
         const F a = sum_squares<N>(left), c = sum_squares<N>(right);
         store(to.square[0] + i, (c + a) * 0.5f);
         store(to.square[1] + i, (c - a) * (0.5f / reach));
-        if (!curved)
-            continue;
-        F here[N];
-        weigh<N>(p0, kernel, here);
-        for (int k = 0; k < N; ++k) {
-            store(to.weight[0][k] + i, here[k]);
-            store(to.weight[2][k] + i,
-                  ((right[k] - here[k]) + (left[k] - here[k])) * (0.5f / (reach * reach)));
+        if constexpr (Curved) {
+            F here[N];
+            weigh<N>(p0, kernel, here);
+#pragma GCC unroll 8
+            for (int k = 0; k < N; ++k) {
+                store(to.weight[0][k] + i, here[k]);
+                store(to.weight[2][k] + i,
+                      ((right[k] - here[k]) + (left[k] - here[k])) * (0.5f / (reach * reach)));
+            }
         }
     }
 }
 
+template <int N>
+void along(const ResampleLine& line, double first, const ResampleKernel& kernel, bool curved,
+           ResampleAlong& to) {
+    alignas(64) float p[4][16];
+    if (curved) {
+        plan_axis(line.p, first, to.ip, p);
+        plan_jacobian(line, first, to.jacobian);
+        along_blocks<N, true>(reinterpret_cast<const float(&)[3][16]>(p), kernel, to);
+        return;
+    }
+    // A straight line, and one Jacobian for all.
+    const double step = line.p[1];
+    for (int i = 0; i < 16; ++i) {
+        const double at = line.p[0] + step * (first + 16.0 * i), base = __builtin_floor(at);
+        to.ip[i] = static_cast<std::int32_t>(base);
+        p[0][i] = static_cast<float>(at - base);
+        p[1][i] = static_cast<float>(step);
+    }
+    along_blocks<N, false>(reinterpret_cast<const float(&)[3][16]>(p), kernel, to);
+}
+
 // --- blocks of nearly unit step: contiguous loads
 
-/// Rows computed together: they share the loads and shifts of the pixels, and their weights along p stay in
-/// registers.
-constexpr int joint_rows = lanes == 16 ? 3 : 2;
-
-/// The vectors of pixels that begin at source[0] to source[N - 1].
-template <int N> RESAMPLE_INLINE void slide(const float* source, F* pixel) {
-#if defined(__AVX512F__)
-    // A 64-byte load that crosses a cache line costs two; two loads and shuffles cost less than N of them.
-    const F a = load(source), b = load(source + 16);
-    pixel[0] = a;
-#define RESAMPLE_TAP(k)                                                                                      \
-    if constexpr (k < N)                                                                                     \
-        pixel[k] = reinterpret_cast<F>(_mm512_maskz_alignr_epi32(0xffff, reinterpret_cast<__m512i>(b),       \
-                                                                 reinterpret_cast<__m512i>(a), k));
-    RESAMPLE_TAP(1)
-    RESAMPLE_TAP(2)
-    RESAMPLE_TAP(3)
-    RESAMPLE_TAP(4)
-    RESAMPLE_TAP(5)
-    RESAMPLE_TAP(6)
-    RESAMPLE_TAP(7)
-#undef RESAMPLE_TAP
-#else
-#pragma GCC unroll 8
-    for (int k = 0; k < N; ++k)
-        pixel[k] = load(source + k);
-#endif
-}
+/// Rows computed together, which share the loads of the pixels: where pairs share the weights along q, and where they
+/// do not. The weights along q stay in registers, of which there are 16 or 32.
+constexpr int joint_rows = lanes == 16 ? 4 : 2, joint_own_rows = lanes == 16 ? 3 : 1;
 
 /// Weights along q of all rows of a group: at row s of it, across[0][r] + s * across[1][r].
 template <int N> struct Across {
@@ -255,135 +289,207 @@ template <int N> struct Across {
     bool passes; // a whole number of q lies within the block: N + 1 rows of pixels
 };
 
-template <int N, bool Curved>
-RESAMPLE_INLINE void weights_along(const ResampleAlong& along, int b, F t, F* w) {
-#pragma GCC unroll 8
-    for (int k = 0; k < N; ++k)
-        if constexpr (Curved)
-            w[k] = along.weight[0][k][b] + t * (along.weight[1][k][b] + t * along.weight[2][k][b]);
-        else
-            w[k] = along.weight[0][k][b] + t * along.weight[1][k][b];
-}
-
-template <bool Masked>
-RESAMPLE_INLINE void finish_straight(const ResampleTask& task, int row, int part, F t, F across, Sums sums) {
-    const ResampleAlong& along = task.along[row];
-    const int b = task.block;
-    sums.squares = (along.square[0][b] + t * along.square[1][b]) * across;
-    F jacobian = all(along.jacobian[0][b]);
-    if (!task.linear)
-        jacobian += t * (along.jacobian[1][b] + t * along.jacobian[2][b]);
-    finish<Masked>(task, row, part, jacobian, sums);
-}
-
-/// Rows `row` to `row` + R - 1, which begin at the same pixel of the buffer and miss none. Sums start from 0:
-/// which product is rounded first must not be the compiler's choice.
-template <int N, int R, bool Passes, bool Curved>
-RESAMPLE_INLINE void straight_rows(const ResampleTask& task, int row, int part, F t, const Across<N>& across,
-                                   const float* source) {
-    constexpr int taps = N + Passes;
-    F w[R][N], value[R];
-    float s[R];
-#pragma GCC unroll 4
-    for (int i = 0; i < R; ++i) {
-        weights_along<N, Curved>(task.along[row + i], task.block, t, w[i]);
-        s[i] = task.first + static_cast<float>(row + i);
-        value[i] = F{};
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < R + taps - 1; ++r) {
-        F pixel[N];
-        slide<N>(source + r * task.stride, pixel);
-#pragma GCC unroll 4
-        for (int i = 0; i < R; ++i) {
-            if (r < i || r - i >= taps)
-                continue;
-            F sum = {};
-#pragma GCC unroll 8
-            for (int k = 0; k < N; ++k)
-                sum += w[i][k] * pixel[k];
-            value[i] += (across.weight[0][r - i] + s[i] * across.weight[1][r - i]) * sum;
-        }
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < R; ++i) {
-        Sums sums = {};
-        sums.value = value[i];
-        finish_straight<false>(task, row + i, part, t, across.square[0] + s[i] * across.square[1], sums);
-    }
-}
-
-template <int N, bool Passes, bool Curved>
-__attribute__((noinline)) void straight_run(const ResampleTask& task, int row, int end, int part,
-                                            const Across<N>& across, const float* source) {
-    const F t = ramp(part);
-    // Four are two and two.
-    for (; row + joint_rows <= end && row + 4 != end; row += joint_rows, source += joint_rows * task.stride)
-        straight_rows<N, joint_rows, Passes, Curved>(task, row, part, t, across, source);
-    for (; row + 2 <= end; row += 2, source += 2 * task.stride)
-        straight_rows<N, 2, Passes, Curved>(task, row, part, t, across, source);
-    if (row < end)
-        straight_rows<N, 1, Passes, Curved>(task, row, part, t, across, source);
-}
-
-template <int N>
-__attribute__((noinline)) void straight_masked(const ResampleTask& task, int row, int part,
-                                               const Across<N>& across, const float* source) {
-    const F t = ramp(part);
-    const float s = task.first + static_cast<float>(row);
-    F w[N], magnitude = {}, magnitude_across = {};
-    if (task.curved)
-        weights_along<N, true>(task.along[row], task.block, t, w);
+template <bool Curved> RESAMPLE_INLINE F weight_along(const ResampleAlong& along, int b, int k, F t) {
+    if constexpr (Curved)
+        return along.weight[0][k][b] + t * (along.weight[1][k][b] + t * along.weight[2][k][b]);
     else
-        weights_along<N, false>(task.along[row], task.block, t, w);
-    F whole = {}, squares = {};
+        return along.weight[0][k][b] + t * along.weight[1][k][b];
+}
+
+/// Variance factor of all taps of one row. Not curved: linear, and `across` holds what the Jacobian makes of it.
+template <int N, bool Curved>
+RESAMPLE_INLINE F straight_factor(const ResampleAlong& along, int b, F t, const Scale& scale, const Across<N>& across,
+                                  float s) {
+    const F factor =
+        (along.square[0][b] + t * along.square[1][b]) * (across.square[0] + s * across.square[1]);
+    return Curved ? scale.factor * factor : factor;
+}
+
+template <bool Curved> RESAMPLE_INLINE Scale straight_scale(const ResampleTask& task, const ResampleAlong& along, F t) {
+    if constexpr (!Curved)
+        return scale_of(task);
+    const auto& j = along.jacobian;
+    const int b = task.block;
+    return scale_of(task, j[0][b] + t * (j[1][b] + t * j[2][b]));
+}
+
+/// Row of the group that a row's weights along q are taken at.
+RESAMPLE_INLINE float across_at(const ResampleTask& task, int row, bool pairs) {
+    const int s = task.first + row;
+    return pairs ? static_cast<float>(s & ~1) + 0.5f : static_cast<float>(s);
+}
+
+/// Sum over the taps along q, of one tap along p and R rows; source[r] are the rows of pixels. Sums start from 0: which
+/// product is rounded first must not be the compiler's choice.
+template <int N, int R, int Taps, int Sets>
+RESAMPLE_INLINE void column(const F (&v)[Sets][N + 1], const float* const* source, int k, F* sum) {
+#pragma GCC unroll 4
+    for (int i = 0; i < R; ++i)
+        sum[i] = F{};
+#pragma GCC unroll 16
+    for (int r = 0; r < R + Taps - 1; ++r) {
+        F pixel = load(source[r] + k);
+        if constexpr (R > 1)
+            asm("" : "+x"(pixel));
+#pragma GCC unroll 4
+        for (int i = 0; i < R; ++i)
+            if (r >= i && r - i < Taps)
+                sum[i] += v[i * Sets / R][r - i] * pixel;
+    }
+}
+
+/// Rows `row` to `row` + R - 1, which begin at the same pixel of the buffer and miss none.
+template <int N, int R, bool Passes, bool Curved, bool Pairs>
+RESAMPLE_INLINE void straight_rows(const ResampleTask& task, int row, F t, const Across<N>& across,
+                                   const float* source, std::ptrdiff_t stride, Place to, std::ptrdiff_t out_stride,
+                                   std::ptrdiff_t factor_stride) {
+    const ResampleAlong* const along = task.along + row;
+    const int b = task.block;
+    constexpr int taps = N + Passes, sets = Pairs && R > 1 ? R / 2 : R;
+    F v[sets][N + 1], value[R];
+    float s[sets];
+#pragma GCC unroll 4
+    for (int i = 0; i < sets; ++i) {
+        s[i] = across_at(task, row + i * (R / sets), Pairs);
+#pragma GCC unroll 16
+        for (int r = 0; r < taps; ++r)
+            v[i][r] = across.weight[0][r] + s[i] * across.weight[1][r];
+    }
+    const float* rows[R + taps - 1];
+#pragma GCC unroll 16
+    for (int r = 0; r < R + taps - 1; ++r)
+        rows[r] = source + r * stride;
+#pragma GCC unroll 4
+    for (int i = 0; i < R; ++i)
+        value[i] = F{};
+#pragma GCC unroll 8
     for (int k = 0; k < N; ++k) {
+        F sum[R];
+        column<N, R, taps, sets>(v, rows, k, sum);
+#pragma GCC unroll 4
+        for (int i = 0; i < R; ++i)
+            value[i] += weight_along<Curved>(along[i], b, k, t) * sum[i];
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < R; ++i) {
+        const Scale scale = straight_scale<Curved>(task, along[i], t);
+        finish(to, scale, value[i], straight_factor<N, Curved>(along[i], b, t, scale, across, s[i * sets / R]));
+        to.out += out_stride, to.factor += factor_stride;
+    }
+}
+
+template <int N, bool Passes, bool Curved, bool Pairs>
+__attribute__((noinline)) void straight_run(const ResampleTask& of, int row, int end, int part,
+                                            const Across<N>& across, const float* source) {
+    // A copy whose members no store to the outputs can change.
+    const ResampleTask task = of;
+    const F t = ramp(part);
+    Place to(task, row, part);
+    const auto rows = [&]<int R>() __attribute__((always_inline)) {
+        straight_rows<N, R, Passes, Curved, Pairs>(task, row, t, across, source, task.stride, to, task.out_stride,
+                                                   task.factor_stride);
+        row += R;
+        source += R * task.stride;
+        to.out += R * task.out_stride, to.factor += R * task.factor_stride;
+    };
+    if constexpr (Pairs) {
+        if ((task.first + row) & 1)
+            rows.template operator()<1>();
+        while (row + joint_rows <= end)
+            rows.template operator()<joint_rows>();
+        if constexpr (joint_rows > 2)
+            if (row + 2 <= end)
+                rows.template operator()<2>();
+    } else if constexpr (joint_own_rows > 1)
+        while (row + joint_own_rows <= end)
+            rows.template operator()<joint_own_rows>();
+    while (row < end)
+        rows.template operator()<1>();
+}
+
+/// Whether a pixel is missing in a row under the kernels of one vector of outputs.
+template <int N> RESAMPLE_INLINE I holes(const float* source) {
+    I found = not_finite(load(source + N - 1));
+    for (int k = 0; k < N - 1; k += lanes)
+        found |= not_finite(load(source + k));
+    return found;
+}
+
+/// The same of all its rows.
+template <int N> RESAMPLE_INLINE bool misses(const float* source, int taps, std::ptrdiff_t stride) {
+    I found = {};
+    for (int r = 0; r < taps; ++r)
+        found |= holes<N>(source + r * stride);
+    return any(found);
+}
+
+/// One row near missing pixels: those are found first, and count as 0 in the sums.
+template <int N, bool Curved>
+__attribute__((noinline)) void straight_masked(const ResampleTask& task, int row, int part, const Across<N>& across,
+                                               const float* source) {
+    const F t = ramp(part);
+    const float s = across_at(task, row, task.pairs);
+    F w[N], magnitude = {}, magnitude_across = {}, whole = {}, squares = {};
+    for (int k = 0; k < N; ++k) {
+        w[k] = weight_along<Curved>(task.along[row], task.block, k, t);
         magnitude += fabs(w[k]);
         whole += w[k];
         squares += w[k] * w[k];
     }
     Sums sums = {};
+    F v[1][N + 1] = {};
+    const float* rows[N + 1];
+    float filled[N + 1][N - 1 + lanes];
     for (int r = 0; r < N + across.passes; ++r, source += task.stride) {
-        const F v = across.weight[0][r] + s * across.weight[1][r];
-        magnitude_across += fabs(v);
-        I holes = not_finite(load(source + N - 1));
-        for (int k = 0; k < N - 1; k += lanes)
-            holes |= not_finite(load(source + k));
-        if (!any(holes)) { // most rows of pixels near a missing one
-            F value = {};
-            for (int k = 0; k < N; ++k)
-                value += w[k] * load(source + k);
-            sums.value += v * value;
-            sums.weight += v * whole;
-            sums.there += (v * v) * squares;
+        v[0][r] = across.weight[0][r] + s * across.weight[1][r];
+        magnitude_across += fabs(v[0][r]);
+        rows[r] = source;
+        if (!any(holes<N>(source))) { // most rows of pixels near a missing one
+            sums.weight += v[0][r] * whole;
+            sums.there += (v[0][r] * v[0][r]) * squares;
             continue;
         }
-        F value = {}, weight = {}, lost = {}, there = {};
+        F weight = {}, lost = {}, there = {};
         for (int k = 0; k < N; ++k) {
-            const F pixel = load(source + k);
-            const I bad = not_finite(pixel);
-            value += w[k] * (bad ? F{} : pixel);
+            const I bad = not_finite(load(source + k));
             weight += bad ? F{} : w[k];
             lost += bad ? fabs(w[k]) : F{};
             there += bad ? F{} : w[k] * w[k];
         }
-        sums.value += v * value;
-        sums.weight += v * weight;
-        sums.lost += fabs(v) * lost;
-        sums.there += (v * v) * there;
+        sums.weight += v[0][r] * weight;
+        sums.lost += fabs(v[0][r]) * lost;
+        sums.there += (v[0][r] * v[0][r]) * there;
+        for (int k = 0; k < N - 1 + lanes; ++k)
+            filled[r][k] = source[k] - source[k] == 0.0f ? source[k] : 0.0f;
+        rows[r] = filled[r];
     }
+    for (int k = 0; k < N; ++k) {
+        F sum;
+        if (across.passes)
+            column<N, 1, N + 1, 1>(v, rows, k, &sum);
+        else
+            column<N, 1, N, 1>(v, rows, k, &sum);
+        sums.value += w[k] * sum;
+    }
+    const Scale scale = straight_scale<Curved>(task, task.along[row], t);
     sums.total = magnitude * magnitude_across;
-    finish_straight<true>(task, row, part, t, across.square[0] + s * across.square[1], sums);
+    sums.factor = straight_factor<N, Curved>(task.along[row], task.block, t, scale, across, s);
+    finish<true>(task, row, part, scale, sums);
 }
 
 template <int N> void straight(const ResampleTask& task) {
     using Run = void (*)(const ResampleTask&, int, int, int, const Across<N>&, const float*);
-    constexpr Run runs[2][2] = {{straight_run<N, false, false>, straight_run<N, false, true>},
-                                {straight_run<N, true, false>, straight_run<N, true, true>}};
+    constexpr Run runs[2][2][2] = {
+        {{straight_run<N, false, false, false>, straight_run<N, false, false, true>},
+         {straight_run<N, false, true, false>, straight_run<N, false, true, true>}},
+        {{straight_run<N, true, false, false>, straight_run<N, true, false, true>},
+         {straight_run<N, true, true, false>, straight_run<N, true, true, true>}}};
     // The next block's outputs: their rows are too far apart for the processor to see what comes.
-    for (int row = 0; row < task.rows; ++row) {
-        __builtin_prefetch(task.out + row * task.out_stride + block_columns, 1);
-        __builtin_prefetch(task.factors + row * task.factor_stride + block_columns, 1);
+    const float* out = task.next_out;
+    const unsigned char* factor = task.next_factors;
+    for (int row = 0; row < task.rows; ++row, out += task.out_stride, factor += task.factor_stride) {
+        __builtin_prefetch(out, 1);
+        __builtin_prefetch(factor, 1);
     }
     const float reach = task.reach, slope = 0.5f / reach;
     const ResamplePlan& center = *task.center;
@@ -394,45 +500,55 @@ template <int N> void straight(const ResampleTask& task) {
         const F q = c0 + t * (c1 + t * (c2 + t * c3));
         const I whole = floor(q);
         // The block passes at most one whole number.
-        const int lowest = any(whole < whole[0]) ? whole[0] - 1 : whole[0];
-        const I second = whole > lowest;
-        const F f = q - __builtin_convertvector(whole, F),
-                drift = center.drift[0][b] + t * center.drift[1][b];
+        const I step = whole - whole[0];
+        const bool falls = any(step < 0), rises = any(step > 0);
+        const int lowest = whole[0] - falls;
+        const F f = q - __builtin_convertvector(whole, F), drift = center.drift[0][b] + t * center.drift[1][b];
         F low[N], high[N];
         weigh<N>(f - reach * drift, *task.kernel, low);
         weigh<N>(f + reach * drift, *task.kernel, high);
         Across<N> across;
-        across.passes = any(second);
+        across.passes = falls || rises;
+        const I second = whole > lowest;
         F before[2] = {};
-        for (int k = 0; k <= N; ++k) {
-            F now[2] = {};
-            if (k < N) {
-                now[0] = (high[k] + low[k]) * 0.5f;
-                now[1] = (high[k] - low[k]) * slope;
-            }
+#pragma GCC unroll 8
+        for (int k = 0; k < N; ++k) {
+            const F now[2] = {(high[k] + low[k]) * 0.5f, (high[k] - low[k]) * slope};
             for (int n = 0; n < 2; ++n) {
                 across.weight[n][k] = second ? before[n] : now[n];
                 before[n] = now[n];
             }
         }
+        for (int n = 0; n < 2; ++n)
+            across.weight[n][N] = second ? before[n] : F{};
         const F a = sum_squares<N>(low), c = sum_squares<N>(high);
-        across.square[0] = (a + c) * 0.5f;
-        across.square[1] = (c - a) * slope;
+        const float unit = task.curved ? 1.0f : task.factor;
+        across.square[0] = (a + c) * (0.5f * unit);
+        across.square[1] = (c - a) * (slope * unit);
 
         const std::ptrdiff_t top =
-            center.iq[b] + lowest - task.q0 - (N - 1) / 2 + static_cast<int>(task.first);
+            center.iq[b] + lowest - task.q0 - (N - 1) / 2 + task.first;
+        if (task.even) {
+            const float* source =
+                task.buffer + top * task.stride + (task.along->ip[b] - task.p0) - (N - 1) / 2 - 8 + part * lanes;
+            runs[across.passes][task.curved][task.pairs](task, 0, task.rows, part, across, source);
+            continue;
+        }
         for (int row = 0, end; row < task.rows; row = end) {
             const std::int32_t ip = task.along[row].ip[b];
             const float* source = task.buffer + (top + row) * task.stride + (ip - task.p0) - (N - 1) / 2 - 8 +
                                   part * lanes;
             end = row + 1;
-            if (task.masked[row]) {
-                straight_masked<N>(task, row, part, across, source);
+            if (task.masked[row] && misses<N>(source, N + across.passes, task.stride)) {
+                (task.curved ? straight_masked<N, true> : straight_masked<N, false>)(task, row, part, across, source);
                 continue;
             }
-            while (end < task.rows && !task.masked[end] && task.along[end].ip[b] == ip)
-                ++end;
-            runs[across.passes][task.curved](task, row, end, part, across, source);
+            if (task.masked[row])
+                memset(task.interpolated + row * block_columns + part * lanes, 0, lanes);
+            else
+                while (end < task.rows && !task.masked[end] && task.along[end].ip[b] == ip)
+                    ++end;
+            runs[across.passes][task.curved][task.pairs](task, row, end, part, across, source);
         }
     }
 }
@@ -576,10 +692,11 @@ template <int N, bool Masked> RESAMPLE_INLINE void free_row(const ResampleTask& 
             } else
                 s.value += w * load(columns[0][k] + at);
         }
-        s.squares = along * across;
-        s.total = magnitude * magnitude_across;
         const F jacobian = plan.jacobian[0][b] + t * (plan.jacobian[1][b] + t * plan.jacobian[2][b]);
-        finish<Masked>(task, row, part, jacobian, s);
+        const Scale scale = scale_of(task, jacobian);
+        s.factor = scale.factor * (along * across);
+        s.total = magnitude * magnitude_across;
+        finish<Masked>(task, row, part, scale, s);
     }
 }
 
@@ -594,17 +711,33 @@ template <int N> void free_rows(const ResampleTask& task) {
 
 // --- the frame, turned into the buffer
 
-/// Copies a row; whether a pixel is not finite.
+/// Copies a row, backwards where Step is -1; whether a pixel is not finite.
 template <int Step>
 __attribute__((noinline)) bool turn_row(const float* __restrict__ src, std::ptrdiff_t n, float level,
                                         float* __restrict__ dst) {
-    unsigned bad = 0;
-    for (std::ptrdiff_t i = 0; i < n; ++i) {
-        const float v = src[Step * i] - level;
-        dst[i] = v;
-        bad |= v - v != 0.0f;
+    // 0 times a number is 0, else NaN: one operation a vector, and two sums, so that they need not wait.
+    F sum[2] = {};
+    std::ptrdiff_t i = 0;
+    for (; i + 2 * lanes <= n; i += 2 * lanes)
+#pragma GCC unroll 2
+        for (int part = 0; part < 2; ++part) {
+            const std::ptrdiff_t at = i + part * lanes;
+            F v;
+            if constexpr (Step > 0)
+                v = load(src + at);
+            else
+                for (int lane = 0; lane < lanes; ++lane)
+                    v[lane] = src[-at - lane];
+            v -= level;
+            store(dst + at, v);
+            sum[part] += v * 0.0f;
+        }
+    F rest = sum[0] + sum[1];
+    for (; i < n; ++i) {
+        dst[i] = src[Step * i] - level;
+        rest[0] += dst[i] * 0.0f;
     }
-    return bad;
+    return any(rest != 0.0f);
 }
 
 /// Transposes 8 x 8 pixels, dq being 1 or -1; whether one of them is not finite.

@@ -52,6 +52,7 @@ STAGES = (
     "masters",
     "report",
     "registration",
+    "coadd",
     "platesolve",
     "simulate",
     "pipeline",

@@ -140,20 +140,23 @@ def resample_tile(
     offset: float,
     sky: float,
     level: float,
-    out: NDArray[np.float32] | None,  # the tile's shape, as the planes below
-    factor: NDArray[np.uint8] | None,
+    out: NDArray[np.float32] | None,  # the tile's shape, as the planes below, or in panels (h, panels, 64)
+    factor: NDArray[np.uint8] | None,  # as out
     saturated: NDArray[np.int32] | None,  # (k, 2)
     saturated_count: NDArray[np.uint16] | None,
     flags: NDArray[np.uint8] | None,
+    sky_mesh: _Floats | None,
+    sky_area: tuple[int, int, int, int],  # y0, y1, x0, x1 of the output that the mesh covers
     square: bool,
 ) -> None: ...
 
 # --- combine
 
 def combine(
-    cube: _Floats,  # (n, ny, nx)
-    factor: NDArray[np.uint8] | None,  # (n, ny, nx)
-    variance: _Floats | None,  # (n, ny, nx)
+    cube: _Floats,  # (n, ny, nx), or in panels (ny, panels, n, 64)
+    columns: int,  # nx
+    factor: NDArray[np.uint8] | None,  # of that shape
+    variance: _Floats | None,  # of that shape
     constants: _Floats,  # (7, n): weight, shot, sky, floor, seeing, tolerance, jitter
     with_model: bool,
     pedestal: float,

@@ -16,6 +16,9 @@ from fastack.executor import Executor
 from fastack.options import CombineOptions
 from fastack.types import PSF, Array, FloatImage, PixelFlag
 
+#: Columns of a panel, see `combine_tile`.
+PANEL = 64
+
 _BETA = 3.0  # of the Moffat profiles that stand for frames of another seeing
 _STAR_REACH = 40.0  # pixels, largest radius out to which stars are modelled
 _STAR_STEP = 0.125  # pixels
@@ -298,7 +301,7 @@ def combine_tile(
     *,
     pedestal: float,
     tile: tuple[int, int, int, int],
-    halo: int,
+    halo: int | tuple[int, int],
     saturated_count: NDArray[np.uint16] | None = None,
     flags: NDArray[np.uint8] | None = None,
     variance: FloatImage | None = None,
@@ -309,9 +312,11 @@ def combine_tile(
 
     Parameters
     ----------
-    cube : (n, h + 2 halo, w + 2 halo) float32 ndarray
-        Samples on the output's scale, ``pedestal + s a (x - b)``; NaN is missing. Not changed.
-    factor : (n, h + 2 halo, w + 2 halo) uint8 ndarray, optional
+    cube : (n, h + 2 halo, w + 2 halo) or (h + 2 halo, panels, n, 64) float32 ndarray
+        Samples on the output's scale, ``pedestal + s a (x - b)``; NaN is missing. Not changed. The second form
+        holds panels of 64 columns, in each of whose rows all frames lie together, the quickest to read; columns
+        that fill up the last panel do not count.
+    factor : uint8 ndarray of the shape of `cube`, optional
         Sum of the squared resampling coefficients (without a) times 255; None: all 255.
     noise : NoiseModel
         Of the n frames.
@@ -319,8 +324,8 @@ def combine_tile(
         Level of the output that stands for no signal above the sky.
     tile : tuple of int
         (y0, y1, x0, x1), the tile in pixels of the output.
-    halo : int
-        Pixels around the tile in `cube`, beyond the borders of the output too. With fewer than `HALO`
+    halo : int or (int, int)
+        Rows and columns around the tile in `cube`, beyond the borders of the output too. With fewer than `HALO`
         the allowances of ``reject="noise"`` near the tile's edge depend on the tiling.
     saturated_count : (h, w) uint16 ndarray, optional
         Number of samples of each pixel that hold saturated light.
@@ -345,16 +350,17 @@ def combine_tile(
     """
     options = options or CombineOptions()
     y0, y1, x0, x1 = tile
-    shape = (y1 - y0 + 2 * halo, x1 - x0 + 2 * halo)
-    if cube.shape != (len(noise), *shape):
-        raise ValueError(f"the cube has shape {cube.shape}, tile and halo ask for {(len(noise), *shape)}")
+    high, wide = (halo, halo) if isinstance(halo, int) else halo
+    rows, columns = y1 - y0 + 2 * high, x1 - x0 + 2 * wide
+    plain, panelled = (len(noise), rows, columns), (rows, -(-columns // PANEL), len(noise), PANEL)
+    if cube.shape not in (plain, panelled):
+        raise ValueError(f"the cube has shape {cube.shape}, tile and halo ask for {plain} or panels {panelled}")
     if variance is not None and variance.shape != cube.shape:
         raise ValueError(f"variance has shape {variance.shape}, the cube {cube.shape}")
     constants, radius = _constants(noise, options)
-    window = (halo, halo + y1 - y0, halo, halo + x1 - x0)
-    result = _run(
-        cube, factor, variance, noise, constants, radius, True, pedestal, (y0 - halo, x0 - halo), window, options, stars
-    )
+    window = (high, high + y1 - y0, wide, wide + x1 - x0)
+    place = ((y0 - high, x0 - wide), window)
+    result = _run(cube, factor, variance, noise, constants, radius, True, pedestal, *place, options, stars, columns)
     if flags is not None:
         np.bitwise_or(result.flags, flags, out=result.flags)
     if saturated_count is not None:
@@ -380,10 +386,12 @@ def _run(
     window: tuple[int, int, int, int],
     options: CombineOptions,
     stars: Starlight | None = None,
+    columns: int | None = None,
 ) -> Combined:
-    n = len(cube)
+    n = len(noise)
     data, spread, background, count, low, high = _pixels.combine(
         cube,
+        cube.shape[2] if columns is None else columns,
         factor,
         variance,
         constants,
@@ -408,8 +416,8 @@ def _run(
         options.star_error,
     )
     rejected = low + high
-    flags = np.where(rejected > 0, np.uint8(PixelFlag.REJECTED), np.uint8(0))
-    flags |= np.where(count + rejected < n, np.uint8(PixelFlag.PARTIAL), np.uint8(0))
+    flags = (rejected > 0) * np.uint8(PixelFlag.REJECTED)
+    flags |= (count + rejected < n) * np.uint8(PixelFlag.PARTIAL)
     return Combined(
         data=data,
         variance=spread,

@@ -173,6 +173,23 @@ class SkySurfaces:
     meshes: list[Background]  #: of each frame, ADU of the reference
     origin: tuple[int, int]  #: pixel of the output that the meshes' (0, 0) falls on, (x, y)
 
+    def of(self, index: int) -> tuple[Background, tuple[int, int]]:
+        """One frame's surface, as `resample_tile` takes it off.
+
+        Parameters
+        ----------
+        index : int
+            Of the frame.
+
+        Returns
+        -------
+        mesh : Background
+            ADU of the reference.
+        origin : tuple of int
+            (x, y) of the output that its first pixel falls on.
+        """
+        return self.meshes[index], self.origin
+
     def at(self, index: int, window: tuple[int, int, int, int]) -> FloatImage:
         """One frame's surface in a window of the output.
 

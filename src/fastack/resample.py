@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastack import _pixels
 from fastack.options import Kernel, ResampleOptions
-from fastack.types import Array, FloatImage, Transform
+from fastack.types import Array, Background, FloatImage, Transform
 
 #: Rows, columns of a tile: (y0, y1, x0, x1), ends excluded.
 Tile = tuple[int, int, int, int]
@@ -149,6 +149,7 @@ def resample_tile(
     saturated: NDArray[np.int32] | None = None,
     saturated_count: NDArray[np.uint16] | None = None,
     flags: NDArray[np.uint8] | None = None,
+    surface: tuple[Background, tuple[int, int]] | None = None,
     options: ResampleOptions = ResampleOptions(),
 ) -> None:
     """One tile of the output from a section of a frame, written into preallocated planes.
@@ -167,7 +168,8 @@ def resample_tile(
         (y0, y1, x0, x1) of the output, ends excluded.
     out : (y1 - y0, x1 - x0) float32 ndarray
         Receives ``scale * |J| * (sum(k s) / sum(k) - sky) + offset``, NaN where missing. May be part of a
-        larger array, as all planes.
+        larger array, as all planes. `out` and `factor` may lie in panels of 64 columns, (y1 - y0, panels, 64), of
+        the last of which only the tile's columns are written.
     factor : uint8 ndarray of the same shape, optional
         Receives ``255 sum(k^2) / sum(k)^2 (|J| / |J_frame|)^2``, rounded, 1 to 255, with J_frame the Jacobian
         at the transform's origin: white noise of variance V becomes ``V scale^2 |J_frame|^2 factor / 255``.
@@ -180,6 +182,8 @@ def resample_tile(
     flags : uint8 ndarray of the tile's shape, optional
         ``PixelFlag.INTERPOLATED`` is added where a missing pixel lay under the kernel of a given output,
         ``PixelFlag.SATURATED`` where `saturated_count` is incremented.
+    surface : (Background, (x, y)), optional
+        Taken off the output where `background.render` draws it, with its first pixel on pixel (x, y) of the output.
     options : ResampleOptions
         Kernel and `max_lost`.
 
@@ -210,6 +214,7 @@ def resample_tile(
         saturated=saturated,
         saturated_count=saturated_count,
         flags=flags,
+        surface=surface,
         options=options,
     )
 
@@ -339,10 +344,15 @@ def _call(
     saturated: Any = None,
     saturated_count: Any = None,
     flags: Any = None,
+    surface: tuple[Background, tuple[int, int]] | None = None,
     square: bool = False,
 ) -> None:
     """Call the native function, its arguments in order."""
     cx, cy = _coefficients(transform)
+    mesh, area = None, (0, 0, 0, 0)
+    if surface is not None:
+        mesh, (x, y) = surface[0].level, surface[1]
+        area = (y, y + surface[0].shape[0], x, x + surface[0].shape[1])
     _pixels.resample_tile(
         section,
         section_origin,
@@ -363,5 +373,7 @@ def _call(
         saturated,
         saturated_count,
         flags,
+        mesh,
+        area,
         square,
     )

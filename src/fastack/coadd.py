@@ -1,0 +1,392 @@
+"""Pass 2: the frames, read again by parts, resampled and combined tile by tile."""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastack import _pixels, _stars, calibrate, frames, grid, normalise, output, report, uncertainty
+from fastack.combine import PANEL, Combined, NoiseModel, Starlight, combine_tile, halo
+from fastack.executor import Executor
+from fastack.options import StackOptions
+from fastack.resample import input_window, resample_tile, resample_variance
+from fastack.storage import Held, Store, Window
+from fastack.types import Array, FloatImage, FrameRecord, Grid, StarFlag, Transform
+
+_REREAD = 4  # times that a frame may be read in pass 2 before it is laid out in tiles
+_NO_STAR = StarFlag.SATURATED | StarFlag.EDGE | StarFlag.NO_FIT | StarFlag.SHARP | StarFlag.EXTENDED
+_STAR_FRAMES = 15
+_NEAREST_JITTER = 0.3  # half a pixel is up to this part of the range over 3x3
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Job:
+    """All that a tile needs, small enough to be sent to another machine."""
+
+    frames: list[frames.Frame]
+    prepared: list[Any]
+    artefacts: list[np.ndarray]  #: (k, 2) x, y, sorted by y
+    transforms: list[Transform]  #: output pixels to frame pixels
+    calibration: calibrate.Calibration
+    noise: NoiseModel
+    stars: Starlight | None  #: what seeing does to the known stars
+    levels: Array  #: sky of each frame, ADU of the frame
+    surfaces: normalise.SkySurfaces | None  #: what each sky has beyond its level
+    pedestal: float
+    shape: tuple[int, int]
+    options: StackOptions
+    maps: bool
+    shared: uncertainty.MasterNoise | None  #: noise of the masters
+    ahead: bool  #: the system is to read ahead: pass 1 has not left the files in its cache
+
+    @classmethod
+    def of(
+        cls,
+        used: Sequence[FrameRecord],
+        reference: FrameRecord,
+        transforms: list[Transform],
+        out: Grid,
+        calibration: calibrate.Calibration,
+        options: StackOptions,
+        maps: bool,
+    ) -> Job:
+        """Collect it from the records."""
+        assert reference.background is not None
+
+        def column(values: Iterator[Any]) -> Array:
+            return np.array([np.nan if v is None else v for v in values], float)
+
+        if options.resample.kernel == "nearest":  # moves a star's light by up to half a pixel
+            jitter = max(options.combine.jitter, _NEAREST_JITTER)
+            options = replace(options, combine=replace(options.combine, jitter=jitter))
+        levels = column(r.sky for r in used)
+        measured = column(r.quality.noise if r.quality else None for r in used)
+        gain = column(r.frame.gain for r in used)
+        light, rdnoise = _split_noise(measured, gain, column(r.frame.rdnoise for r in used), levels)
+        noise = NoiseModel(
+            weight=column(r.weight for r in used),
+            scale=column(r.scale for r in used),
+            sky=light,
+            gain=gain,
+            rdnoise=rdnoise,
+            noise=measured,
+            area=column(t.magnification**2 for t in transforms),
+            fwhm=column(
+                r.quality.fwhm / t.magnification if r.quality else None for r, t in zip(used, transforms, strict=True)
+            ),
+            shade=_shades(calibration, transforms, out.shape),
+        )
+        return cls(
+            frames=[r.frame for r in used],
+            prepared=[r.prepared for r in used],
+            artefacts=[_by_row(r.artefacts) for r in used],
+            transforms=transforms,
+            calibration=calibration,
+            noise=noise,
+            stars=_starlight(used, transforms, noise) if options.combine.reject == "noise" else None,
+            levels=levels,
+            surfaces=_surfaces(used, transforms, out, calibration, options) if options.normalise else None,
+            pedestal=0.0 if options.subtract_sky else reference.background.sky,
+            shape=out.shape,
+            options=options,
+            maps=maps,
+            shared=_shared_noise(calibration, used, transforms, noise, levels, out.shape, options),
+            ahead=sum(r.frame.plane.nbytes for r in used) > options.memory,
+        )
+
+
+def _shared_noise(
+    calibration: calibrate.Calibration,
+    used: Sequence[FrameRecord],
+    transforms: Sequence[Transform],
+    noise: NoiseModel,
+    levels: Array,
+    shape: tuple[int, int],
+    options: StackOptions,
+) -> uncertainty.MasterNoise | None:
+    """Noise that the frames share through masters whose own is known."""
+    dark = float(np.mean([r.prepared.dark_scale for r in used])) if calibration.dark is not None else 0.0
+    inverse = 1.0 if calibration.inv_flat is None else calibration.inv_flat
+    known = {kind: v for kind, v in calibration.variance.items() if np.isfinite(v).any()}
+    # what was subtracted from the darks is subtracted once less from the frames
+    factors = (("bias", (1 - dark) ** 2), ("dark", dark**2))
+    parts = [known[kind] * factor for kind, factor in factors if kind in known]
+    if not known:
+        return None
+    return uncertainty.master_noise(
+        transforms,
+        shape,
+        additive=sum(parts[1:], parts[0]) * inverse**2 if parts else None,
+        relative=known["flat"] * inverse**2 if "flat" in known else None,
+        weight=noise.weight,
+        scale=noise.scale,
+        level=levels,
+        options=options.resample,
+    )
+
+
+def _surfaces(
+    used: Sequence[FrameRecord],
+    transforms: Sequence[Transform],
+    out: Grid,
+    calibration: calibrate.Calibration,
+    options: StackOptions,
+) -> normalise.SkySurfaces | None:
+    """Sky surfaces over all that the frames cover, so that the framing does not change them."""
+    ny, nx = out.shape
+    area = (0, ny, 0, nx)
+    if options.grid is None:
+        own = [r.transform for r in used if r.transform is not None]
+        whole = grid.frame_grid("union", (ny, nx), [r.frame.shape for r in used], own, sys.maxsize, calibration.edges)
+        x0, y0 = (round(a - b) for a, b in zip(whole.origin, out.origin, strict=True))
+        area = (min(0, y0), max(ny, y0 + whole.shape[0]), min(0, x0), max(nx, x0 + whole.shape[1]))
+    return normalise.sky_surfaces(used, transforms, area, options.match_sky)
+
+
+def _starlight(used: Sequence[FrameRecord], transforms: Sequence[Transform], noise: NoiseModel) -> Starlight | None:
+    """Stars that several frames agree on, at the median of their places and fluxes: some trail crosses one of them."""
+    if len(used) < 2 or not all(r.quality for r in used):
+        return None
+    # some frames, evenly over the night, tell the stars of all
+    some = range(0, len(used), -(-len(used) // _STAR_FRAMES))
+    first = np.empty((0, 2))
+    found: list[list[Array]] = []  # x, y, flux of each star, frame by frame
+    for k in some:
+        stars = used[k].stars
+        assert stars is not None
+        good = stars[~stars.has(_NO_STAR) & (stars.snr > 5)]
+        rows = np.column_stack([transforms[k].inverse(good.xy), used[k].scale * good.flux])
+        pairs = _stars.nearest_pairs(first, np.ascontiguousarray(rows[:, :2]), 1.5)
+        for i, j in pairs:
+            found[i].append(rows[j])
+        new = np.delete(rows, pairs[:, 1], axis=0)
+        first = np.concatenate([first, new[:, :2]])
+        found += [[row] for row in new]
+    table = np.array([np.median(each, axis=0) for each in found if len(each) >= max(2, len(some) // 2)]).reshape(-1, 3)
+    psfs = [
+        replace(r.quality.psf, fwhm=r.quality.fwhm / t.magnification)
+        for r, t in zip(used, transforms, strict=True)
+        if r.quality
+    ]
+    least = float(np.min(noise.scale * noise.area * noise.noise))
+    return Starlight.make(table[:, :2], table[:, 2], psfs, least, noise.weight)
+
+
+def _split_noise(noise: Array, gain: Array, rdnoise: Array, level: Array) -> tuple[Array, Array]:
+    """Light (ADU) and read noise (e-) that together make the measured background noise.
+
+    The level of the sky alone does not tell its photon noise: raw frames stand on a bias pedestal, others had their
+    sky taken away. What was measured does. Without a gain the level is all there is.
+    """
+    electrons = noise * gain
+    read = np.where(np.isfinite(rdnoise), np.minimum(rdnoise, electrons), 0.0)
+    known = np.isfinite(electrons)
+    return np.where(known, (electrons**2 - read**2) / gain, level), np.where(known, read, rdnoise)
+
+
+def _shades(
+    calibration: calibrate.Calibration, transforms: Sequence[Transform], shape: tuple[int, int]
+) -> FloatImage | None:
+    """(n, by, bx) of 1/flat for each frame on blocks of 16 x 16 output pixels; None without a flat."""
+    if calibration.inv_flat is None:
+        return None
+    block = grid.ANCHOR
+    ny, nx = (s // block for s in calibration.inv_flat.shape)
+    if not ny * nx:
+        return None
+    cells = calibration.inv_flat[: ny * block, : nx * block].reshape(ny, block, nx, block)
+    known = np.isfinite(cells)
+    coarse = np.where(known, cells, 0).sum(axis=(1, 3)) / np.maximum(known.sum(axis=(1, 3)), 1)
+    coarse[coarse <= 0] = 1.0
+    y, x = (np.arange(-(-s // block)) * block + (block - 1) / 2 for s in shape)
+    centres = np.stack([a.ravel() for a in np.meshgrid(x, y)], axis=1)
+    out = np.empty((len(transforms), len(y), len(x)), np.float32)
+    for k, to_frame in enumerate(transforms):
+        at = np.floor(to_frame(centres) / block).astype(int)
+        out[k] = coarse[np.clip(at[:, 1], 0, ny - 1), np.clip(at[:, 0], 0, nx - 1)].reshape(out.shape[1:])
+    return out
+
+
+def _by_row(pixels: np.ndarray | None) -> np.ndarray:
+    if pixels is None or not len(pixels):
+        return np.empty((0, 2), np.int32)
+    return np.ascontiguousarray(pixels[np.lexsort((pixels[:, 0], pixels[:, 1]))], np.int32)
+
+
+def stack_tile(tile: grid.Tile, job: Job) -> Combined:
+    """Pass 2 for one tile: read, calibrate, resample and normalise every frame, then combine.
+
+    Parameters
+    ----------
+    tile : tuple of int
+        (y0, y1, x0, x1) of the output.
+    job : Job
+        The whole task.
+
+    Returns
+    -------
+    Combined
+        The tile's planes.
+    """
+    y0, y1, x0, x1 = tile
+    edge = halo(len(job.frames), job.options.combine)
+    # whole blocks of columns: none lies in two panels
+    side = -(-edge // grid.ANCHOR) * grid.ANCHOR
+    # beyond the output as well: pixels at its border are judged by what stands around them
+    part = (y0 - edge, y1 + edge, x0 - side, x1 + side)
+    shape = (part[1] - part[0], part[3] - part[2])
+    panels = (shape[0], -(-shape[1] // PANEL), len(job.frames), PANEL)
+    samples, factor = _scratch(panels)
+    # variance planes that files bring count before the model
+    spread = np.full(panels, np.nan, np.float32) if any(f.variance for f in job.frames) else None
+    saturated, flags = np.zeros(shape, np.uint16), np.zeros(shape, np.uint8)
+    planes = _Planes(samples=samples, factor=factor, spread=spread, saturated=saturated, flags=flags)
+    kernel = job.options.resample
+    windows = [input_window(t, part, f.shape, kernel) for f, t in zip(job.frames, job.transforms, strict=True)]
+    for i, window in enumerate(windows):
+        following = windows[i + 1] if job.ahead and i + 1 < len(windows) else None
+        if following is not None:
+            job.calibration.ahead(job.frames[i + 1], following, job.prepared[i + 1])
+        _resample_frame(i, part, window, planes, job)
+    inner = (slice(edge, -edge), slice(side, -side))
+    made = combine_tile(
+        samples,
+        factor,
+        job.noise,
+        pedestal=job.pedestal,
+        tile=tile,
+        halo=(edge, side),
+        saturated_count=np.ascontiguousarray(saturated[inner]),
+        flags=np.ascontiguousarray(flags[inner]),
+        variance=spread,
+        stars=job.stars,
+        options=job.options.combine,
+    )
+    if job.shared is not None:
+        total, sky = job.shared.variance(made.data - np.float32(job.pedestal), tile)
+        np.add(made.variance, total, out=made.variance)
+        np.add(made.background_variance, sky, out=made.background_variance)
+    return made
+
+
+class _Planes(NamedTuple):
+    """What is made of all frames for one part of the output, as `combine_tile` reads it most quickly."""
+
+    samples: FloatImage  # (h, panels, n, 64)
+    factor: np.ndarray  # (h, panels, n, 64), variance factors
+    spread: FloatImage | None  # (h, panels, n, 64), variances
+    saturated: np.ndarray  # (h, w), number of samples that hold saturated light
+    flags: np.ndarray  # (h, w)
+
+
+def _resample_frame(i: int, part: grid.Tile, window: Window | None, planes: _Planes, job: Job) -> None:
+    """Fill frame i's part of the planes from its window of the frame."""
+    frame, to_frame, kernel = job.frames[i], job.transforms[i], job.options.resample
+    samples, factor = planes.samples[:, :, i], planes.factor[:, :, i]
+    if window is None:
+        samples[...], factor[...] = np.nan, 0
+        return
+    section = job.calibration.read(frame, window, job.prepared[i])
+    # hot and cosmic-ray pixels become missing before they can ring
+    _pixels.blank_pixels(section.pixels, job.artefacts[i], window[0], window[2])
+    place = ((window[2], window[0]), frame.shape, to_frame, part)
+    scale = float(job.noise.scale[i])
+    resample_tile(
+        section.pixels,
+        *place,
+        scale=scale,
+        sky=float(job.levels[i]),
+        offset=job.pedestal,
+        out=samples,
+        factor=factor,
+        saturated=section.saturated,
+        saturated_count=planes.saturated,
+        flags=planes.flags,
+        surface=job.surfaces.of(i) if job.surfaces is not None else None,
+        options=kernel,
+    )
+    if planes.spread is None:
+        return
+    spread = planes.spread[:, :, i]
+    if section.variance is None:
+        dark = (job.noise.area[i] * job.noise.noise[i]) ** 2 / 255
+        np.multiply(factor, np.float32(scale * scale * dark), out=spread)
+    else:
+        known = np.where(np.isfinite(section.pixels), section.variance, np.float32(np.nan))
+        resample_variance(known, *place, out=spread, options=kernel)
+        spread *= np.float32(scale * scale)
+
+
+_local = threading.local()
+
+
+def _scratch(shape: tuple[int, ...]) -> tuple[FloatImage, np.ndarray]:
+    """Memory for the samples and variance factors of a tile, kept by each thread: fresh pages cost more than pixels."""
+    size = math.prod(shape)
+    if getattr(_local, "size", 0) < size:
+        _local.size, _local.samples, _local.factors = size, np.empty(size, np.float32), np.empty(size, np.uint8)
+    samples: FloatImage = _local.samples[:size].reshape(shape)
+    factors: np.ndarray = _local.factors[:size].reshape(shape)
+    return samples, factors
+
+
+def _retile(job: Job, tiles: Sequence[grid.Tile], store: Store) -> None:
+    """Frames whose rows would be read over and over, as those turned by 90 degrees, are laid out anew."""
+    for i, (frame, to_frame, prepared) in enumerate(zip(job.frames, job.transforms, job.prepared, strict=True)):
+        if not isinstance(prepared.image, Held):
+            continue
+        windows = (input_window(to_frame, tile, frame.shape, job.options.resample) for tile in tiles)
+        if sum(w[1] - w[0] for w in windows if w is not None) > _REREAD * frame.shape[0]:
+            job.prepared[i] = replace(prepared, image=store.tile(frame.plane))
+
+
+def coadd(job: Job, sink: output.Sink, executor: Executor, reporter: report.Reporter, store: Store) -> None:
+    """Pass 2 for the whole output.
+
+    Parameters
+    ----------
+    job : Job
+        The whole task; its frames may be laid out anew.
+    sink : Sink
+        Receives the planes, tile by tile.
+    executor : Executor
+        Among whose workers the tiles are shared.
+    reporter : Reporter
+        Told of progress.
+    store : Store
+        Where the frames' pixels stayed between the passes.
+
+    Raises
+    ------
+    FrameError
+        If a file changed since it was opened.
+    """
+    rotation = max(abs((t.rotation + 45) % 90 - 45) for t in job.transforms)
+    budget = min((job.options.memory - store.used) // (2 * executor.threads), 1 << 28)
+    size = grid.tile_shape(len(job.frames), job.shape, budget, rotation, executor.threads)
+    every = list(grid.tiles(job.shape, size))
+    _retile(job, every, store)
+    reporter.start("combine", len(every), size[0] * size[1] * len(job.frames))
+    work = functools.partial(stack_tile, job=job)
+    for tile, result in zip(every, executor.map(work, every), strict=True):
+        y, _, x, _ = tile
+        sink.write("", y, x, result.data)
+        sink.write("UNCERT", y, x, np.sqrt(result.variance))
+        sink.write("NCOMB", y, x, result.count)
+        with np.errstate(divide="ignore"):  # frames without noise
+            sink.write("WEIGHT", y, x, 1 / result.background_variance)
+        sink.write("FLAGS", y, x, result.flags)
+        if job.maps:
+            sink.write("REJLOW", y, x, result.rejected_low)
+            sink.write("REJHIGH", y, x, result.rejected_high)
+        reporter.advance()
+    for frame in job.frames:
+        frame.check_unchanged()
+    reporter.finish()
