@@ -55,7 +55,7 @@ def main() -> None:
         spent.clear()
         start = time.process_time()
         for record in records:
-            pipeline._measure_one(record.frame, calibration=calibration, options=options)
+            pipeline._measure_one(record.frame, calibration=calibration, store=None, options=options)
         total = time.process_time() - start
         best = min(best or (total, spent.copy()), (total, spent.copy()), key=lambda result: result[0])
     assert best is not None
