@@ -131,7 +131,7 @@ class Sweep {
         filter_weight(spare_[scratch], spare_[whole]);
     }
 
-    Maxima run(ptrdiff_t y0, ptrdiff_t y1) {
+    Maxima run(ptrdiff_t y0, ptrdiff_t y1, const Follow& follow) {
         const ptrdiff_t r = kernel_.radius, first = std::max<ptrdiff_t>(y0 - 1, 0), last = std::min(y1 + 1, image_.ny);
         for (ptrdiff_t y = first - r; y < first + r; ++y)
             enter(y);
@@ -146,6 +146,8 @@ class Sweep {
                 std::fill_n(filtered_[slot(last)] - pad, filtered_.stride(), -infinity);
             for (const ptrdiff_t stop = end ? y1 : std::min(y1, y + filter_rows - 1); next < stop; ++next)
                 collect(next);
+            if (follow)
+                follow(found_, next);
         }
         return std::move(found_);
     }
@@ -267,7 +269,7 @@ class Sweep {
                 const float zero = sum_ * (sky - pedestal_);
                 if (!(here[x] - zero > threshold_ * noise))
                     return;
-                Maximum m{static_cast<std::int32_t>(x), static_cast<std::int32_t>(y), sky, noise, {}};
+                Maximum m{static_cast<std::int32_t>(x), static_cast<std::int32_t>(y), sky, noise, top(x, y), {}};
                 for (int k = 0; k < 3; ++k) {
                     m.snr[k] = (above[x - 1 + k] - zero) / noise;
                     m.snr[3 + k] = (here[x - 1 + k] - zero) / noise;
@@ -276,6 +278,14 @@ class Sweep {
                 found_.list.push_back(m);
             });
         }
+    }
+
+    float top(ptrdiff_t x, ptrdiff_t y) const {
+        float highest = -infinity;
+        for (ptrdiff_t v = std::max<ptrdiff_t>(y - 1, 0); v < std::min(y + 2, image_.ny); ++v)
+            for (ptrdiff_t u = std::max<ptrdiff_t>(x - 1, 0); u < std::min(x + 2, image_.nx); ++u)
+                highest = there(image_(v, u)) ? std::max(highest, image_(v, u)) : highest;
+        return highest;
     }
 
     void collect_bright(ptrdiff_t y, ptrdiff_t begin, ptrdiff_t end) {
@@ -370,8 +380,8 @@ Vertex vertex(float left, float middle, float right) {
 }
 
 Maxima find_maxima(Image<const float> image, Sky sky, const SkyAt& at, const Kernel& kernel, float threshold,
-                   ptrdiff_t y0, ptrdiff_t y1, std::vector<BrightPixel>* bright) {
-    return Sweep(image, sky, at, kernel, threshold, bright).run(y0, y1);
+                   ptrdiff_t y0, ptrdiff_t y1, std::vector<BrightPixel>* bright, const Follow& follow) {
+    return Sweep(image, sky, at, kernel, threshold, bright).run(y0, y1, follow);
 }
 
 std::vector<BrightPixel> bright_pixels(Image<const float> image, Sky sky) {

@@ -27,7 +27,6 @@ constexpr double eta_prior_sigma = 0.15;
 constexpr double tolerance = 1e-3;
 // Changes of a star, in sigma, that are worth another fit of its neighbours.
 constexpr double disturbance = 0.02;
-constexpr float padding_variance = 1e30f;
 // A point-spread function is no Moffat profile to the last per cent. In fits of the shape this keeps the
 // cores of bright stars from deciding alone, at the cost of the wings that hold the flux (cf. Stetson 1987,
 // PASP 99, 191, "profile error").
@@ -259,13 +258,8 @@ class Window {
 
     /// The highest of the pixels closer to (x, y) than 1.5.
     double top(double x, double y) const {
-        float highest = -std::numeric_limits<float>::infinity();
-        for (ptrdiff_t i = 0; i < pixels; ++i) {
-            const double dx = static_cast<double>(x_[i]) - x, dy = static_cast<double>(y_[i]) - y;
-            if (dx * dx + dy * dy < 2.25)
-                highest = std::max(highest, lists_[2][i]);
-        }
-        return std::isfinite(highest) ? highest : nan;
+        const float highest = rows().measure.top(list(), static_cast<float>(x), static_cast<float>(y));
+        return std::isfinite(highest) ? static_cast<double>(highest) : nan;
     }
 
     float* derivatives() const { return room_[0]; }
@@ -305,7 +299,7 @@ class Window {
         padded_ = padded(n);
         std::fill_n(lists_[3], n, variance);
         std::fill(lists_[2] + n, lists_[2] + padded_, 0.0f);
-        std::fill(lists_[3] + n, lists_[3] + padded_, padding_variance);
+        std::fill(lists_[3] + n, lists_[3] + padded_, measure_padding);
     }
 
     void collect(ptrdiff_t row, double radius) {
@@ -536,19 +530,6 @@ bool levenberg(Window& window, Parameters& p, double inverse_gain, double radius
             return false;
     }
     return false;
-}
-
-/// Sum of log(variance of the model / variance of the background). Without it, a sum of squares under the
-/// model's own weights favours the model that claims more noise.
-double log_variance(const MeasurePixels& pixels, const float* weight) {
-    double sum = 0;
-    for (ptrdiff_t i = 0; i < pixels.n; i += 8) {
-        double product = 1;
-        for (ptrdiff_t k = i; k < i + 8; ++k)
-            product *= static_cast<double>(weight[k]) * static_cast<double>(pixels.variance[k]);
-        sum -= std::log(product);
-    }
-    return sum;
 }
 
 } // namespace
@@ -839,7 +820,9 @@ bool fit_shape(const StarField& field, Span<const std::int64_t> chosen, MoffatSh
             if (invert(shared.matrix, inverse))
                 deviation = step_of(inverse, shared.gradient, step) * flattened;
             const double weight = flattened / (1 + deviation / outlying);
-            *star.likelihood = sums[measure_sums(P) - 1] + log_variance(pixels, window.model_weight());
+            // Without the logarithm of the model's variance (over that of the background), a sum of squares under the
+            // model's own weights favours the model that claims more noise.
+            *star.likelihood = sums[measure_sums(P) - 1] - kernel.log_ratio(pixels, window.model_weight());
             squares += *star.likelihood;
             samples += static_cast<double>(pixels.n);
             for (int r = 0; r < 4; ++r) {
