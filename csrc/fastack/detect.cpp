@@ -349,8 +349,7 @@ float plateau_level(Image<const float> image, const std::vector<Maximum>& maxima
 
 } // namespace
 
-std::vector<Detection> detect_stars(Image<const float> image, Sky sky, Search search,
-                                    std::vector<BrightPixel>* bright) {
+std::vector<Detection> detect_stars(Image<const float> image, Sky sky, Search search, BrightPixels* bright) {
     const SkyAt at(image, sky);
     const Kernel kernel(search.fwhm);
     const bool unknown = std::isnan(search.saturation);

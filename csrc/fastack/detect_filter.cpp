@@ -1,5 +1,7 @@
 #include "fastack/detect_filter.hpp"
 
+#include "fastack/detect_sharp.hpp"
+
 #include <algorithm>
 #include <cstring>
 #include <limits>
@@ -118,7 +120,7 @@ class SkyRows {
 class Sweep {
   public:
     Sweep(Image<const float> image, Sky sky, const SkyAt& at, const Kernel& kernel, float threshold,
-          std::vector<BrightPixel>* bright)
+          BrightPixels* bright)
         : image_(image), kernel_(kernel), threshold_(threshold), bright_(bright), sky_(image, sky, at),
           pedestal_(at.level(image.ny / 2, image.nx / 2)), line_sum_(static_cast<float>(kernel.line())),
           sum_(static_cast<float>(kernel.sum())), depth_(2 * kernel.radius + 2 * filter_rows),
@@ -126,7 +128,7 @@ class Sweep {
           weight_(depth_, image.nx), lines_(filter_rows, image.nx), weights_(filter_rows, image.nx),
           filtered_(kept, image.nx), spare_(4, image.nx), filter_bound_(depth_ * blocks_),
           bright_bound_(depth_ * blocks_), never_(blocks_, infinity), lit_(depth_ * blocks_), above_(kept * blocks_),
-          counts_(blocks_) {
+          counts_(blocks_), tests_(image), psf_(bright ? bright->widest : 1.0) {
         std::fill_n(spare_[scratch], image.nx, 1.0f);
         filter_weight(spare_[scratch], spare_[whole]);
     }
@@ -149,6 +151,8 @@ class Sweep {
             if (follow)
                 follow(found_, next);
         }
+        if (bright_)
+            finish_bright();
         return std::move(found_);
     }
 
@@ -295,8 +299,40 @@ class Sweep {
             const ptrdiff_t x = begin + i;
             const float value = image_(y, x), sky = sky_.level(x), noise = sky_.noise(x);
             if (value - sky > bright_limit * noise && there(value))
-                bright_->push_back({static_cast<std::int32_t>(x), static_cast<std::int32_t>(y), sky, noise});
+                add_bright({static_cast<std::int32_t>(x), static_cast<std::int32_t>(y), sky, noise}, value);
         });
+    }
+
+    void add_bright(const BrightPixel& p, float value) {
+        if (std::isinf(bright_->widest)) {
+            bright_->list.push_back(p);
+            return;
+        }
+        if (value > top_value_) {
+            top_value_ = value;
+            top_ = p;
+        }
+        untested_[tests_.size()] = p;
+        // without the light's own photons, which only make the test milder; rounding must not lose one
+        tests_.add(p.x, p.y, p.sky, p.noise, 0.0f, 0.999f * hit_limit);
+        if (tests_.full())
+            test_bright();
+    }
+
+    void test_bright() {
+        tests_.run(psf_, [&](int i) { bright_->list.push_back(untested_[i]); });
+    }
+
+    /// The last pixels, and the highest of all if it is not among those that were found.
+    void finish_bright() {
+        test_bright();
+        if (top_value_ == -infinity)
+            return;
+        const auto at = std::lower_bound(
+            bright_->list.begin(), bright_->list.end(), top_,
+            [](const BrightPixel& a, const BrightPixel& b) { return a.y != b.y ? a.y < b.y : a.x < b.x; });
+        if (at == bright_->list.end() || at->x != top_.x || at->y != top_.y)
+            bright_->list.insert(at, top_);
     }
 
     /// Calls `visit(i)` where `marked_[i]`, i < n; skips eight pixels at a time.
@@ -316,7 +352,7 @@ class Sweep {
     Image<const float> image_;
     const Kernel& kernel_;
     float threshold_;
-    std::vector<BrightPixel>* bright_;
+    BrightPixels* bright_;
     SkyRows sky_;
     float pedestal_;       ///< taken off in the filter, which rounds less then
     float line_sum_, sum_; ///< of the filter in one and in two dimensions
@@ -330,6 +366,11 @@ class Sweep {
     std::vector<float> filter_bound_, bright_bound_, never_; ///< by block; of rows in place `place(y)`
     std::vector<std::uint8_t> lit_, above_, counts_;         ///< blocks with pixels above those bounds
     std::uint8_t marked_[threshold_block];
+    SharpTests tests_; ///< of bright pixels
+    Sharpness psf_;
+    BrightPixel untested_[sharp_lanes];
+    BrightPixel top_{}; ///< the highest of them
+    float top_value_ = -infinity;
     Maxima found_;
 };
 
@@ -380,15 +421,15 @@ Vertex vertex(float left, float middle, float right) {
 }
 
 Maxima find_maxima(Image<const float> image, Sky sky, const SkyAt& at, const Kernel& kernel, float threshold,
-                   ptrdiff_t y0, ptrdiff_t y1, std::vector<BrightPixel>* bright, const Follow& follow) {
+                   ptrdiff_t y0, ptrdiff_t y1, BrightPixels* bright, const Follow& follow) {
     return Sweep(image, sky, at, kernel, threshold, bright).run(y0, y1, follow);
 }
 
 std::vector<BrightPixel> bright_pixels(Image<const float> image, Sky sky) {
-    std::vector<BrightPixel> bright;
+    BrightPixels bright;
     find_maxima(image, sky, SkyAt(image, sky), Kernel(1.0), std::numeric_limits<float>::infinity(), 0, image.ny,
                 &bright);
-    return bright;
+    return bright.list;
 }
 
 } // namespace fastack

@@ -81,8 +81,7 @@ using Follow = std::function<void(const Maxima&, std::ptrdiff_t end)>;
 /// Maxima of the filtered image above the threshold in rows [y0, y1); to `bright`, where it is given, the bright pixels
 /// of these rows are added.
 Maxima find_maxima(Image<const float> image, Sky sky, const SkyAt& at, const Kernel& kernel, float threshold,
-                   std::ptrdiff_t y0, std::ptrdiff_t y1, std::vector<BrightPixel>* bright = nullptr,
-                   const Follow& follow = {});
+                   std::ptrdiff_t y0, std::ptrdiff_t y1, BrightPixels* bright = nullptr, const Follow& follow = {});
 
 /// Vertex of the parabola through three logarithms: exact for a Gaussian.
 struct Vertex {

@@ -22,7 +22,7 @@ float middle_of_25(const Vicinity& z) {
 } // namespace
 
 std::vector<Pixel> find_hits(Image<const float> image, Span<const BrightPixel> bright, Hits how) {
-    constexpr float core_limit = 4.0f, wing_limit = 2.0f, wing_noise = 3.5f;
+    constexpr float wing_limit = 2.0f, wing_noise = 3.5f;
     using Bright = BrightPixel;
     const Sharpness psf(how.narrow);
     const auto shot = [&](const Bright& p) {
@@ -36,7 +36,7 @@ std::vector<Pixel> find_hits(Image<const float> image, Span<const BrightPixel> b
     float top = -std::numeric_limits<float>::infinity();
     for (const Bright& p : bright) {
         top = std::max(top, image(p.y, p.x));
-        tests.add(p.x, p.y, p.sky, p.noise, shot(p), core_limit);
+        tests.add(p.x, p.y, p.sky, p.noise, shot(p), hit_limit);
         if (const Bright* last = &p + 1; tests.full() || last == bright.end()) {
             const Bright* first = last - tests.size();
             tests.run(psf, [&](int i) { steep.push_back(first[i]); });

@@ -91,6 +91,8 @@ class Sharpness {
     float next_;
 };
 
+constexpr float hit_limit = 4.0f; ///< sigma by which the core of a hit is too bright
+
 /// Pixels that are tested together, in the order in which they are added.
 class SharpTests {
   public:
