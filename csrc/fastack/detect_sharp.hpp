@@ -96,16 +96,23 @@ constexpr float hit_limit = 4.0f; ///< sigma by which the core of a hit is too b
 /// Pixels that are tested together, in the order in which they are added.
 class SharpTests {
   public:
-    explicit SharpTests(Image<const float> image) : image_(image) {}
+    explicit SharpTests(Image<const float> image) : image_(image) {
+        for (int k = 0; k < SharpPixels::around; ++k)
+            offset_[k] = SharpPixels::dy[k] * image.stride + SharpPixels::dx[k];
+    }
 
     /// `shot`: variance a unit of light above the sky, in units of the noise; `limit`: sigma.
     void add(std::ptrdiff_t x, std::ptrdiff_t y, float sky, float noise, float shot, float limit) {
-        const bool inside = x >= 2 && y >= 2 && x + 2 < image_.nx && y + 2 < image_.ny;
-        for (int k = 0; k < SharpPixels::around; ++k) {
-            const std::ptrdiff_t px = x + SharpPixels::dx[k], py = y + SharpPixels::dy[k];
-            pixels_.pixel[k][n_] = inside || (px >= 0 && py >= 0 && px < image_.nx && py < image_.ny)
-                                       ? image_(py, px)
-                                       : std::numeric_limits<float>::quiet_NaN();
+        if (x >= 2 && y >= 2 && x + 2 < image_.nx && y + 2 < image_.ny) {
+            const float* middle = image_.row(y) + x;
+            for (int k = 0; k < SharpPixels::around; ++k)
+                pixels_.pixel[k][n_] = middle[offset_[k]];
+        } else {
+            for (int k = 0; k < SharpPixels::around; ++k) {
+                const std::ptrdiff_t px = x + SharpPixels::dx[k], py = y + SharpPixels::dy[k];
+                const bool inside = px >= 0 && py >= 0 && px < image_.nx && py < image_.ny;
+                pixels_.pixel[k][n_] = inside ? image_(py, px) : std::numeric_limits<float>::quiet_NaN();
+            }
         }
         pixels_.sky[n_] = sky;
         pixels_.noise[n_] = noise;
@@ -137,6 +144,7 @@ class SharpTests {
 
   private:
     Image<const float> image_;
+    std::ptrdiff_t offset_[SharpPixels::around];
     SharpPixels pixels_{};
     int n_ = 0;
 };
