@@ -221,9 +221,12 @@ class Sweep {
             weight[j] = !inside(y - r + j) ? spare_[zeros] : line.missing ? weight_[place(y - r + j)] : spare_[whole];
             gaps = gaps || (line.missing && j < 2 * r + n);
         }
-        rows().detect.filter_y[r](in, kernel_.tap, -pedestal_ * line_sum_, nx, lines_[0], lines_.stride());
+        const float* next[filter_rows];
+        for (ptrdiff_t k = 0; k < filter_rows; ++k)
+            next[k] = image_.row(std::min(y + r + filter_rows + k, image_.ny - 1));
+        rows().detect.filter_y[r](in, kernel_.tap, -pedestal_ * line_sum_, nx, lines_[0], lines_.stride(), next);
         if (gaps)
-            rows().detect.filter_y[r](weight, kernel_.square, 0.0f, nx, weights_[0], weights_.stride());
+            rows().detect.filter_y[r](weight, kernel_.square, 0.0f, nx, weights_[0], weights_.stride(), next);
         for (ptrdiff_t k = 0; k < n; ++k) {
             sky_.seek(y + k);
             set_border(lines_[k], line_sum_ * (sky_.level(0) - pedestal_),

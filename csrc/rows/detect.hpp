@@ -35,11 +35,12 @@ struct DetectRows {
     void (*fill)(const float* x, std::ptrdiff_t n, float* out, float* present);
     /// Symmetric filters of radius r. `filter_x[r]`: out[x] = sum of tap[|j|] * in[x + j], with r values on either side
     /// of in[0..n), and in each block the number of those above the block's bound.
-    /// `filter_y[r]`: `filter_rows` rows, `stride` apart, of start + sum of tap[|j|] * in[r + row + j][x].
+    /// `filter_y[r]`: `filter_rows` rows, `stride` apart, of start + sum of tap[|j|] * in[r + row + j][x]; asks the
+    /// cache for the rows `next`.
     void (*filter_x[largest_radius + 1])(const float* in, const float* tap, std::ptrdiff_t n, const float* bound,
                                          float* out, std::uint8_t* above);
     void (*filter_y[largest_radius + 1])(const float* const* in, const float* tap, float start, std::ptrdiff_t n,
-                                         float* out, std::ptrdiff_t stride);
+                                         float* out, std::ptrdiff_t stride, const float* const* next);
     /// Filtered pixels of which a part only had a weight, the rest of them sky: what is above the sky, zero = (level -
     /// pedestal) * sum, is divided by the root of the weight; minus infinity below the least weight. Counts anew
     /// what is above the bounds.

@@ -61,15 +61,9 @@ void filter_x(const float* __restrict__ in, const float* tap, ptrdiff_t n, const
 }
 
 template <int R>
-void filter_y(const float* const* in, const float* tap, float start, ptrdiff_t n, float* __restrict__ out,
-              ptrdiff_t stride) {
-    float t[R + 1];
-    const float* row[2 * R + filter_rows];
-    for (int j = 0; j <= R; ++j)
-        t[j] = tap[j];
-    for (int j = 0; j < 2 * R + filter_rows; ++j)
-        row[j] = in[j];
-    for (ptrdiff_t i = 0; i < n; ++i) {
+inline void filter_columns(const float* const (&row)[2 * R + filter_rows], const float (&t)[R + 1], float start,
+                           ptrdiff_t from, ptrdiff_t to, float* __restrict__ out, ptrdiff_t stride) {
+    for (ptrdiff_t i = from; i < to; ++i) {
         float x[2 * R + filter_rows];
 #pragma GCC unroll 64
         for (int j = 0; j < 2 * R + filter_rows; ++j)
@@ -82,6 +76,24 @@ void filter_y(const float* const* in, const float* tap, float start, ptrdiff_t n
                 sum += t[j] * (x[R + k - j] + x[R + k + j]);
             out[k * stride + i] = sum;
         }
+    }
+}
+
+template <int R>
+void filter_y(const float* const* in, const float* tap, float start, ptrdiff_t n, float* __restrict__ out,
+              ptrdiff_t stride, const float* const* next) {
+    float t[R + 1];
+    const float* row[2 * R + filter_rows];
+    for (int j = 0; j <= R; ++j)
+        t[j] = tap[j];
+    for (int j = 0; j < 2 * R + filter_rows; ++j)
+        row[j] = in[j];
+    for (ptrdiff_t from = 0; from < n; from += threshold_block) {
+        const ptrdiff_t to = from + threshold_block < n ? from + threshold_block : n;
+        for (int k = 0; k < filter_rows; ++k)
+            for (ptrdiff_t i = from; i < to; i += 16) // a line of the cache
+                __builtin_prefetch(next[k] + i);
+        filter_columns<R>(row, t, start, from, to, out, stride);
     }
 }
 
