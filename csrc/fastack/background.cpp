@@ -113,7 +113,7 @@ class CellRow {
             for (std::ptrdiff_t i = 0; i < end - first; ++i)
                 out[i] = samples_.data() + i * room_ + before * (edge[i + 1] - edge[i]);
             rows().background.deal(image_.row(y) + x0, edge, end - first,
-                                    y + step_ < image_.ny ? step_ * image_.stride : 0, out, missing);
+                                   y + step_ < image_.ny ? step_ * image_.stride : 0, out, missing);
             for (std::ptrdiff_t i = 0; mask_ && i < end - first; ++i)
                 for (std::ptrdiff_t x = edge[i]; x < edge[i + 1]; ++x)
                     if (mask_(y, x0 + x)) {

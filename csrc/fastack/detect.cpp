@@ -183,9 +183,9 @@ class Finder {
                 flags};
     }
 
-    /// Tests the highest pixel of the 3x3 about a maximum; if it is faint, any of those that noise alone does not make as
-    /// bright: a track has several, each of them with its own noise. In bright sources not the noise but the difference
-    /// between point-spread functions and Gaussians decides.
+    /// Tests the highest pixel of the 3x3 about a maximum; if it is faint, any of those that noise alone does not make
+    /// as bright: a track has several, each of them with its own noise. In bright sources not the noise but the
+    /// difference between point-spread functions and Gaussians decides.
     void test_beside(std::ptrdiff_t px, std::ptrdiff_t py, float peak, float sky, float noise) {
         const bool faint = peak - sky < faint_peak * noise;
         const float clear = faint ? sky + std::max(clear_pixel * noise, bright_part * (peak - sky)) : peak;
@@ -356,9 +356,8 @@ std::vector<Detection> detect_stars(Image<const float> image, Sky sky, Search se
     if (unknown)
         search.saturation = std::numeric_limits<float>::infinity();
     Finder finder(image, at, kernel, search);
-    const Maxima maxima =
-        find_maxima(image, sky, at, kernel, search.threshold, 0, image.ny, bright,
-                    [&](const Maxima& found, std::ptrdiff_t end) { finder.follow(found, end); });
+    const Maxima maxima = find_maxima(image, sky, at, kernel, search.threshold, 0, image.ny, bright,
+                                      [&](const Maxima& found, std::ptrdiff_t end) { finder.follow(found, end); });
     if (unknown)
         search.saturation = plateau_level(image, maxima.list);
     if (unknown && std::isfinite(search.saturation)) // all of them again, now that the level is known

@@ -52,8 +52,8 @@ struct BrightPixels {
     std::vector<BrightPixel> list;
 };
 
-/// The detections, brightest first (then by y and x); the bright pixels, which the same pass over the image finds, where
-/// a list for them is given.
+/// The detections, brightest first (then by y and x); the bright pixels, which the same pass over the image finds,
+/// where a list for them is given.
 std::vector<Detection> detect_stars(Image<const float> image, Sky sky, Search search, BrightPixels* bright = nullptr);
 
 /// All bright pixels.

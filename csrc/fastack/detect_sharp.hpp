@@ -56,8 +56,8 @@ class Vicinity {
 
 /// What a point-spread function of the width `fwhm`, or a broader one, cannot make: a pixel that is too bright for its
 /// neighbours. Of a Gaussian sampled anywhere, the mean of the two neighbours on an axis is at least g = exp(-1/(2
-/// sigma^2)) of the pixel, that of the two pixels next to a pair at least g^2 of the pair's, and four pixels in a square
-/// obey I(0,0) I(1,1) = I(1,0) I(0,1). A Moffat profile is further on the safe side.
+/// sigma^2)) of the pixel, that of the two pixels next to a pair at least g^2 of the pair's, and four pixels in a
+/// square obey I(0,0) I(1,1) = I(1,0) I(0,1). A Moffat profile is further on the safe side.
 class Sharpness {
   public:
     explicit Sharpness(double fwhm) {
@@ -81,8 +81,7 @@ class Sharpness {
             return true;
         const float here = z(0, 0), near = sum / n, excess = (1 - psf_mismatch) * here - near / next_;
         const auto variance = [&](float light) { return 1 + shot * std::max(light, 0.0f); };
-        return excess > 0 &&
-               excess * excess > limit * limit * (variance(here) + variance(near) / (n * next_ * next_));
+        return excess > 0 && excess * excess > limit * limit * (variance(here) + variance(near) / (n * next_ * next_));
     }
 
   private:

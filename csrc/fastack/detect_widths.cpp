@@ -118,13 +118,12 @@ Widths find_widths_near(double middle, Image<const float> image, Sky sky, float 
                 }
             if (tests.any(psf) || !usable)
                 continue;
-            if (const Widths found = adaptive_widths(image, m, level, fwhm_to_sigma * middle);
-                found.mean > 1.2) {
+            if (const Widths found = adaptive_widths(image, m, level, fwhm_to_sigma * middle); found.mean > 1.2) {
                 widths.push_back(found.mean);
                 if (m.snr[4] > bright) // noise makes every faint source long
                     narrow.push_back(found.narrow / found.mean);
             }
-            if (++tried == most_tried)
+            if (++tried == most_tried || widths.size() == enough)
                 break;
         }
         if (widths.size() >= enough)

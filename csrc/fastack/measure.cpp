@@ -44,9 +44,8 @@ Parameters parameters(double x, double y, double peak, double sky, const MoffatS
     return {{x, y, peak, sky, s.a, s.b, s.c, s.eta}, s.integrated};
 }
 
-MeasureMoffat profile(const Parameters& p, double inverse_gain, double mismatch = 0) {
-    const double power = std::exp2(p.v[7]);
-    MeasureMoffat m;
+/// The profile at other parameters, but for its exponent.
+MeasureMoffat placed(MeasureMoffat m, const Parameters& p) {
     m.x = static_cast<float>(p.v[0]);
     m.y = static_cast<float>(p.v[1]);
     m.peak = static_cast<float>(p.v[2]);
@@ -54,6 +53,12 @@ MeasureMoffat profile(const Parameters& p, double inverse_gain, double mismatch 
     m.a = static_cast<float>(p.v[4]);
     m.b = static_cast<float>(p.v[5]);
     m.c = static_cast<float>(p.v[6]);
+    return m;
+}
+
+MeasureMoffat profile(const Parameters& p, double inverse_gain, double mismatch = 0) {
+    const double power = std::exp2(p.v[7]);
+    MeasureMoffat m = placed({}, p);
     m.eta = static_cast<float>(p.v[7]);
     m.beta = static_cast<float>(1 / p.v[7]);
     m.k = static_cast<float>(power - 1);
@@ -368,12 +373,17 @@ StarFit failed(const StarField& field, ptrdiff_t row, const Window& window, ptrd
     return fit;
 }
 
+/// Of a vector far from the limits of a double; std::hypot takes four times as long.
+double length(double dx, double dy) {
+    return std::sqrt(dx * dx + dy * dy);
+}
+
 /// Whether a fit differs from the one before by more than its neighbours can overlook.
 bool moved(const StarFit& before, const StarFit& now) {
     if (before.converged != now.converged)
         return true;
     return now.converged && (std::abs(now.peak - before.peak) > disturbance * now.peak_err ||
-                             std::hypot(now.x - before.x, now.y - before.y) > disturbance * now.xy_err);
+                             length(now.x - before.x, now.y - before.y) > disturbance * now.xy_err);
 }
 
 /// How far a fit may leave the listed position.
@@ -382,13 +392,13 @@ double leash(const StarField& field) {
 }
 
 bool strayed(const StarField& field, ptrdiff_t row, double x, double y) {
-    return !(std::hypot(x - field.xy[2 * row], y - field.xy[2 * row + 1]) < leash(field));
+    return !(length(x - field.xy[2 * row], y - field.xy[2 * row + 1]) < leash(field));
 }
 
 /// Largest step of a position in one iteration, from which a linear expansion still holds.
 double shorten(double dx, double dy, const StarField& field) {
-    const double length = std::hypot(dx, dy), limit = 0.25 * field.shape.fwhm();
-    return length > limit ? limit / length : 1;
+    const double step = length(dx, dy), limit = 0.25 * field.shape.fwhm();
+    return step > limit ? limit / step : 1;
 }
 
 /// The field's shape fitted to the pixels of the window: position, peak, sky, then the width.
@@ -398,9 +408,10 @@ StarFit fit_one(const StarField& field, ptrdiff_t row, const Window& window, Sta
     Normal<4> normal;
     Parameters p = parameters(fit.x - window.x0, fit.y - window.y0, peak, 0, field.shape);
     const MeasurePixels pixels = window.list();
+    const MeasureMoffat start = profile(p, field.inverse_gain);
     bool converged = false;
     for (int round = 0; round < 25 && !converged; ++round) {
-        rows().measure.width_sums(pixels, profile(p, field.inverse_gain), sums);
+        rows().measure.width_sums(pixels, placed(start, p), sums);
         normal.read(sums, measure_width);
         if (!invert(normal.matrix, inverse))
             return fit;
@@ -436,7 +447,7 @@ StarFit fit_one(const StarField& field, ptrdiff_t row, const Window& window, Sta
     double stretch = 0;
     for (int round = 0; round < 12; ++round) {
         if (round)
-            rows().measure.width_sums(pixels, profile(p, field.inverse_gain), sums);
+            rows().measure.width_sums(pixels, placed(start, p), sums);
         wide.read(sums, measure_width);
         if (!invert(wide.matrix, wide_inverse))
             break;

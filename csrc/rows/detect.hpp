@@ -10,7 +10,7 @@ constexpr int largest_radius = 16;             ///< of the matched filter, pixel
 constexpr std::ptrdiff_t threshold_block = 64; ///< pixels that share one count
 constexpr int filter_rows = 4;                 ///< rows that `filter_y` makes at once
 
-constexpr int sharp_lanes = 16;                ///< pixels that `sharp` tests at once
+constexpr int sharp_lanes = 16; ///< pixels that `sharp` tests at once
 
 constexpr float psf_mismatch = 0.1f; ///< of a real profile's core against a Gaussian
 

@@ -152,8 +152,8 @@ struct SharpTest {
 
     Floats variance(Floats z) const { return 1.0f + shot * above_zero(z); }
 
-    /// Whether `here`, a mean of pixels, exceeds `near` / ratio, another. `part`: a mean's variance over that of a pixel.
-    /// False where one is NaN.
+    /// Whether `here`, a mean of pixels, exceeds `near` / ratio, another. `part`: a mean's variance over that of a
+    /// pixel. False where one is NaN.
     Ints exceeds(Floats here, float part, Floats near, Floats near_part, float ratio) const {
         const float inverse = 1.0f / ratio;
         const Floats excess = (1.0f - psf_mismatch) * here - near * inverse;

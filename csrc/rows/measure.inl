@@ -62,8 +62,7 @@ inline MeasureVariance measure_variance(const MeasureMoffat& m) {
     return {m.peak > 0 ? m.peak * m.photons : 0, m.peak * m.peak * m.mismatch * m.mismatch};
 }
 
-inline Floats measure_weight(const MeasurePixels& pixels, const MeasureVariance& v, Floats profile,
-                                    ptrdiff_t i) {
+inline Floats measure_weight(const MeasurePixels& pixels, const MeasureVariance& v, Floats profile, ptrdiff_t i) {
     return 1.0f / (load_aligned(pixels.variance + i) + profile * (v.photons + v.mismatch * profile));
 }
 
@@ -166,8 +165,8 @@ template <int NODES> void measure_width_nodes(const MeasurePixels& pixels, const
         profile *= 1.0f / NODES;
         const Floats r = load_aligned(pixels.value + i) - m.sky - m.peak * profile;
         const Floats w = measure_weight(pixels, variance, profile, i);
-        const Floats d[P] = {slope * (m.a * gx + m.b * gy), slope * (m.b * gx + m.c * gy), profile,
-                                    all_floats(1.0f), slope * wider};
+        const Floats d[P] = {slope * (m.a * gx + m.b * gy), slope * (m.b * gx + m.c * gy), profile, all_floats(1.0f),
+                             slope * wider};
         for (int p = 0; p < P; ++p) {
             const Floats wd = w * d[p];
             for (int q = p; q < P; ++q)
@@ -207,8 +206,8 @@ float measure_top(const MeasurePixels& pixels, float x, float y) {
     for (ptrdiff_t i = 0; i < pixels.n; i += native_lanes) {
         const Floats dx = load_aligned(pixels.x + i) - x, dy = load_aligned(pixels.y + i) - y,
                      value = load_aligned(pixels.value + i);
-        const Ints counts = (dx * dx + dy * dy < 2.25f) & (load_aligned(pixels.variance + i) < measure_padding) &
-                            (value > highest);
+        const Ints counts =
+            (dx * dx + dy * dy < 2.25f) & (load_aligned(pixels.variance + i) < measure_padding) & (value > highest);
         highest = counts ? value : highest;
     }
     float top = highest[0];
@@ -228,7 +227,8 @@ constexpr ptrdiff_t window_lanes = native_lanes < 8 ? native_lanes : 8; // a row
 typedef float WindowFloats __attribute__((vector_size(4 * window_lanes)));
 typedef int32_t WindowInts __attribute__((vector_size(4 * window_lanes)));
 
-/// Pixels of one row of a window above the sky; lanes of `bad` are set where one is not finite or at the saturation level.
+/// Pixels of one row of a window above the sky; lanes of `bad` are set where one is not finite or at the saturation
+/// level.
 inline void measure_window_lanes(const float* x, float sky, float saturation, float* value, WindowInts& bad) {
     WindowFloats v;
     __builtin_memcpy(&v, x, sizeof v);
