@@ -492,12 +492,12 @@ def _quality(
         n_stars=int(np.count_nonzero(~stars.has(StarFlag.SHARP | StarFlag.NO_FIT))),
         n_fitted=n_fitted,
         n_sharp=int(np.count_nonzero(stars.has(StarFlag.SHARP))),
-        sky=_middle(sky) if background is None else background.sky,
-        noise=_middle(noise) if background is None else background.sigma,
+        sky=_middle(sky if background is None else background.level),
+        noise=_middle(noise if background is None else background.noise),
         saturated=saturated,
     )
 
 
-def _middle(values: Array) -> float:
+def _middle(values: Array | FloatImage) -> float:
     values = values[np.isfinite(values)]
     return _median(values) if len(values) else float("nan")
