@@ -333,7 +333,7 @@ def _as_positions(positions: ArrayLike) -> Array:
     return xy
 
 
-def _median(values: Array) -> float:
+def _median(values: Array | FloatImage) -> float:
     """Median of a few finite values, without the checks that take longer than the work."""
     ordered = np.sort(values)
     return float(ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
