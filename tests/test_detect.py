@@ -68,7 +68,7 @@ def nearest(found, truth):
 
 
 def raw(image, sky, fwhm, *, threshold=5.0):
-    return _pixels.detect(image, sky.level, sky.noise, fwhm, fwhm, threshold, np.inf)[0]
+    return _pixels.detect(image, sky.level, sky.noise, fwhm, fwhm, threshold, np.inf, np.inf)[0]
 
 
 @pytest.mark.parametrize("fwhm", [1.8, 3.0, 6.5])
@@ -353,3 +353,27 @@ def test_artefacts_from_the_pass_that_finds_stars():
     alone = find_artefacts(image, fwhm=2.5)
     assert len(alone) > 40
     np.testing.assert_array_equal(find_artefacts(image, fwhm=2.5, traces=traces), alone)
+
+
+@pytest.mark.parametrize("factor", [0.8, 1.0, 1.2, 1.3])
+@pytest.mark.parametrize("saturation", [None, 4000.0])
+def test_traces_hold_all_hits_of_any_final_width(factor, saturation):
+    rng = np.random.default_rng(18)
+    xy = jittered_grid(rng, 100, 400, 36)
+    image = star_frame(rng, xy, flux_of(10 ** rng.uniform(1, 3, len(xy)), 2.2), 2.2, shape=(400, 400))
+    add_hits(image, rng, 200)
+    if saturation is not None:
+        image = np.minimum(image, saturation)
+    options = DetectOptions(saturation=saturation)
+    _, traces = survey(image, options=options)
+    sky = flat_sky(image)
+    every = _pixels.detect_bright(image, sky.level, sky.noise)
+    assert 40 < len(traces.bright) < 0.7 * len(every)  # a good part of the stars' pixels are not tested again
+    width = factor * traces.widest / 1.25 / traces.roundness
+    anew = traces._replace(widest=0.0)  # every bright pixel is looked at again
+    for gain in (None, 2.0):
+        got, expected = (
+            find_artefacts(image, fwhm=width, options=options, gain=gain, traces=t) for t in (traces, anew)
+        )
+        np.testing.assert_array_equal(got, expected)
+        assert len(got) > 40

@@ -20,13 +20,15 @@ Array<BrightPixel> as_array(const std::vector<BrightPixel>& bright) {
 }
 
 py::tuple detect(const FloatArray& image, const FloatArray& level, const FloatArray& noise, double fwhm, double narrow,
-                 float threshold, float saturation) {
+                 float threshold, float saturation, double widest) {
     const auto view = as_image(image, "image");
     const Sky sky = as_sky(level, noise);
     require(fwhm > 0 && narrow > 0, "fwhm and narrow must be positive");
     require(threshold > 0, "threshold must be positive");
+    require(widest > 0, "widest must be positive");
     std::vector<Detection> found;
-    std::vector<BrightPixel> bright;
+    BrightPixels bright;
+    bright.widest = widest;
     {
         py::gil_scoped_release go;
         found = detect_stars(view, sky, {fwhm, narrow, threshold, saturation}, &bright);
@@ -37,7 +39,7 @@ py::tuple detect(const FloatArray& image, const FloatArray& level, const FloatAr
         for (const double value : {d.x, d.y, double(d.flux), double(d.flux_err), double(d.peak), double(d.sky),
                                    double(d.sharpness), double(d.flags)})
             *out++ = value;
-    return py::make_tuple(table, as_array(bright));
+    return py::make_tuple(table, as_array(bright.list));
 }
 
 std::pair<double, double> widths(const FloatArray& image, const FloatArray& level, const FloatArray& noise,
@@ -86,7 +88,7 @@ Array<std::int32_t> hits(const FloatArray& image, const Array<BrightPixel>& brig
 void bind_detect(py::module_& m) {
     PYBIND11_NUMPY_DTYPE(BrightPixel, x, y, sky, noise);
     m.def("detect", &detect, "image"_a.noconvert(), "level"_a.noconvert(), "noise"_a.noconvert(), "fwhm"_a, "narrow"_a,
-          "threshold"_a, "saturation"_a);
+          "threshold"_a, "saturation"_a, "widest"_a);
     m.def("detect_widths", &widths, "image"_a.noconvert(), "level"_a.noconvert(), "noise"_a.noconvert(),
           "saturation"_a);
     m.def("detect_bright", &bright, "image"_a.noconvert(), "level"_a.noconvert(), "noise"_a.noconvert());

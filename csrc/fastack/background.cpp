@@ -34,8 +34,8 @@ float remedian(const float* x, std::ptrdiff_t n, float* scratch) {
         scratch += part;
         n = part;
     }
-    std::copy(x, x + n, scratch);
-    std::sort(scratch, scratch + n); // at most 26
+    std::copy(x, x + n, scratch); // at most 26
+    std::nth_element(scratch, scratch + n / 2, scratch + n);
     return scratch[n / 2];
 }
 
@@ -112,7 +112,8 @@ class CellRow {
             const std::ptrdiff_t before = quarter * (rows_of_all / 4) + std::min(quarter, rows_of_all % 4) + k / 4;
             for (std::ptrdiff_t i = 0; i < end - first; ++i)
                 out[i] = samples_.data() + i * room_ + before * (edge[i + 1] - edge[i]);
-            rows().background.deal(image_.row(y) + x0, edge, end - first, out, missing);
+            rows().background.deal(image_.row(y) + x0, edge, end - first,
+                                   y + step_ < image_.ny ? step_ * image_.stride : 0, out, missing);
             for (std::ptrdiff_t i = 0; mask_ && i < end - first; ++i)
                 for (std::ptrdiff_t x = edge[i]; x < edge[i + 1]; ++x)
                     if (mask_(y, x0 + x)) {

@@ -10,6 +10,8 @@
 namespace fastack {
 namespace {
 
+constexpr int fewest_on_plateau = 4;
+
 /// Pixels at the saturation level that hang together (8 neighbours) with the one at (x, y).
 struct Plateau {
     double x = 0, y = 0;
@@ -80,42 +82,45 @@ class Neighbours {
 /// From maxima of the filtered image to stars.
 class Finder {
   public:
-    /// `gaps`: whether pixels are missing.
-    Finder(Image<const float> image, const SkyAt& at, const Kernel& kernel, Search search, bool gaps)
-        : image_(image), gaps_(gaps), at_(at), kernel_(kernel), search_(search), psf_(search.narrow),
+    Finder(Image<const float> image, const SkyAt& at, const Kernel& kernel, Search search)
+        : image_(image), at_(at), kernel_(kernel), search_(search), psf_(search.narrow), tests_(image),
           reach_(static_cast<std::ptrdiff_t>(std::ceil(search.fwhm))), near_(image, Deblender::reach * search.fwhm),
           deblender_(image, kernel, search.fwhm) {
         const double inner = 1.3 * search.fwhm + 0.5, outer = inner + 1.5;
-        const auto half = [](double radius, std::ptrdiff_t y) { // pixels on either side of the middle one, -1: none
-            const double square = radius * radius - static_cast<double>(y * y);
-            return square > 0 ? static_cast<std::ptrdiff_t>(std::sqrt(square)) : -1;
-        };
-        for (auto y = -static_cast<std::ptrdiff_t>(outer); y <= static_cast<std::ptrdiff_t>(outer); ++y) {
-            const std::ptrdiff_t wide = half(outer, y), gap = half(inner, y);
-            if (gap < 0) {
-                ring_.push_back({y, -wide, wide + 1});
-            } else if (gap < wide) {
-                ring_.push_back({y, -wide, -gap});
-                ring_.push_back({y, gap + 1, wide + 1});
-            }
+        const auto r = static_cast<std::int32_t>(outer);
+        for (std::int32_t y = -r; y <= r; ++y)
+            for (std::int32_t x = -r; x <= r; ++x)
+                if (const double square = x * x + y * y; square >= inner * inner && square <= outer * outer)
+                    ring_.push_back({x, y});
+        ring_values_.resize(ring_.size());
+        around_ = std::max<std::ptrdiff_t>(reach_, r + 1) + 1;
+        apart_ = static_cast<std::ptrdiff_t>((Deblender::reach + 1) * search.fwhm) + 3;
+    }
+
+    /// Turns the maxima whose surroundings lie in rows before `end` into stars; those already seen stay as they are.
+    void follow(const Maxima& maxima, std::ptrdiff_t end) {
+        gaps_ = maxima.gaps;
+        for (; seen_maxima_ < maxima.list.size(); ++seen_maxima_) {
+            const Maximum& m = maxima.list[seen_maxima_];
+            if (m.y + around_ >= end)
+                break;
+            if (saturated_star(m))
+                continue;
+            singles_.push_back(found_.size());
+            add(star(m));
+        }
+        // all that lies near a star must be known before its pairs are sought
+        for (; deblended_ < singles_.size(); ++deblended_) {
+            const std::size_t i = singles_[deblended_];
+            if (found_[i].y + static_cast<double>(around_ + apart_) >= static_cast<double>(end))
+                break;
+            if (found_[i].snr > deblend_snr && !(found_[i].flags & (sharp | saturated)))
+                deblend(i);
         }
     }
 
-    std::vector<Detection> run(const std::vector<Maximum>& maxima) {
-        if (std::isnan(search_.saturation))
-            search_.saturation = plateau_level(maxima);
-        for (std::size_t i = 0; i < maxima.size(); ++i) {
-            if (i + ahead < maxima.size())
-                prefetch(image_, maxima[i + ahead].x, maxima[i + ahead].y, 2 * reach_);
-            if (!saturated_star(maxima[i]))
-                add(star(maxima[i]));
-        }
-        const std::size_t singles = found_.size();
-        for (const Detection& d : found_)
-            near_.add(d.x, d.y);
-        for (std::size_t i = 0; i < singles; ++i)
-            if (found_[i].snr > deblend_snr && !(found_[i].flags & (sharp | saturated)))
-                deblend(i);
+    std::vector<Detection> finish(const Maxima& maxima) {
+        follow(maxima, std::numeric_limits<std::int32_t>::max());
         std::erase_if(found_, [&](const Detection& d) { return !kept_[&d - found_.data()]; });
         std::sort(found_.begin(), found_.end(), [](const Detection& a, const Detection& b) {
             return a.flux != b.flux ? a.flux > b.flux : a.y != b.y ? a.y < b.y : a.x < b.x;
@@ -124,29 +129,27 @@ class Finder {
     }
 
   private:
-    static constexpr std::size_t ahead = 4;     ///< stars whose pixels are asked for beforehand
     static constexpr double sharp_margin = 1.2; ///< sharpness of a real star that is still a star's
     static constexpr float faint_peak = 15.0f;  ///< sigma
     static constexpr float bright_part = 0.5f;  ///< of a faint highest pixel, from which others are tested, too
     static constexpr float clear_pixel = 5.0f;  ///< sigma
     static constexpr float deblend_snr = 15.0f;
-    static constexpr int fewest_on_plateau = 4;
 
     void add(const Detection& d) {
+        near_.add(d.x, d.y);
         found_.push_back(d);
         kept_.push_back(worth_keeping(d));
     }
 
-    bool worth_keeping(const Detection& d) const { return d.flags & (sharp | saturated) || stands_out(d); }
+    bool worth_keeping(const Detection& d) { return d.flags & (sharp | saturated) || stands_out(d); }
 
-    Detection star(const Maximum& m) const {
+    Detection star(const Maximum& m) {
         const Vertex across = vertex(m.snr[3], m.snr[4], m.snr[5]), down = vertex(m.snr[1], m.snr[4], m.snr[7]);
         const double snr = m.snr[4] * across.gain * down.gain;
         return describe(m.x + across.shift, m.y + down.shift, snr, m.x, m.y, m.level, m.noise);
     }
 
-    Detection describe(double x, double y, double snr, std::ptrdiff_t px, std::ptrdiff_t py, float sky,
-                       float noise) const {
+    Detection describe(double x, double y, double snr, std::ptrdiff_t px, std::ptrdiff_t py, float sky, float noise) {
         const double height = snr / std::sqrt(kernel_.norm); // in units of the noise
         float peak = -std::numeric_limits<float>::infinity();
         bool gap = false;
@@ -164,7 +167,9 @@ class Finder {
         const double part = kernel_.height(dx * dx + dy * dy);
         const double sharpness = (image_(py, px) - sky) / (noise * height * part);
         const double error = std::sqrt(std::max(0.0, 1 - part * part / kernel_.norm)) / (height * part);
-        const bool hit = hit_beside(px, py, peak, sky, noise) || hit_in_core(px, py, sky, noise);
+        test_beside(px, py, peak, sky, noise);
+        test_core(px, py, sky, noise);
+        const bool hit = tests_.any(psf_);
         std::uint16_t flags = 0;
         if (gap)
             flags |= edge;
@@ -178,56 +183,31 @@ class Finder {
                 flags};
     }
 
-    /// Whether the highest pixel of the 3x3 about a maximum is a hit; if it is faint, whether any of those is that
-    /// noise alone does not make as bright: a track has several, each of them with its own noise. In bright sources not
-    /// the noise but the difference between point-spread functions and Gaussians decides.
-    bool hit_beside(std::ptrdiff_t px, std::ptrdiff_t py, float peak, float sky, float noise) const {
+    /// Tests the highest pixel of the 3x3 about a maximum; if it is faint, any of those that noise alone does not make
+    /// as bright: a track has several, each of them with its own noise. In bright sources not the noise but the
+    /// difference between point-spread functions and Gaussians decides.
+    void test_beside(std::ptrdiff_t px, std::ptrdiff_t py, float peak, float sky, float noise) {
         const bool faint = peak - sky < faint_peak * noise;
         const float clear = faint ? sky + std::max(clear_pixel * noise, bright_part * (peak - sky)) : peak;
         const Box core(image_, px, py, 1);
         for (std::ptrdiff_t v = core.y0; v < core.y1; ++v)
             for (std::ptrdiff_t u = core.x0; u < core.x1; ++u)
-                if ((image_(v, u) >= clear || image_(v, u) == peak) &&
-                    psf_.too_sharp(Vicinity(image_, u, v, sky, noise), shot(sky, noise),
-                                   faint && image_(v, u) >= clear ? 3.0f : 3.5f))
-                    return true;
-        return false;
+                if (image_(v, u) >= clear || image_(v, u) == peak)
+                    tests_.add(u, v, sky, noise, shot(sky, noise), faint && image_(v, u) >= clear ? 3.0f : 3.5f);
     }
 
-    /// Hits that the filter has merged into one broad maximum: the brightest pixel within half the FWHM.
-    bool hit_in_core(std::ptrdiff_t px, std::ptrdiff_t py, float sky, float noise) const {
+    /// Tests what the filter may have merged into one broad maximum: the brightest pixel within half the FWHM.
+    void test_core(std::ptrdiff_t px, std::ptrdiff_t py, float sky, float noise) {
         const auto r = static_cast<std::ptrdiff_t>(0.5 * search_.fwhm);
         if (r < 2)
-            return false;
+            return;
         const Box box(image_, px, py, r);
         Pixel top{static_cast<std::int32_t>(px), static_cast<std::int32_t>(py)};
         for (std::ptrdiff_t v = box.y0; v < box.y1; ++v)
             for (std::ptrdiff_t u = box.x0; u < box.x1; ++u)
                 if (image_(v, u) > image_(top.y, top.x))
                     top = {static_cast<std::int32_t>(u), static_cast<std::int32_t>(v)};
-        return psf_.too_sharp(Vicinity(image_, top.x, top.y, sky, noise), shot(sky, noise), 4.5f);
-    }
-
-    /// The image's highest value, where at least `fewest_on_plateau` pixels of one maximum share it.
-    float plateau_level(const std::vector<Maximum>& maxima) const {
-        float top = -std::numeric_limits<float>::infinity();
-        for (const Maximum& m : maxima) {
-            const Box box(image_, m.x, m.y, 1);
-            for (std::ptrdiff_t v = box.y0; v < box.y1; ++v)
-                for (std::ptrdiff_t u = box.x0; u < box.x1; ++u)
-                    if (there(image_(v, u)))
-                        top = std::max(top, image_(v, u));
-        }
-        for (const Maximum& m : maxima) {
-            const Box box(image_, m.x, m.y, 1);
-            int n = 0;
-            for (std::ptrdiff_t v = box.y0; v < box.y1; ++v)
-                for (std::ptrdiff_t u = box.x0; u < box.x1; ++u)
-                    n += image_(v, u) == top;
-            if (n >= fewest_on_plateau)
-                return top;
-        }
-        return std::numeric_limits<float>::infinity();
+        tests_.add(top.x, top.y, sky, noise, shot(sky, noise), 4.5f);
     }
 
     /// Takes the maxima of a saturated star together; true where `m` is one of them.
@@ -272,7 +252,6 @@ class Finder {
         for (std::size_t k = 1; k < parts.size(); ++k) {
             if (known(parts[k].x, parts[k].y, index))
                 continue;
-            near_.add(parts[k].x, parts[k].y);
             add(describe(parts[k]));
             added = true;
         }
@@ -282,7 +261,7 @@ class Finder {
         }
     }
 
-    Detection describe(const Part& p) const {
+    Detection describe(const Part& p) {
         Detection d = describe(p.x, p.y, p.snr, p.px, p.py, at_.level(p.py, p.px), at_.noise(p.py, p.px));
         d.flags |= blended;
         return d;
@@ -301,19 +280,13 @@ class Finder {
 
     /// Whether a detection rises above the ring about it, and not only above the sky's mesh: bumps of noise
     /// on the wing of a bright star, on a nebula or on a vignetted border do not.
-    bool stands_out(const Detection& d) const {
+    bool stands_out(const Detection& d) {
         const std::ptrdiff_t cx = std::lround(d.x), cy = std::lround(d.y);
-        /// Calls `count(pixels, n)` for each run of the ring's pixels.
-        const auto along_ring = [&](auto&& count) {
-            for (const Run& run : ring_) {
-                const std::ptrdiff_t y = cy + run.y, from = std::max<std::ptrdiff_t>(cx + run.from, 0),
-                                     to = std::min(cx + run.to, image_.nx);
-                if (y >= 0 && y < image_.ny && from < to)
-                    count(image_.row(y) + from, to - from);
-            }
-        };
         std::ptrdiff_t n = 0;
-        along_ring([&](const float* x, std::ptrdiff_t some) { n += gaps_ ? std::count_if(x, x + some, there) : some; });
+        for (const Pixel& p : ring_)
+            if (const std::ptrdiff_t x = cx + p.x, y = cy + p.y;
+                x >= 0 && y >= 0 && x < image_.nx && y < image_.ny && there(image_(y, x)))
+                ring_values_[n++] = image_(y, x);
         if (n < 5)
             return true;
         // It does where snr + (margin - wing) sum > threshold sqrt(1 + photons wing), wing the ring's median above
@@ -328,41 +301,68 @@ class Finder {
         const double root = std::sqrt(std::max(half * half - sum * sum * (free * free - least * least), 0.0));
         const auto limit = static_cast<float>(d.sky + noise * (half - root) / (sum * sum));
         std::ptrdiff_t below = 0;
-        along_ring([&](const float* x, std::ptrdiff_t some) {
-            for (std::ptrdiff_t i = 0; i < some; ++i)
-                below += (x[i] < limit) & (x[i] >= std::numeric_limits<float>::lowest());
-        });
+        for (std::ptrdiff_t i = 0; i < n; ++i)
+            below += ring_values_[i] < limit;
         return 2 * below > n;
     }
 
     Image<const float> image_;
-    bool gaps_;
+    bool gaps_ = false; ///< whether pixels are missing
     const SkyAt& at_;
     const Kernel& kernel_;
     Search search_;
     Sharpness psf_;
+    SharpTests tests_;
     std::ptrdiff_t reach_;
+    std::ptrdiff_t around_, apart_; ///< rows below a maximum that tell what it is; further ones with stars in its light
     Neighbours near_;
-    struct Run {
-        std::ptrdiff_t y, from, to; ///< relative to the star's pixel
-    };
-    std::vector<Run> ring_; ///< about a star
+    std::vector<Pixel> ring_; ///< about a star, relative to its pixel
+    std::vector<float> ring_values_;
     Deblender deblender_;
     std::vector<Detection> beside_;
     std::vector<Detection> found_;
-    std::vector<char> kept_; ///< whether each of those found is a star or a hit
+    std::vector<std::size_t> singles_; ///< those found as maxima of their own
+    std::vector<char> kept_;           ///< whether each of those found is a star or a hit
+    std::size_t seen_maxima_ = 0, deblended_ = 0;
     std::vector<Plateau> plateaus_;
     std::unordered_set<std::uint64_t> seen_;
 };
 
+/// The image's highest value, where at least four pixels of one maximum share it.
+float plateau_level(Image<const float> image, const std::vector<Maximum>& maxima) {
+    float top = -std::numeric_limits<float>::infinity();
+    for (const Maximum& m : maxima)
+        top = std::max(top, m.top);
+    for (const Maximum& m : maxima) {
+        if (m.top < top)
+            continue;
+        const Box box(image, m.x, m.y, 1);
+        int n = 0;
+        for (std::ptrdiff_t v = box.y0; v < box.y1; ++v)
+            for (std::ptrdiff_t u = box.x0; u < box.x1; ++u)
+                n += image(v, u) == top;
+        if (n >= fewest_on_plateau)
+            return top;
+    }
+    return std::numeric_limits<float>::infinity();
+}
+
 } // namespace
 
-std::vector<Detection> detect_stars(Image<const float> image, Sky sky, Search search,
-                                    std::vector<BrightPixel>* bright) {
+std::vector<Detection> detect_stars(Image<const float> image, Sky sky, Search search, BrightPixels* bright) {
     const SkyAt at(image, sky);
     const Kernel kernel(search.fwhm);
-    const Maxima maxima = find_maxima(image, sky, at, kernel, search.threshold, 0, image.ny, bright);
-    return Finder(image, at, kernel, search, maxima.gaps).run(maxima.list);
+    const bool unknown = std::isnan(search.saturation);
+    if (unknown)
+        search.saturation = std::numeric_limits<float>::infinity();
+    Finder finder(image, at, kernel, search);
+    const Maxima maxima = find_maxima(image, sky, at, kernel, search.threshold, 0, image.ny, bright,
+                                      [&](const Maxima& found, std::ptrdiff_t end) { finder.follow(found, end); });
+    if (unknown)
+        search.saturation = plateau_level(image, maxima.list);
+    if (unknown && std::isfinite(search.saturation)) // all of them again, now that the level is known
+        return Finder(image, at, kernel, search).finish(maxima);
+    return finder.finish(maxima);
 }
 
 } // namespace fastack

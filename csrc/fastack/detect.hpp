@@ -45,12 +45,18 @@ struct BrightPixel {
     float sky, noise;
 };
 
-/// The detections, brightest first (then by y and x); the bright pixels by rows, which the same pass over the image
-/// finds, where a list for them is given.
-std::vector<Detection> detect_stars(Image<const float> image, Sky sky, Search search,
-                                    std::vector<BrightPixel>* bright = nullptr);
+/// Pixels above 6 sigma by rows: all of them, or the highest and those from which `find_hits` finds the same hits where
+/// its `narrow` is `widest` or less.
+struct BrightPixels {
+    double widest = std::numeric_limits<double>::infinity(); ///< pixel; infinity: all
+    std::vector<BrightPixel> list;
+};
 
-/// The bright pixels alone, by rows.
+/// The detections, brightest first (then by y and x); the bright pixels, which the same pass over the image finds,
+/// where a list for them is given.
+std::vector<Detection> detect_stars(Image<const float> image, Sky sky, Search search, BrightPixels* bright = nullptr);
+
+/// All bright pixels.
 std::vector<BrightPixel> bright_pixels(Image<const float> image, Sky sky);
 
 /// Full widths at half maximum, pixel: geometric mean of both axes, and along the shorter one.

@@ -1,5 +1,7 @@
 #include "fastack/detect_filter.hpp"
 
+#include "fastack/detect_sharp.hpp"
+
 #include <algorithm>
 #include <cstring>
 #include <limits>
@@ -118,7 +120,7 @@ class SkyRows {
 class Sweep {
   public:
     Sweep(Image<const float> image, Sky sky, const SkyAt& at, const Kernel& kernel, float threshold,
-          std::vector<BrightPixel>* bright)
+          BrightPixels* bright)
         : image_(image), kernel_(kernel), threshold_(threshold), bright_(bright), sky_(image, sky, at),
           pedestal_(at.level(image.ny / 2, image.nx / 2)), line_sum_(static_cast<float>(kernel.line())),
           sum_(static_cast<float>(kernel.sum())), depth_(2 * kernel.radius + 2 * filter_rows),
@@ -126,12 +128,12 @@ class Sweep {
           weight_(depth_, image.nx), lines_(filter_rows, image.nx), weights_(filter_rows, image.nx),
           filtered_(kept, image.nx), spare_(4, image.nx), filter_bound_(depth_ * blocks_),
           bright_bound_(depth_ * blocks_), never_(blocks_, infinity), lit_(depth_ * blocks_), above_(kept * blocks_),
-          counts_(blocks_) {
+          counts_(blocks_), tests_(image), psf_(bright ? bright->widest : 1.0) {
         std::fill_n(spare_[scratch], image.nx, 1.0f);
         filter_weight(spare_[scratch], spare_[whole]);
     }
 
-    Maxima run(ptrdiff_t y0, ptrdiff_t y1) {
+    Maxima run(ptrdiff_t y0, ptrdiff_t y1, const Follow& follow) {
         const ptrdiff_t r = kernel_.radius, first = std::max<ptrdiff_t>(y0 - 1, 0), last = std::min(y1 + 1, image_.ny);
         for (ptrdiff_t y = first - r; y < first + r; ++y)
             enter(y);
@@ -146,7 +148,11 @@ class Sweep {
                 std::fill_n(filtered_[slot(last)] - pad, filtered_.stride(), -infinity);
             for (const ptrdiff_t stop = end ? y1 : std::min(y1, y + filter_rows - 1); next < stop; ++next)
                 collect(next);
+            if (follow)
+                follow(found_, next);
         }
+        if (bright_)
+            finish_bright();
         return std::move(found_);
     }
 
@@ -215,9 +221,12 @@ class Sweep {
             weight[j] = !inside(y - r + j) ? spare_[zeros] : line.missing ? weight_[place(y - r + j)] : spare_[whole];
             gaps = gaps || (line.missing && j < 2 * r + n);
         }
-        rows().detect.filter_y[r](in, kernel_.tap, -pedestal_ * line_sum_, nx, lines_[0], lines_.stride());
+        const float* next[filter_rows];
+        for (ptrdiff_t k = 0; k < filter_rows; ++k)
+            next[k] = image_.row(std::min(y + r + filter_rows + k, image_.ny - 1));
+        rows().detect.filter_y[r](in, kernel_.tap, -pedestal_ * line_sum_, nx, lines_[0], lines_.stride(), next);
         if (gaps)
-            rows().detect.filter_y[r](weight, kernel_.square, 0.0f, nx, weights_[0], weights_.stride());
+            rows().detect.filter_y[r](weight, kernel_.square, 0.0f, nx, weights_[0], weights_.stride(), next);
         for (ptrdiff_t k = 0; k < n; ++k) {
             sky_.seek(y + k);
             set_border(lines_[k], line_sum_ * (sky_.level(0) - pedestal_),
@@ -267,7 +276,7 @@ class Sweep {
                 const float zero = sum_ * (sky - pedestal_);
                 if (!(here[x] - zero > threshold_ * noise))
                     return;
-                Maximum m{static_cast<std::int32_t>(x), static_cast<std::int32_t>(y), sky, noise, {}};
+                Maximum m{static_cast<std::int32_t>(x), static_cast<std::int32_t>(y), sky, noise, top(x, y), {}};
                 for (int k = 0; k < 3; ++k) {
                     m.snr[k] = (above[x - 1 + k] - zero) / noise;
                     m.snr[3 + k] = (here[x - 1 + k] - zero) / noise;
@@ -278,6 +287,14 @@ class Sweep {
         }
     }
 
+    float top(ptrdiff_t x, ptrdiff_t y) const {
+        float highest = -infinity;
+        for (ptrdiff_t v = std::max<ptrdiff_t>(y - 1, 0); v < std::min(y + 2, image_.ny); ++v)
+            for (ptrdiff_t u = std::max<ptrdiff_t>(x - 1, 0); u < std::min(x + 2, image_.nx); ++u)
+                highest = there(image_(v, u)) ? std::max(highest, image_(v, u)) : highest;
+        return highest;
+    }
+
     void collect_bright(ptrdiff_t y, ptrdiff_t begin, ptrdiff_t end) {
         rows().detect.mark(image_.row(y) + begin, end - begin,
                            bright_bound_[place(y) * blocks_ + begin / threshold_block], marked_);
@@ -285,8 +302,40 @@ class Sweep {
             const ptrdiff_t x = begin + i;
             const float value = image_(y, x), sky = sky_.level(x), noise = sky_.noise(x);
             if (value - sky > bright_limit * noise && there(value))
-                bright_->push_back({static_cast<std::int32_t>(x), static_cast<std::int32_t>(y), sky, noise});
+                add_bright({static_cast<std::int32_t>(x), static_cast<std::int32_t>(y), sky, noise}, value);
         });
+    }
+
+    void add_bright(const BrightPixel& p, float value) {
+        if (std::isinf(bright_->widest)) {
+            bright_->list.push_back(p);
+            return;
+        }
+        if (value > top_value_) {
+            top_value_ = value;
+            top_ = p;
+        }
+        untested_[tests_.size()] = p;
+        // without the light's own photons, which only make the test milder; rounding must not lose one
+        tests_.add(p.x, p.y, p.sky, p.noise, 0.0f, 0.999f * hit_limit);
+        if (tests_.full())
+            test_bright();
+    }
+
+    void test_bright() {
+        tests_.run(psf_, [&](int i) { bright_->list.push_back(untested_[i]); });
+    }
+
+    /// The last pixels, and the highest of all if it is not among those that were found.
+    void finish_bright() {
+        test_bright();
+        if (top_value_ == -infinity)
+            return;
+        const auto at = std::lower_bound(
+            bright_->list.begin(), bright_->list.end(), top_,
+            [](const BrightPixel& a, const BrightPixel& b) { return a.y != b.y ? a.y < b.y : a.x < b.x; });
+        if (at == bright_->list.end() || at->x != top_.x || at->y != top_.y)
+            bright_->list.insert(at, top_);
     }
 
     /// Calls `visit(i)` where `marked_[i]`, i < n; skips eight pixels at a time.
@@ -306,7 +355,7 @@ class Sweep {
     Image<const float> image_;
     const Kernel& kernel_;
     float threshold_;
-    std::vector<BrightPixel>* bright_;
+    BrightPixels* bright_;
     SkyRows sky_;
     float pedestal_;       ///< taken off in the filter, which rounds less then
     float line_sum_, sum_; ///< of the filter in one and in two dimensions
@@ -320,6 +369,11 @@ class Sweep {
     std::vector<float> filter_bound_, bright_bound_, never_; ///< by block; of rows in place `place(y)`
     std::vector<std::uint8_t> lit_, above_, counts_;         ///< blocks with pixels above those bounds
     std::uint8_t marked_[threshold_block];
+    SharpTests tests_; ///< of bright pixels
+    Sharpness psf_;
+    BrightPixel untested_[sharp_lanes];
+    BrightPixel top_{}; ///< the highest of them
+    float top_value_ = -infinity;
     Maxima found_;
 };
 
@@ -370,15 +424,15 @@ Vertex vertex(float left, float middle, float right) {
 }
 
 Maxima find_maxima(Image<const float> image, Sky sky, const SkyAt& at, const Kernel& kernel, float threshold,
-                   ptrdiff_t y0, ptrdiff_t y1, std::vector<BrightPixel>* bright) {
-    return Sweep(image, sky, at, kernel, threshold, bright).run(y0, y1);
+                   ptrdiff_t y0, ptrdiff_t y1, BrightPixels* bright, const Follow& follow) {
+    return Sweep(image, sky, at, kernel, threshold, bright).run(y0, y1, follow);
 }
 
 std::vector<BrightPixel> bright_pixels(Image<const float> image, Sky sky) {
-    std::vector<BrightPixel> bright;
+    BrightPixels bright;
     find_maxima(image, sky, SkyAt(image, sky), Kernel(1.0), std::numeric_limits<float>::infinity(), 0, image.ny,
                 &bright);
-    return bright;
+    return bright.list;
 }
 
 } // namespace fastack

@@ -6,6 +6,7 @@
 #include "rows/rows.hpp"
 
 #include <cmath>
+#include <functional>
 #include <vector>
 
 namespace fastack {
@@ -65,6 +66,7 @@ struct Kernel {
 struct Maximum {
     std::int32_t x, y;
     float level, noise; ///< of the sky there
+    float top;          ///< highest pixel of the 3x3 about it
     float snr[9];       ///< of the 3x3 about it
 };
 
@@ -73,10 +75,13 @@ struct Maxima {
     bool gaps = false;         ///< whether pixels are missing
 };
 
+/// Told of the maxima of all rows before `end`, while the cache still holds these rows.
+using Follow = std::function<void(const Maxima&, std::ptrdiff_t end)>;
+
 /// Maxima of the filtered image above the threshold in rows [y0, y1); to `bright`, where it is given, the bright pixels
 /// of these rows are added.
 Maxima find_maxima(Image<const float> image, Sky sky, const SkyAt& at, const Kernel& kernel, float threshold,
-                   std::ptrdiff_t y0, std::ptrdiff_t y1, std::vector<BrightPixel>* bright = nullptr);
+                   std::ptrdiff_t y0, std::ptrdiff_t y1, BrightPixels* bright = nullptr, const Follow& follow = {});
 
 /// Vertex of the parabola through three logarithms: exact for a Gaussian.
 struct Vertex {

@@ -22,22 +22,28 @@ float middle_of_25(const Vicinity& z) {
 } // namespace
 
 std::vector<Pixel> find_hits(Image<const float> image, Span<const BrightPixel> bright, Hits how) {
-    constexpr float core_limit = 4.0f, wing_limit = 2.0f, wing_noise = 3.5f;
+    constexpr float wing_limit = 2.0f, wing_noise = 3.5f;
     using Bright = BrightPixel;
     const Sharpness psf(how.narrow);
-    float top = -std::numeric_limits<float>::infinity();
-    for (const Bright& p : bright)
-        top = std::max(top, image(p.y, p.x));
-    const float full = std::isnan(how.saturation) ? top : how.saturation;
     const auto shot = [&](const Bright& p) {
         const float variance = std::isnan(how.shot) ? (p.sky > p.noise ? p.noise * p.noise / p.sky : 0.0f) : how.shot;
         return variance / p.noise;
     };
     std::unordered_set<std::uint64_t> seen;
     std::vector<Bright> hits;
+    std::vector<Bright> steep;
+    SharpTests tests(image);
+    float top = -std::numeric_limits<float>::infinity();
     for (const Bright& p : bright) {
-        if (!psf.too_sharp(Vicinity(image, p.x, p.y, p.sky, p.noise), shot(p), core_limit))
-            continue;
+        top = std::max(top, image(p.y, p.x));
+        tests.add(p.x, p.y, p.sky, p.noise, shot(p), hit_limit);
+        if (const Bright* last = &p + 1; tests.full() || last == bright.end()) {
+            const Bright* first = last - tests.size();
+            tests.run(psf, [&](int i) { steep.push_back(first[i]); });
+        }
+    }
+    const float full = std::isnan(how.saturation) ? top : how.saturation;
+    for (const Bright& p : steep) {
         const Box box(image, p.x, p.y, 2);
         int at_top = 0;
         for (std::ptrdiff_t v = box.y0; v < box.y1; ++v)

@@ -16,7 +16,7 @@ double unweighted(double moment, double weight) {
 
 /// Width of a source by its second moments under a Gaussian weight of the same width (Bernstein & Jarvis
 /// 2002, AJ 123, 583, section 3.1); NaN where that does not converge or the source is long.
-Widths adaptive_widths(Image<const float> image, const Maximum& m, float sky, float noise, double start) {
+Widths adaptive_widths(Image<const float> image, const Maximum& m, float sky, double start) {
     constexpr Widths failed{};
     constexpr double narrowest = 0.9, widest = 8.0; // sigma of the weight, pixel
     constexpr double longest = 0.5;                 // (a^2 - b^2) / (a^2 + b^2) under the weight
@@ -27,24 +27,28 @@ Widths adaptive_widths(Image<const float> image, const Maximum& m, float sky, fl
         const std::ptrdiff_t cx = std::lround(x), cy = std::lround(y);
         if (cx < r || cy < r || cx + r >= image.nx || cy + r >= image.ny)
             return failed;
-        double across[64], down[64];
+        double across[64][3]; // the weight of a column, times its distance, times that squared
         for (std::ptrdiff_t j = -r; j <= r; ++j) {
-            const double dx = static_cast<double>(cx + j) - x, dy = static_cast<double>(cy + j) - y;
-            across[j + r] = std::exp(-0.5 * dx * dx / (weight * weight));
-            down[j + r] = std::exp(-0.5 * dy * dy / (weight * weight));
+            const double dx = static_cast<double>(cx + j) - x, part = std::exp(-0.5 * dx * dx / (weight * weight));
+            across[j + r][0] = part;
+            across[j + r][1] = part * dx;
+            across[j + r][2] = part * dx * dx;
         }
         double sum = 0, sx = 0, sy = 0, sxx = 0, syy = 0, sxy = 0;
-        for (std::ptrdiff_t v = -r; v <= r; ++v)
-            for (std::ptrdiff_t u = -r; u <= r; ++u) {
-                const double value = (image(cy + v, cx + u) - sky) / noise * across[u + r] * down[v + r];
-                const double dx = static_cast<double>(cx + u) - x, dy = static_cast<double>(cy + v) - y;
-                sum += value;
-                sx += value * dx;
-                sy += value * dy;
-                sxx += value * dx * dx;
-                syy += value * dy * dy;
-                sxy += value * dx * dy;
-            }
+        for (std::ptrdiff_t v = -r; v <= r; ++v) {
+            const float* row = image.row(cy + v) + cx - r;
+            double line[3] = {};
+            for (std::ptrdiff_t u = 0; u <= 2 * r; ++u)
+                for (int k = 0; k < 3; ++k)
+                    line[k] += static_cast<double>(row[u] - sky) * across[u][k];
+            const double dy = static_cast<double>(cy + v) - y, part = std::exp(-0.5 * dy * dy / (weight * weight));
+            sum += part * line[0];
+            sx += part * line[1];
+            sy += part * dy * line[0];
+            sxx += part * line[2];
+            syy += part * dy * dy * line[0];
+            sxy += part * dy * line[1];
+        }
         if (!(sum > 0))
             return failed;
         sx /= sum;
@@ -93,6 +97,7 @@ Widths find_widths_near(double middle, Image<const float> image, Sky sky, float 
     const SkyAt at(image, sky);
     const Kernel kernel(middle);
     const Sharpness psf(narrowest);
+    SharpTests tests(image);
     std::vector<double> widths, narrow;
     for (std::ptrdiff_t part : order) {
         const std::ptrdiff_t y0 = part * image.ny / parts, y1 = (part + 1) * image.ny / parts;
@@ -103,22 +108,22 @@ Widths find_widths_near(double middle, Image<const float> image, Sky sky, float 
         std::size_t tried = 0;
         for (const Maximum& m : maxima) {
             const float level = m.level, noise = m.noise;
-            const Vicinity z(image, m.x, m.y, level, noise);
-            bool usable = true;
-            for (int v = -1; v <= 1 && usable; ++v)
-                for (int u = -1; u <= 1 && usable; ++u)
-                    usable =
-                        there(z(u, v)) && !(z(u, v) * noise + level >= saturation) &&
-                        !(z(u, v) > 8 && psf.too_sharp(Vicinity(image, m.x + u, m.y + v, level, noise), 0.0f, 3.5f));
-            if (!usable)
+            bool usable = m.x > 0 && m.y > 0 && m.x + 1 < image.nx && m.y + 1 < image.ny;
+            for (std::ptrdiff_t y = m.y - 1; y <= m.y + 1 && usable; ++y)
+                for (std::ptrdiff_t x = m.x - 1; x <= m.x + 1 && usable; ++x) {
+                    const float value = image(y, x);
+                    usable = there(value) && !(value >= saturation);
+                    if (value - level > 8 * noise)
+                        tests.add(x, y, level, noise, 0.0f, 3.5f);
+                }
+            if (tests.any(psf) || !usable)
                 continue;
-            if (const Widths found = adaptive_widths(image, m, level, noise, fwhm_to_sigma * middle);
-                found.mean > 1.2) {
+            if (const Widths found = adaptive_widths(image, m, level, fwhm_to_sigma * middle); found.mean > 1.2) {
                 widths.push_back(found.mean);
                 if (m.snr[4] > bright) // noise makes every faint source long
                     narrow.push_back(found.narrow / found.mean);
             }
-            if (++tried == most_tried)
+            if (++tried == most_tried || widths.size() == enough)
                 break;
         }
         if (widths.size() >= enough)

@@ -27,7 +27,6 @@ constexpr double eta_prior_sigma = 0.15;
 constexpr double tolerance = 1e-3;
 // Changes of a star, in sigma, that are worth another fit of its neighbours.
 constexpr double disturbance = 0.02;
-constexpr float padding_variance = 1e30f;
 // A point-spread function is no Moffat profile to the last per cent. In fits of the shape this keeps the
 // cores of bright stars from deciding alone, at the cost of the wings that hold the flux (cf. Stetson 1987,
 // PASP 99, 191, "profile error").
@@ -45,9 +44,8 @@ Parameters parameters(double x, double y, double peak, double sky, const MoffatS
     return {{x, y, peak, sky, s.a, s.b, s.c, s.eta}, s.integrated};
 }
 
-MeasureMoffat profile(const Parameters& p, double inverse_gain, double mismatch = 0) {
-    const double power = std::exp2(p.v[7]);
-    MeasureMoffat m;
+/// The profile at other parameters, but for its exponent.
+MeasureMoffat placed(MeasureMoffat m, const Parameters& p) {
     m.x = static_cast<float>(p.v[0]);
     m.y = static_cast<float>(p.v[1]);
     m.peak = static_cast<float>(p.v[2]);
@@ -55,6 +53,12 @@ MeasureMoffat profile(const Parameters& p, double inverse_gain, double mismatch 
     m.a = static_cast<float>(p.v[4]);
     m.b = static_cast<float>(p.v[5]);
     m.c = static_cast<float>(p.v[6]);
+    return m;
+}
+
+MeasureMoffat profile(const Parameters& p, double inverse_gain, double mismatch = 0) {
+    const double power = std::exp2(p.v[7]);
+    MeasureMoffat m = placed({}, p);
     m.eta = static_cast<float>(p.v[7]);
     m.beta = static_cast<float>(1 / p.v[7]);
     m.k = static_cast<float>(power - 1);
@@ -259,13 +263,8 @@ class Window {
 
     /// The highest of the pixels closer to (x, y) than 1.5.
     double top(double x, double y) const {
-        float highest = -std::numeric_limits<float>::infinity();
-        for (ptrdiff_t i = 0; i < pixels; ++i) {
-            const double dx = static_cast<double>(x_[i]) - x, dy = static_cast<double>(y_[i]) - y;
-            if (dx * dx + dy * dy < 2.25)
-                highest = std::max(highest, lists_[2][i]);
-        }
-        return std::isfinite(highest) ? highest : nan;
+        const float highest = rows().measure.top(list(), static_cast<float>(x), static_cast<float>(y));
+        return std::isfinite(highest) ? static_cast<double>(highest) : nan;
     }
 
     float* derivatives() const { return room_[0]; }
@@ -305,7 +304,7 @@ class Window {
         padded_ = padded(n);
         std::fill_n(lists_[3], n, variance);
         std::fill(lists_[2] + n, lists_[2] + padded_, 0.0f);
-        std::fill(lists_[3] + n, lists_[3] + padded_, padding_variance);
+        std::fill(lists_[3] + n, lists_[3] + padded_, measure_padding);
     }
 
     void collect(ptrdiff_t row, double radius) {
@@ -374,12 +373,17 @@ StarFit failed(const StarField& field, ptrdiff_t row, const Window& window, ptrd
     return fit;
 }
 
+/// Of a vector far from the limits of a double; std::hypot takes four times as long.
+double length(double dx, double dy) {
+    return std::sqrt(dx * dx + dy * dy);
+}
+
 /// Whether a fit differs from the one before by more than its neighbours can overlook.
 bool moved(const StarFit& before, const StarFit& now) {
     if (before.converged != now.converged)
         return true;
     return now.converged && (std::abs(now.peak - before.peak) > disturbance * now.peak_err ||
-                             std::hypot(now.x - before.x, now.y - before.y) > disturbance * now.xy_err);
+                             length(now.x - before.x, now.y - before.y) > disturbance * now.xy_err);
 }
 
 /// How far a fit may leave the listed position.
@@ -388,13 +392,13 @@ double leash(const StarField& field) {
 }
 
 bool strayed(const StarField& field, ptrdiff_t row, double x, double y) {
-    return !(std::hypot(x - field.xy[2 * row], y - field.xy[2 * row + 1]) < leash(field));
+    return !(length(x - field.xy[2 * row], y - field.xy[2 * row + 1]) < leash(field));
 }
 
 /// Largest step of a position in one iteration, from which a linear expansion still holds.
 double shorten(double dx, double dy, const StarField& field) {
-    const double length = std::hypot(dx, dy), limit = 0.25 * field.shape.fwhm();
-    return length > limit ? limit / length : 1;
+    const double step = length(dx, dy), limit = 0.25 * field.shape.fwhm();
+    return step > limit ? limit / step : 1;
 }
 
 /// The field's shape fitted to the pixels of the window: position, peak, sky, then the width.
@@ -404,9 +408,10 @@ StarFit fit_one(const StarField& field, ptrdiff_t row, const Window& window, Sta
     Normal<4> normal;
     Parameters p = parameters(fit.x - window.x0, fit.y - window.y0, peak, 0, field.shape);
     const MeasurePixels pixels = window.list();
+    const MeasureMoffat start = profile(p, field.inverse_gain);
     bool converged = false;
     for (int round = 0; round < 25 && !converged; ++round) {
-        rows().measure.width_sums(pixels, profile(p, field.inverse_gain), sums);
+        rows().measure.width_sums(pixels, placed(start, p), sums);
         normal.read(sums, measure_width);
         if (!invert(normal.matrix, inverse))
             return fit;
@@ -442,7 +447,7 @@ StarFit fit_one(const StarField& field, ptrdiff_t row, const Window& window, Sta
     double stretch = 0;
     for (int round = 0; round < 12; ++round) {
         if (round)
-            rows().measure.width_sums(pixels, profile(p, field.inverse_gain), sums);
+            rows().measure.width_sums(pixels, placed(start, p), sums);
         wide.read(sums, measure_width);
         if (!invert(wide.matrix, wide_inverse))
             break;
@@ -536,19 +541,6 @@ bool levenberg(Window& window, Parameters& p, double inverse_gain, double radius
             return false;
     }
     return false;
-}
-
-/// Sum of log(variance of the model / variance of the background). Without it, a sum of squares under the
-/// model's own weights favours the model that claims more noise.
-double log_variance(const MeasurePixels& pixels, const float* weight) {
-    double sum = 0;
-    for (ptrdiff_t i = 0; i < pixels.n; i += 8) {
-        double product = 1;
-        for (ptrdiff_t k = i; k < i + 8; ++k)
-            product *= static_cast<double>(weight[k]) * static_cast<double>(pixels.variance[k]);
-        sum -= std::log(product);
-    }
-    return sum;
 }
 
 } // namespace
@@ -839,7 +831,9 @@ bool fit_shape(const StarField& field, Span<const std::int64_t> chosen, MoffatSh
             if (invert(shared.matrix, inverse))
                 deviation = step_of(inverse, shared.gradient, step) * flattened;
             const double weight = flattened / (1 + deviation / outlying);
-            *star.likelihood = sums[measure_sums(P) - 1] + log_variance(pixels, window.model_weight());
+            // Without the logarithm of the model's variance (over that of the background), a sum of squares under the
+            // model's own weights favours the model that claims more noise.
+            *star.likelihood = sums[measure_sums(P) - 1] - kernel.log_ratio(pixels, window.model_weight());
             squares += *star.likelihood;
             samples += static_cast<double>(pixels.n);
             for (int r = 0; r < 4; ++r) {

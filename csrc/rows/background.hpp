@@ -28,8 +28,9 @@ struct BackgroundRows {
     CellMoments (*moments)(const float* x, std::ptrdiff_t n, float centre, float limit);
     CellCore (*core)(const float* x, std::ptrdiff_t n, float centre, float limit, float width);
     /// Copies x[edge[i]] to x[edge[i + 1]] to out[i], for n cells, and adds the missing samples (not finite) to
-    /// missing[i].
-    void (*deal)(const float* x, const std::ptrdiff_t* edge, std::ptrdiff_t n, float* const* out, int* missing);
+    /// missing[i]. Asks the cache for what lies `ahead` of each.
+    void (*deal)(const float* x, const std::ptrdiff_t* edge, std::ptrdiff_t n, std::ptrdiff_t ahead, float* const* out,
+                 int* missing);
     /// out = sum of weight[k] * rows[k][x] over four mesh rows
     void (*blend)(const float* const* rows, const float* weight, std::ptrdiff_t n, float* out);
     void (*subtract)(const float* x, const float* level, std::ptrdiff_t n, float* out);

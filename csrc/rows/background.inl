@@ -26,38 +26,50 @@ void distance(const float* __restrict__ x, ptrdiff_t n, float centre, float* __r
         out[i] = fabsf(x[i] - centre);
 }
 
-inline float lane_sum(float* lane) {
-    for (int half = cell_lanes / 2; half > 0; half /= 2)
+constexpr int cell_vectors = cell_lanes / native_lanes;
+
+/// Sums run in `cell_lanes` lanes, whose order is the same for every instruction set.
+inline float cell_total(Floats (&sum)[cell_vectors]) {
+    for (int half = cell_vectors / 2; half > 0; half /= 2)
         for (int j = 0; j < half; ++j)
-            lane[j] += lane[j + half];
-    return lane[0];
+            sum[j] += sum[j + half];
+    return add_lanes(sum[0]);
 }
 
-// Sums run in separate lanes, whose order is the same for every instruction set.
+inline float cell_count(Ints count) {
+    int total = 0;
+    for (int i = 0; i < native_lanes; ++i)
+        total -= count[i]; // a true lane is -1
+    return static_cast<float>(total);
+}
+
 CellMoments moments(const float* __restrict__ x, ptrdiff_t n, float centre, float limit) {
-    float count[cell_lanes] = {}, sum[cell_lanes] = {}, sum2[cell_lanes] = {};
+    Ints count = {}; // one for all, so that the others stay in registers
+    Floats sum[cell_vectors] = {}, sum2[cell_vectors] = {};
     for (ptrdiff_t i = 0; i < n; i += cell_lanes)
-        for (int j = 0; j < cell_lanes; ++j) {
-            const float d = x[i + j] - centre;
-            const float inside = fabsf(d) <= limit ? 1.0f : 0.0f;
-            const float kept = fabsf(d) <= limit ? d : 0.0f;
-            count[j] += inside;
+        for (int j = 0; j < cell_vectors; ++j) {
+            const Floats d = load_floats(x + i + j * native_lanes) - centre;
+            const Ints inside = absolute(d) <= limit;
+            const Floats kept = (Floats)((Ints)d & inside);
+            count += inside;
             sum[j] += kept;
             sum2[j] += kept * kept;
         }
-    return {lane_sum(count), lane_sum(sum), lane_sum(sum2)};
+    return {cell_count(count), cell_total(sum), cell_total(sum2)};
 }
 
 CellCore core(const float* __restrict__ x, ptrdiff_t n, float centre, float limit, float width) {
-    float count[cell_lanes] = {}, sum[cell_lanes] = {};
+    Ints count = {};
+    Floats sum[cell_vectors] = {};
+    const Floats low = all_floats(-width), high = all_floats(width);
     for (ptrdiff_t i = 0; i < n; i += cell_lanes)
-        for (int j = 0; j < cell_lanes; ++j) {
-            const float d = x[i + j] - centre;
-            const float kept = fabsf(d) <= limit ? d : 0.0f;
-            count[j] += fabsf(d) < width ? 1.0f : 0.0f;
-            sum[j] += lower(upper(kept, -width), width);
+        for (int j = 0; j < cell_vectors; ++j) {
+            const Floats d = load_floats(x + i + j * native_lanes) - centre;
+            const Floats kept = (Floats)((Ints)d & (absolute(d) <= limit)), raised = kept > low ? kept : low;
+            count += absolute(d) < width;
+            sum[j] += raised < high ? raised : high;
         }
-    return {lane_sum(count), lane_sum(sum)};
+    return {cell_count(count), cell_total(sum)};
 }
 
 inline int count_missing(const float* __restrict__ x, ptrdiff_t n) {
@@ -67,15 +79,27 @@ inline int count_missing(const float* __restrict__ x, ptrdiff_t n) {
     return missing;
 }
 
-void deal(const float* x, const ptrdiff_t* edge, ptrdiff_t n, float* const* out, int* missing) {
-    const bool gaps = count_missing(x + edge[0], edge[n] - edge[0]) > 0;
+void deal(const float* x, const ptrdiff_t* edge, ptrdiff_t n, ptrdiff_t ahead, float* const* out, int* missing) {
     for (ptrdiff_t i = 0; i < n; ++i) {
-        const float* __restrict__ from = x + edge[i];
-        float* __restrict__ to = out[i];
+        const float* from = x + edge[i];
+        float* to = out[i];
         const ptrdiff_t width = edge[i + 1] - edge[i];
-        for (ptrdiff_t k = 0; k < width; ++k)
+        Ints gaps = {};
+        ptrdiff_t k = 0;
+        for (; k + native_lanes <= width; k += native_lanes) {
+            __builtin_prefetch(from + k + ahead);
+            const Floats v = load_floats(from + k);
+            gaps |= ~(absolute(v) <= 3.4028234e38f);
+            store_floats(to + k, v);
+        }
+        int any = 0;
+        for (int j = 0; j < native_lanes; ++j)
+            any |= gaps[j];
+        for (; k < width; ++k) {
+            any |= fabsf(from[k]) <= 3.4028234e38f ? 0 : 1;
             to[k] = from[k];
-        if (gaps)
+        }
+        if (any)
             missing[i] += count_missing(from, width);
     }
 }

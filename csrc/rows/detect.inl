@@ -61,15 +61,9 @@ void filter_x(const float* __restrict__ in, const float* tap, ptrdiff_t n, const
 }
 
 template <int R>
-void filter_y(const float* const* in, const float* tap, float start, ptrdiff_t n, float* __restrict__ out,
-              ptrdiff_t stride) {
-    float t[R + 1];
-    const float* row[2 * R + filter_rows];
-    for (int j = 0; j <= R; ++j)
-        t[j] = tap[j];
-    for (int j = 0; j < 2 * R + filter_rows; ++j)
-        row[j] = in[j];
-    for (ptrdiff_t i = 0; i < n; ++i) {
+inline void filter_columns(const float* const (&row)[2 * R + filter_rows], const float (&t)[R + 1], float start,
+                           ptrdiff_t from, ptrdiff_t to, float* __restrict__ out, ptrdiff_t stride) {
+    for (ptrdiff_t i = from; i < to; ++i) {
         float x[2 * R + filter_rows];
 #pragma GCC unroll 64
         for (int j = 0; j < 2 * R + filter_rows; ++j)
@@ -82,6 +76,24 @@ void filter_y(const float* const* in, const float* tap, float start, ptrdiff_t n
                 sum += t[j] * (x[R + k - j] + x[R + k + j]);
             out[k * stride + i] = sum;
         }
+    }
+}
+
+template <int R>
+void filter_y(const float* const* in, const float* tap, float start, ptrdiff_t n, float* __restrict__ out,
+              ptrdiff_t stride, const float* const* next) {
+    float t[R + 1];
+    const float* row[2 * R + filter_rows];
+    for (int j = 0; j <= R; ++j)
+        t[j] = tap[j];
+    for (int j = 0; j < 2 * R + filter_rows; ++j)
+        row[j] = in[j];
+    for (ptrdiff_t from = 0; from < n; from += threshold_block) {
+        const ptrdiff_t to = from + threshold_block < n ? from + threshold_block : n;
+        for (int k = 0; k < filter_rows; ++k)
+            for (ptrdiff_t i = from; i < to; i += 16) // a line of the cache
+                __builtin_prefetch(next[k] + i);
+        filter_columns<R>(row, t, start, from, to, out, stride);
     }
 }
 
@@ -130,6 +142,83 @@ void lit(const float* __restrict__ x, ptrdiff_t stride, ptrdiff_t columns, ptrdi
     }
 }
 
+/// Some pixels and what surrounds them, in units of the sky's noise.
+struct SharpTest {
+    static constexpr float companion = 0.4f; // part of a pixel's light that makes its neighbour one of a pair
+    // Smallest I(0,0) I(1,1) / (I(1,0) I(0,1)): that of an ellipticity of 0.4 at 45 degrees and a FWHM of 1.8.
+    static constexpr float corner_part = 0.4f;
+
+    Floats shot, limit2;
+
+    Floats variance(Floats z) const { return 1.0f + shot * above_zero(z); }
+
+    /// Whether `here`, a mean of pixels, exceeds `near` / ratio, another. `part`: a mean's variance over that of a
+    /// pixel. False where one is NaN.
+    Ints exceeds(Floats here, float part, Floats near, Floats near_part, float ratio) const {
+        const float inverse = 1.0f / ratio;
+        const Floats excess = (1.0f - psf_mismatch) * here - near * inverse;
+        const Floats spread = part * variance(here) + inverse * inverse * near_part * variance(near);
+        return (excess > 0.0f) & (excess * excess > limit2 * spread);
+    }
+
+    /// Of one hit or one star; a star's pixel next to a much brighter hit is not judged together with it.
+    static Ints alike(Floats here, Floats mate) { return (mate > companion * here) & (here > companion * mate); }
+
+    /// Whether the fourth pixel of a square is too dark for the other three.
+    Ints corner(Floats here, Floats beside, Floats below, Floats across) const {
+        const Floats part = corner_part / here;
+        const Floats b = part * beside, c = part * below;
+        const Floats excess = b * below - across;
+        const Floats spread = variance(across) + c * c * variance(beside) + b * b * variance(below) +
+                              b * b * c * c * (1.0f / (corner_part * corner_part)) * variance(here);
+        return alike(here, beside) & alike(here, below) & (excess > 0.0f) & (excess * excess > limit2 * spread);
+    }
+
+    /// The tests along an axis and across it; `near` and `far` on either side of `here`, `beside` those next to it on
+    /// the other axis, `first` and `second` those next to `near`.
+    Ints axis(Floats here, const Floats (&near)[2], const Floats (&far)[2], const Floats (&beside)[2],
+              const Floats (&first)[2], const Floats (&second)[2], float next) const {
+        Ints hit = exceeds(here, 1, 0.5f * (near[0] + near[1]), all_floats(0.5f), next);
+        for (int side = 0; side < 2; ++side) {
+            const Floats pair = 0.5f * (here + near[side]);
+            const Floats along = 0.5f * (near[1 - side] + far[side]);
+            const Floats across = 0.25f * (beside[0] + beside[1] + first[side] + second[side]);
+            hit |= alike(here, near[side]) & (exceeds(pair, 0.5f, along, all_floats(0.5f), next * next) |
+                                              exceeds(pair, 0.5f, across, all_floats(0.25f), next));
+        }
+        return hit;
+    }
+};
+
+void sharp(const SharpPixels& pixels, int n, float next, uint8_t* __restrict__ hit) {
+    for (int start = 0; start < n; start += native_lanes) {
+        const Floats limit = load_aligned(pixels.limit + start), sky = load_aligned(pixels.sky + start),
+                     scale = 1.0f / load_aligned(pixels.noise + start);
+        const SharpTest test = {load_aligned(pixels.shot + start), limit * limit};
+        Floats z[SharpPixels::around];
+        for (int k = 0; k < SharpPixels::around; ++k)
+            z[k] = (load_aligned(pixels.pixel[k] + start) - sky) * scale;
+        const Floats here = z[0], x[2] = {z[1], z[2]}, y[2] = {z[3], z[4]}, xx[2] = {z[5], z[6]}, yy[2] = {z[7], z[8]},
+                     below[2] = {z[9], z[10]}, above[2] = {z[11], z[12]}, left[2] = {z[9], z[11]},
+                     right[2] = {z[10], z[12]};
+        Ints found = test.axis(here, x, xx, y, below, above, next) | test.axis(here, y, yy, x, left, right, next);
+        for (int v = 0; v < 2; ++v)
+            for (int u = 0; u < 2; ++u)
+                found |= test.corner(here, x[u], y[v], z[9 + 2 * v + u]);
+        Floats sum = {}, count = {};
+        for (int k = 1; k <= 4; ++k) {
+            const Ints there = absolute(z[k]) <= largest_float;
+            sum += there ? z[k] : Floats{};
+            count += there ? all_floats(1.0f) : Floats{};
+        }
+        const Floats part = 1.0f / (count > 0.0f ? count : all_floats(1.0f));
+        found |= (count > 2.0f) & test.exceeds(here, 1, sum * part, part, next);
+        found &= absolute(here) <= largest_float;
+        for (int i = 0; i < native_lanes && start + i < n; ++i)
+            hit[start + i] = found[i] ? 1 : 0;
+    }
+}
+
 constexpr DetectRows detect_rows = {
     scan,
     fill,
@@ -143,4 +232,5 @@ constexpr DetectRows detect_rows = {
     peaks,
     mark,
     lit,
+    sharp,
 };

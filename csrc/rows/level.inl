@@ -17,6 +17,8 @@ namespace fastack {
 namespace FASTACK_LEVEL {
 namespace {
 
+#include "rows/lanes.inl"
+
 #include "rows/calibrate.inl"
 
 #include "rows/background.inl"

@@ -8,6 +8,7 @@ namespace fastack {
 
 /// Window lists are padded to a multiple of this, whatever the width of a vector.
 constexpr std::ptrdiff_t measure_pad = 16;
+constexpr float measure_padding = 1e30f; ///< variance of what pads the lists
 
 /// Pixels of one measuring window, missing ones left out, padded with pixels of infinite variance. The arrays
 /// are aligned to 64 byte.
@@ -53,6 +54,10 @@ struct MeasureRows {
     void (*width_sums)(const MeasurePixels&, const MeasureMoffat&, double* sums);
     /// Take a star away: value -= profile (its sky is ignored).
     void (*subtract)(const MeasurePixels&, const MeasureMoffat&, float* value);
+    /// The highest value of the pixels closer to (x, y) than 1.5; minus infinity where there is none.
+    float (*top)(const MeasurePixels&, float x, float y);
+    /// Sum of log(weight * variance).
+    double (*log_ratio)(const MeasurePixels&, const float* weight);
 };
 
 } // namespace fastack

@@ -69,6 +69,7 @@ def detect(
     narrow: float,
     threshold: float,
     saturation: float,
+    widest: float,
 ) -> tuple[NDArray[np.float64], NDArray[np.void]]: ...
 
 # (n, 8): x, y, flux, flux_err, peak, sky, sharpness, flags; structured (m,): x, y (int32), sky, noise (float32)

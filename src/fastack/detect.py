@@ -13,6 +13,7 @@ from fastack.errors import DetectionError
 from fastack.options import DetectOptions
 from fastack.types import Background, FloatImage, Stars
 
+_WIDER = 1.25  # the final width over the first one up to which the hits need no other pass over the image
 _DEFAULT_FWHM = 3.0  # pixel, where the image has no sources to take it from
 
 
@@ -56,8 +57,9 @@ def detect(image: Any, *, background: Background | None = None, options: DetectO
 class Traces(NamedTuple):
     """What the pass over the image that finds stars leaves for finding artefacts."""
 
-    bright: NDArray[np.void]  #: pixels above 6 sigma: x, y, sky, noise
+    bright: NDArray[np.void]  #: pixels above 6 sigma from which hits are found: x, y, sky, noise
     roundness: float  #: FWHM along the shorter axis over the mean one
+    widest: float  #: FWHM along the shorter axis up to which no hit is missing from them, pixel
 
 
 def survey(
@@ -84,11 +86,12 @@ def survey(
     if options.fwhm is not None:
         _check_fwhm(options.fwhm)
     mean, narrow = _widths(pixels, sky, saturation, options.fwhm)
-    table, bright = _pixels.detect(pixels, sky.level, sky.noise, mean, narrow, options.threshold, saturation)
+    widest = _WIDER * narrow
+    table, bright = _pixels.detect(pixels, sky.level, sky.noise, mean, narrow, options.threshold, saturation, widest)
     table = table[: options.max_stars]
     names = ("flux", "flux_err", "peak", "sky", "sharpness", "flags")
     stars = Stars.make(table[:, :2], **dict(zip(names, table[:, 2:].T, strict=True)))
-    return stars, Traces(bright, narrow / mean)
+    return stars, Traces(bright, narrow / mean, widest)
 
 
 def find_artefacts(
@@ -144,11 +147,11 @@ def find_artefacts(
         raise ValueError(f"gain is {gain}, not a positive number of electrons per ADU")
     saturation = np.nan if options.saturation is None else options.saturation
     shot = np.nan if gain is None else 1 / gain
-    if traces is None:
-        _, narrow = _widths(pixels, sky, saturation, fwhm)
+    narrow = _widths(pixels, sky, saturation, fwhm)[1] if traces is None else fwhm * traces.roundness
+    if traces is None or narrow > traces.widest:
         bright = _pixels.detect_bright(pixels, sky.level, sky.noise)
     else:
-        narrow, bright = fwhm * traces.roundness, traces.bright
+        bright = traces.bright
     return _pixels.detect_hits(pixels, bright, narrow, saturation, shot)
 
 

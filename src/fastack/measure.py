@@ -228,25 +228,30 @@ class _Frame:
             if len(rows) >= min(self.options.max_fits, _MANY * len(xy)):
                 break
         _, start, rows, self.xy, self.peak = max(tried, key=lambda trial: trial[0])
-        kinds = (True, False) if start.width < _UNDERSAMPLED else (False,)
-        starts = [start._replace(integrated=kind) for kind in kinds]
-        single = [self.field(self.xy, self.peak, start).fit_moffat(rows) for start in starts]
-        agree = np.all([_agreeing(fits) for fits in single], axis=0)
-        if not agree.any():
+        start = start._replace(integrated=start.width < _UNDERSAMPLED)
+        found = self.agreeing_fits(start, rows)
+        if found is None:
             return None
-        rows = rows[agree]
-        found = []
-        for start, fits in zip(starts, single, strict=True):
-            a, b, c = (_median(fits[name][agree]) for name in "abc")
-            mean = start._replace(a=a, b=b, c=c)
-            found.append((*self.common(mean, rows, _SHAPE_WINDOW, _MIN_SHAPE_WINDOW), fits[agree]))
-        shape, likelihood, fits = found[0]
-        for other in found[1:]:
+        rows, fits = found
+        a, b, c = (_median(fits[name]) for name in "abc")
+        shape, likelihood = self.common(start._replace(a=a, b=b, c=c), rows, _SHAPE_WINDOW, _MIN_SHAPE_WINDOW)
+        if start.integrated:
+            sampled, other = self.common(_sampled(shape), rows, _SHAPE_WINDOW, _MIN_SHAPE_WINDOW)
             # Star by star: a few that are disturbed must not decide for all. In doubt, detectors integrate.
-            better = np.clip(np.nan_to_num(likelihood - other[1]), -_HEARD, _HEARD)
+            better = np.clip(np.nan_to_num(likelihood - other), -_HEARD, _HEARD)
             if better.mean() > min(_DOUBT, _CERTAIN * better.std() / np.sqrt(len(better))):
-                shape, likelihood, fits = other
+                again = self.agreeing_fits(sampled, rows)
+                if again is not None:
+                    shape, (rows, fits) = sampled, again
         return shape, fits, rows
+
+    def agreeing_fits(
+        self, start: _Shape, rows: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.void]] | None:
+        """Fit stars one by one, all parameters free; rows and fits of those of a common width."""
+        fits = self.field(self.xy, self.peak, start).fit_moffat(rows)
+        agree = _agreeing(fits)
+        return (rows[agree], fits[agree]) if agree.any() else None
 
     def common(self, start: _Shape, rows: NDArray[np.int64], window: float, least: float) -> tuple[_Shape, Array]:
         """Fit one shape to many stars; -2 log likelihoods are infinite where that fails and the start stays."""
@@ -300,6 +305,16 @@ class _Frame:
         return np.asarray(rows[brightest][: self.options.max_fits], dtype=np.int64)
 
 
+def _sampled(shape: _Shape) -> _Shape:
+    """Guess the shape that fits as well as an integrated one where the pixel's light is that of its middle."""
+    added = (shape.pixel / 2) ** 2
+    determinant = shape.a * shape.c - shape.b**2
+    # the inverse of the form holds squared half widths, to which the pixel adds
+    xx, xy, yy = shape.c / determinant + added, -shape.b / determinant, shape.a / determinant + added
+    scale = 1 / (xx * yy - xy**2)
+    return _Shape(scale * yy, -scale * xy, scale * xx, shape.eta)
+
+
 def _as_image(image: ArrayLike) -> FloatImage:
     if isinstance(image, np.ma.MaskedArray):
         image = np.ma.filled(image.astype(np.float32), np.nan)
@@ -318,7 +333,7 @@ def _as_positions(positions: ArrayLike) -> Array:
     return xy
 
 
-def _median(values: Array) -> float:
+def _median(values: Array | FloatImage) -> float:
     """Median of a few finite values, without the checks that take longer than the work."""
     ordered = np.sort(values)
     return float(ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
@@ -331,20 +346,24 @@ def _positive(values: Array) -> Array:
 
 def _at(background: Background, xy: Array) -> tuple[Array, Array]:
     """Interpolate level and noise at the stars, bilinear, constant outside the outermost points."""
-    mesh = np.stack([background.level, background.noise], axis=-1).astype(np.float64)
-    if not np.isfinite(mesh).all():
-        mesh = np.where(np.isfinite(mesh), mesh, [_middle(mesh[..., 0]), _middle(mesh[..., 1])])
     corner, part = [], []
     for axis, (n, cell) in enumerate(zip(background.level.shape, background.cell, strict=True)):
         position = np.clip((np.nan_to_num(xy[:, 1 - axis]) + 0.5) / cell - 0.5, 0, n - 1)
         first = np.minimum(position.astype(np.intp), max(n - 2, 0))
         corner.append((first, np.minimum(first + 1, n - 1)))
-        part.append((position - first)[:, None])
+        part.append(position - first)
     (y0, y1), (x0, x1) = corner
-    lower = mesh[y0, x0] * (1 - part[1]) + mesh[y0, x1] * part[1]
-    upper = mesh[y1, x0] * (1 - part[1]) + mesh[y1, x1] * part[1]
-    values = lower * (1 - part[0]) + upper * part[0]
-    return np.ascontiguousarray(values[:, 0]), np.ascontiguousarray(values[:, 1])
+    y0, y1 = y0 * background.level.shape[1], y1 * background.level.shape[1]
+    places, (v, u) = (y0 + x0, y0 + x1, y1 + x0, y1 + x1), part
+
+    def at(mesh: FloatImage) -> Array:
+        values = mesh.astype(np.float64).ravel()
+        if not (known := np.isfinite(values)).all():
+            values = np.where(known, values, _middle(values))
+        a, b, c, d = (values[place] for place in places)
+        return np.asarray((a * (1 - u) + b * u) * (1 - v) + (c * (1 - u) + d * u) * v)
+
+    return at(background.level), at(background.noise)
 
 
 def _densest(values: Array, width: float) -> Array:
@@ -426,7 +445,7 @@ def _columns(
         (StarFlag.EXTENDED, extended),
         (StarFlag.NO_FIT, ~good),
     ):
-        flags = flags | np.where(which, int(flag), 0).astype(np.uint16)
+        flags = flags | np.uint16(flag) * which
     return Stars.make(
         np.stack([fits["x"], fits["y"]], axis=1),
         flux=np.where(good, fits["peak"] * shape.volume, np.nan),
@@ -473,12 +492,12 @@ def _quality(
         n_stars=int(np.count_nonzero(~stars.has(StarFlag.SHARP | StarFlag.NO_FIT))),
         n_fitted=n_fitted,
         n_sharp=int(np.count_nonzero(stars.has(StarFlag.SHARP))),
-        sky=_middle(sky) if background is None else background.sky,
-        noise=_middle(noise) if background is None else background.sigma,
+        sky=_middle(sky if background is None else background.level),
+        noise=_middle(noise if background is None else background.noise),
         saturated=saturated,
     )
 
 
-def _middle(values: Array) -> float:
+def _middle(values: Array | FloatImage) -> float:
     values = values[np.isfinite(values)]
     return _median(values) if len(values) else float("nan")
