@@ -26,6 +26,7 @@ STAGES = (
     "background",
     "detect",
     "measure",
+    "trails",
     "select",
     "match",
     "transform",
