@@ -389,6 +389,14 @@ FASTACK_INLINE VF variance_of(const CombineFrames& frames, const CombineBlock& b
     return sample(block.shot, i) * positive(level + frames.sky[i]) + sample(block.floor, i);
 }
 
+/// Variance of a sample for the error of an average. Cut at no light, as in the rejection, an average that its own noise
+/// takes below that would have too large a variance in the mean: only a quarter of the read noise is taken for sure.
+FASTACK_INLINE VF with_read_noise(VF light, VF read) { return larger(light + read, 0.25f * read); }
+
+FASTACK_INLINE VF error_of(const CombineFrames& frames, const CombineBlock& block, int i, VF level) {
+    return with_read_noise(sample(block.shot, i) * (level + frames.sky[i]), sample(block.floor, i));
+}
+
 FASTACK_INLINE VI near_of(const CombineBlock& block, int i) {
     VB near;
     memcpy(&near, block.near + (ptrdiff_t)i * LANES, sizeof near);
@@ -615,17 +623,20 @@ FASTACK_INLINE void average_as(const CombineFrames& frames, CombineBlock& block)
     }
     const VF value = first + sum / weights, level = value - frames.pedestal;
     VF total = level * light + rest;
-    const VI clipped = level + frames.least_sky < 0.0f; // some frame's variance is cut at no light at all
-    if (!GIVEN && any(clipped)) {
+    const VI below = level + frames.least_sky < 0.0f; // some frame's variance may have to be cut
+    if (!GIVEN && any(below)) {
         VF exact{};
         for (int i = 0; i < n; ++i) {
             const VF v = sample(block.x, i);
-            const float squared = frames.weight[i] * frames.weight[i] * (1.0f / 255.0f);
-            VF noise;
-            noise_of<SHADE, GIVEN>(frames, block, i, level, noise);
-            exact += v == v ? squared * noise : VF{};
+            VF k = v == v ? factor_of(block, i) : VF{}, read = splat(frames.rest[i]);
+            if (SHADE) {
+                const VF f = sample(block.shade, i);
+                k *= f;
+                read *= f;
+            }
+            exact += k * with_read_noise(frames.light[i] * (level + frames.sky[i]), read);
         }
-        total = clipped ? exact : total;
+        total = below ? exact : total;
     }
     store(block.data, value);
     store(block.variance, total / (weights * weights));
@@ -729,7 +740,7 @@ inline void average(const CombineFrames& frames, CombineBlock& block) {
         for (int i = 0; i < n; ++i) {
             const VF v = sample(block.x, i);
             const VF w = v == v ? splat(frames.weight[i]) : VF{};
-            total += w * w * (v == v ? variance_of(frames, block, i, value - frames.pedestal) : VF{});
+            total += w * w * (v == v ? error_of(frames, block, i, value - frames.pedestal) : VF{});
             dark += w * w * (v == v ? variance_of(frames, block, i, VF{}) : VF{});
         }
     } else {
@@ -754,7 +765,7 @@ inline void middle(const CombineSetup& setup, const CombineFrames& frames, Combi
     VF total{}, dark{}, ratio{};
     for (int i = 0; i < n; ++i) {
         const VF v = sample(block.x, i), d = v - value;
-        total += v == v ? (block.shot ? variance_of(frames, block, i, value - frames.pedestal) : d * d) : VF{};
+        total += v == v ? (block.shot ? error_of(frames, block, i, value - frames.pedestal) : d * d) : VF{};
         if (block.shot)
             dark += v == v ? variance_of(frames, block, i, VF{}) : VF{};
     }
