@@ -327,14 +327,15 @@ def slope(s: Stacked) -> float:
 
 
 def artefacts(seeds: range) -> Iterator[Row]:
-    for n, gradient in ((5, 0.0), (10, 0.0), (30, 0.0), (10, 0.1)):
+    for n, gradient in ((2, 0.0), (3, 0.0), (5, 0.0), (10, 0.0), (30, 0.0), (10, 0.1)):
         left, beside, outliers, hits = [], [], [], 0
         for seed in seeds:
             s = Stacked(replace(hard(n, seed), sky_gradient=gradient))
             truth, sigma = s.expected()
             data = s.result.data
             known = np.isfinite(data) & np.isfinite(truth)
-            pull = np.where(known, (data - truth) / sigma, 0)
+            kept = s.result.plane("NCOMB") / len(s.result.used)  # of the samples: what is left has more noise
+            pull = np.where(known, (data - truth) / sigma * np.sqrt(kept), 0)
             hit = s.artefacts() & known
             sky = ndimage.median_filter(truth[::8, ::8], 15).repeat(8, axis=0).repeat(8, axis=1)
             light = truth - sky[: truth.shape[0], : truth.shape[1]]

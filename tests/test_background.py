@@ -182,13 +182,13 @@ def test_pixel_noise_sees_neither_steps_nor_slopes_nor_stars(sigma, integer):
     step = 1.0 if integer else 0.0
     expected = np.hypot(sigma, step / np.sqrt(12))  # rounding adds 1/12 of a step squared
     n = 64 * 599
-    scatter = 1.17 / np.sqrt(n)  # of 1.4826 times the median absolute value of n numbers
-    # an edge spoils one difference; a part p of outliers moves the median by p/2 over 0.429, the density
-    outliers = 150 * 7 * 64 / 400 * 2 / n / 2 / 0.429
-    # differences of integers come in half steps; a straight line in the median's one errs by h^2/(8 * 1.5 sigma^2)
-    bins = (step / 2) ** 2 / (12 * expected**2)
+    scatter = 0.75 / np.sqrt(n)  # of the root of the variance of n numbers, cut at 3 sigmas
+    # integers' differences come in half steps: the cut falls up to a quarter of a step beside its place, where the
+    # density of normal deviates is 0.0089
+    bins = 0.5 * 0.0089 * (9 - 0.973) / 0.971 * (step / 4) / (np.sqrt(1.5) * expected)
+    bins += (step / 2) ** 2 / (24 * 1.5 * expected**2)  # and add their own variance
     error = background.pixel_noise(image.astype(np.float32)) / expected - 1
-    assert -4 * scatter - bins < error < outliers + 4 * scatter + bins
+    assert abs(error) < 4 * scatter + bins
 
 
 @pytest.mark.parametrize("integer", [False, True])

@@ -504,6 +504,22 @@ def test_variance_is_that_of_the_result(how, n):
     assert abs(ratio - 1) < 4 * np.sqrt(2 / result.data.size)
 
 
+@pytest.mark.parametrize("reject", ["none", "noise"])
+@pytest.mark.parametrize("how", ["mean", "median"])
+def test_variance_where_there_is_hardly_any_sky(how, reject):
+    """The average's own noise takes it below no light in half of the pixels."""
+    rng, gain, read, sky, n = np.random.default_rng(9), 0.5, 2.0, 0.3, 3
+    cube = (rng.poisson(sky, (n, 200, 200)) + read * rng.standard_normal((n, 200, 200))) / gain
+    noise = NoiseModel.make(n, sky=sky / gain, gain=gain, rdnoise=read, noise=np.sqrt(sky + read**2) / gain)
+    result = combine(
+        cube, noise=noise, pedestal=sky / gain, options=CombineOptions(combine=how, reject=reject, kappa_group=0)
+    )
+    factor = median_noise_ratios(n)[n] if how == "median" else 1.0
+    expected = factor * (sky + read**2) / gain**2 / n
+    # the light itself is known to read / sqrt(n) electrons in a pixel, far less in the mean of all
+    assert result.variance.mean(dtype=float) == pytest.approx(expected, rel=0.015)
+
+
 def test_variance_without_a_model_is_that_of_the_scatter():
     cube = sky_cube(20, (100, 100), outliers=0, missing=0)
     result = combine(cube, options=CombineOptions(reject="none"))

@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fastack import select
+from fastack import detect, measure, select
 from fastack.options import SelectOptions
 from fastack.select import noise_area, predict_depth
-from fastack.types import FrameQuality, FrameRecord
+from fastack.simulate import NightOptions, render_stars, simulate_night
+from fastack.types import PSF, FrameQuality, FrameRecord
 
 
 def quality(fwhm: float, **more: float) -> FrameQuality:
@@ -137,10 +138,39 @@ def test_noise_area_is_that_of_the_pixels() -> None:
         alpha2 = (fwhm / 2) ** 2 / (2 ** (1 / beta) - 1)
         profile = (1 + (x * x + y * y) / alpha2) ** -beta
         profile /= np.pi * alpha2 / (beta - 1)
-        assert noise_area(fwhm, beta) == pytest.approx(1 / (profile**2).sum(), rel=1e-3)
+        assert noise_area([PSF(fwhm=fwhm, beta=beta)]) == pytest.approx(1 / (profile**2).sum(), rel=1e-3)
     # the mean of two widths lies between them, nearer to the sharper one than the mean of the areas
-    mixed = noise_area([3.0, 6.0], [3.0, 3.0], [0.5, 0.5])
-    assert noise_area(3.0, 3.0) < mixed < (noise_area(3.0, 3.0) + noise_area(6.0, 3.0)) / 2
+    sharp, wide = PSF(fwhm=3.0), PSF(fwhm=6.0)
+    mixed = noise_area([sharp, wide], [0.5, 0.5])
+    assert noise_area([sharp]) < mixed < (noise_area([sharp]) + noise_area([wide])) / 2
+
+
+@pytest.mark.parametrize("fwhm", [1.8, 2.0, 2.5, 3.4])
+def test_noise_area_knows_what_the_pixel_does(fwhm: float) -> None:
+    """A Moffat profile of the effective width and of the optical exponent has up to a tenth more."""
+    rng, places = np.random.default_rng(1), 40
+    stamps = [
+        render_stars((81, 81), [40 + rng.uniform(-0.5, 0.5, 2)], [1.0], fwhm=fwhm, beta=3.0) for _ in range(places)
+    ]
+    area = 1 / np.mean([(stamp.astype(float) ** 2).sum() for stamp in stamps])
+    psf = PSF(fwhm=np.nan, beta=3.0, optical=fwhm)
+    r = np.linspace(0, 5, 2000)
+    light = psf.profile(r)
+    effective = 2 * np.interp(-light[0] / 2, -light, r)
+    found = noise_area([PSF(fwhm=effective, beta=3.0, optical=fwhm)])
+    assert found == pytest.approx(area, rel=0.01)
+    assert noise_area([PSF(fwhm=effective, beta=3.0)]) > 1.02 * area
+
+
+def test_measure_tells_what_the_pixel_adds() -> None:
+    """Width before the pixel's response, where it can be told; the depth rests on it."""
+    options = NightOptions(n_frames=1, shape=(400, 400), n_stars=60, fwhm=2.0, seed=4, flux=(2e4, 2e5), separation=20.0)
+    frame = simulate_night(options)[0]
+    _, quality = measure(frame.image, detect(frame.image))
+    assert quality.optical == pytest.approx(frame.truth.fwhm, rel=0.02)
+    assert quality.psf.optical == quality.optical
+    half = quality.psf.scaled(0.5)
+    assert noise_area([half]) == pytest.approx(noise_area([quality.psf]) / 4, rel=1e-6)
 
 
 def test_depth_of_equal_frames_grows_with_their_root() -> None:

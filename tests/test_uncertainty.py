@@ -23,6 +23,7 @@ from fastack.simulate import NightOptions, simulate_night
 from fastack.types import Transform
 from fastack.uncertainty import (
     NoiseCorrelation,
+    aperture_error,
     bias_level,
     estimate_gain,
     master_noise,
@@ -442,3 +443,17 @@ def test_truth_in_short(monkeypatch: pytest.MonkeyPatch) -> None:
     assert error == pytest.approx(1 / 30, rel=0.03)
     assert scatter == pytest.approx(1 / 30, rel=0.06)  # 2400 objects: 1.4 % (one sigma)
     sys.modules.pop("truth_uncertainty", None)
+
+
+def test_aperture_error_is_right_where_the_sky_is_dark() -> None:
+    """UNCERT scatters about the background's error there, and half of that must not be cut."""
+    rng = np.random.default_rng(3)
+    dark = np.full((50, 50), 4.0)
+    variance = dark + rng.normal(0, 1.0, dark.shape)
+    flat = NoiseCorrelation(
+        radius=np.array([1.0, np.inf]), **{name: np.ones(2) for name in
+        ("squared", "proportional", "star_squared", "star_proportional")},
+    )  # fmt: skip
+    error = aperture_error(np.sqrt(variance), dark, flat, 3.0)
+    np.testing.assert_allclose(error**2, variance, rtol=1e-12)
+    assert (aperture_error(np.zeros((2, 2)), dark[:2, :2], flat, 3.0) == 0).all()

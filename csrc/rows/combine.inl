@@ -430,6 +430,14 @@ FASTACK_INLINE VF variance_of(const CombineFrames& frames, const Part& block, in
     return sample(block.shot, i) * positive(level + frames.sky[i]) + sample(block.floor, i);
 }
 
+/// Variance of a sample for the error of an average. Cut at no light, as in the rejection, an average that its own noise
+/// takes below that would have too large a variance in the mean: only a quarter of the read noise is taken for sure.
+FASTACK_INLINE VF with_read_noise(VF light, VF read) { return larger(light + read, 0.25f * read); }
+
+FASTACK_INLINE VF error_of(const CombineFrames& frames, const Part& block, int i, VF level) {
+    return with_read_noise(sample(block.shot, i) * (level + frames.sky[i]), sample(block.floor, i));
+}
+
 FASTACK_INLINE VI near_of(const Part& block, int i) { return widen(block.near + (ptrdiff_t)i * LANES); }
 
 /// What known stars have more in frame i than in the mean of all frames.
@@ -617,6 +625,16 @@ template <bool SHADE> struct Noise {
         }
         return (light + read) * factor(i, k);
     }
+    /// Its part in the variance of an average, with weights squared.
+    FASTACK_INLINE VF error(int i, int k, VF level) const {
+        VF part = factor(i, k), read = splat(frames.rest[i]);
+        if (SHADE) {
+            const VF f = shade(i, k);
+            part *= f;
+            read *= f;
+        }
+        return part * with_read_noise(frames.light[i] * (level + frames.sky[i]), read);
+    }
 };
 
 /// Variances that came with the samples.
@@ -691,16 +709,16 @@ FASTACK_INLINE void average_modelled(const CombineFrames& frames, const CombineS
     for (int k = 0; k < PARTS; ++k) {
         const VF value = s.first[k] + s.sum[k] / s.weights[k], level = value - frames.pedestal;
         VF total = level * s.light[k] + s.rest[k], dark = s.rest[k];
-        const VI clipped = level + frames.least_sky < 0.0f; // some frame's variance is cut at no light at all
-        if (any(clipped) || frames.least_sky < 0) {
+        const VI below = level + frames.least_sky < 0.0f; // some frame's variance may have to be cut
+        if (any(below) || frames.least_sky < 0) {
             VF exact{}, shadow{};
             for (int i = 0; i < frames.n; ++i) {
                 const VF v = load(samples.x + i * samples.stride + k * WIDTH);
                 const float squared = frames.weight[i] * frames.weight[i] * (1.0f / 255.0f);
-                exact += v == v ? squared * noise(i, k, level) : VF{};
+                exact += v == v ? noise.error(i, k, level) : VF{};
                 shadow += v == v ? squared * noise(i, k, VF{}) : VF{};
             }
-            total = clipped ? exact : total;
+            total = below ? exact : total;
             dark = frames.least_sky < 0 ? shadow : dark;
         }
         const VF square = s.weights[k] * s.weights[k];
@@ -842,7 +860,7 @@ inline void average(const CombineFrames& frames, Part& block) {
         for (int i = 0; i < n; ++i) {
             const VF v = sample(block.x, i);
             const VF w = v == v ? splat(frames.weight[i]) : VF{};
-            total += w * w * (v == v ? variance_of(frames, block, i, value - frames.pedestal) : VF{});
+            total += w * w * (v == v ? error_of(frames, block, i, value - frames.pedestal) : VF{});
             dark += w * w * (v == v ? variance_of(frames, block, i, VF{}) : VF{});
         }
     } else {
@@ -867,7 +885,7 @@ inline void middle(const CombineSetup& setup, const CombineFrames& frames, Part&
     VF total{}, dark{}, ratio{};
     for (int i = 0; i < n; ++i) {
         const VF v = sample(block.x, i), d = v - value;
-        total += v == v ? (block.shot ? variance_of(frames, block, i, value - frames.pedestal) : d * d) : VF{};
+        total += v == v ? (block.shot ? error_of(frames, block, i, value - frames.pedestal) : d * d) : VF{};
         if (block.shot)
             dark += v == v ? variance_of(frames, block, i, VF{}) : VF{};
     }

@@ -27,6 +27,7 @@ STAGES = (
     "background",
     "detect",
     "measure",
+    "trails",
     "select",
     "match",
     "transform",

@@ -152,8 +152,9 @@ def pixel_noise(image: FloatImage, rows: int = 64) -> float:
     Returns
     -------
     float, unit of `image`
-        Standard deviation, from the median absolute second difference along the rows: the difference of a pixel and
-        the mean of its neighbours has 3/2 of a pixel's variance, and neither a slope nor the wings of stars enter.
+        Standard deviation of the second differences along the rows: the difference of a pixel and the mean of its
+        neighbours has 3/2 of a pixel's variance, and neither a slope nor the wings of stars enter. Differences beyond
+        3 sigmas, at first from their median, are left out, and the variance corrected for it.
         NaN where nothing can be measured.
     """
     return _pixels.pixel_noise(image, rows)

@@ -98,6 +98,7 @@ _SETTINGS: dict[str, tuple[str, Any, str]] = {
     "kappa_pair": ("Combination", float, "noise: limit of the difference of two samples, sigma"),
     "kappa_grow": ("Combination", float, "noise: limit beside a rejected pixel of the same frame, sigma"),
     "kappa_group": ("Combination", float, "noise: sigmas of the mean of 3x3 pixels of one of few frames"),
+    "trail_frames": ("Combination", int, "leave satellite trails out of stacks of at most so many frames; 0: never"),
     "grow": ("Combination", int, "noise: pixels around a faint trail or other group that go with it"),
     "star_error": ("Combination", float, "noise: part of what seeing changes in a star that may be wrong"),
     "jitter": ("Combination", float, "noise: part of the local range that sampling may move a sample"),

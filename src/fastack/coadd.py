@@ -170,11 +170,7 @@ def _starlight(used: Sequence[FrameRecord], transforms: Sequence[Transform], noi
         first = np.concatenate([first, new[:, :2]])
         found += [[row] for row in new]
     table = np.array([np.median(each, axis=0) for each in found if len(each) >= max(2, len(some) // 2)]).reshape(-1, 3)
-    psfs = [
-        replace(r.quality.psf, fwhm=r.quality.fwhm / t.magnification)
-        for r, t in zip(used, transforms, strict=True)
-        if r.quality
-    ]
+    psfs = [r.quality.psf.scaled(1 / t.magnification) for r, t in zip(used, transforms, strict=True) if r.quality]
     least = float(np.min(noise.scale * noise.area * noise.noise))
     return Starlight.make(table[:, :2], table[:, 2], psfs, least, noise.weight)
 

@@ -176,7 +176,7 @@ class Starlight:
         if not known or not len(flux) or not noise > 0:
             return None
         r = np.arange(0, _STAR_REACH + _STAR_STEP, _STAR_STEP)
-        profiles = np.array([_moffat(r * r, p.fwhm, p.beta) for p in psfs])
+        profiles = np.array([p.profile(r) for p in psfs])
         mean = np.average(profiles, axis=0, weights=np.broadcast_to(np.asarray(weights, float), len(psfs)))
         components, share = _span(profiles - mean, _STAR_COMPONENTS)
         envelope = np.maximum.accumulate(np.abs(profiles - mean).max(axis=0)[::-1])[::-1]

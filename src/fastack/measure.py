@@ -89,7 +89,8 @@ def _psf(shape: _Shape) -> PSF:
     if shape.integrated:
         minor, major = _over_pixel(shape, theta + np.pi / 2, minor), _over_pixel(shape, theta, major)
     fwhm, ellipticity = float(np.sqrt(minor * major)), float(1 - minor / major)
-    return PSF(fwhm=fwhm, beta=1 / shape.eta, ellipticity=ellipticity, theta=float(theta))
+    optical = shape.width if shape.integrated else np.nan
+    return PSF(fwhm=fwhm, beta=1 / shape.eta, ellipticity=ellipticity, theta=float(theta), optical=optical)
 
 
 def _over_pixel(shape: _Shape, angle: Any, width: Any) -> Any:
@@ -489,6 +490,7 @@ def _quality(
         ellipticity=core.ellipticity,
         theta=core.theta,
         beta=psf.beta,
+        optical=psf.optical,
         n_stars=int(np.count_nonzero(~stars.has(StarFlag.SHARP | StarFlag.NO_FIT))),
         n_fitted=n_fitted,
         n_sharp=int(np.count_nonzero(stars.has(StarFlag.SHARP))),

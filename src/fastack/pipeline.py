@@ -40,6 +40,7 @@ from fastack.executor import Executor, make_executor, preload
 from fastack.measure import measure
 from fastack.options import StackOptions
 from fastack.storage import Store
+from fastack.trails import Trail, find_trails, passing
 from fastack.types import (
     Background,
     FloatImage,
@@ -206,6 +207,7 @@ def stack(
                 options=options,
                 notes=calibration.notes,
             )
+        _mask_trails(used, reporter)
         out, transforms = output_grid(used, reference, options, calibration.edges)
         primary = header.stack_header(used, reference, out, transforms, options, command, calibration.notes)
         planes = [output.PRIMARY, output.UNCERT, output.NCOMB, output.WEIGHT, output.FLAGS]
@@ -377,14 +379,15 @@ def _measure_all(
     workers = max(1, min(executor.threads, options.memory // (16 * pixels)))
     if store is not None:
         store.expect(sum(r.frame.plane.nbytes for r in live))
-    work = functools.partial(_measure_one, calibration=calibration, store=store, options=options)
+    few = options.combine.reject != "none" and 1 < len(live) <= options.combine.trail_frames
+    work = functools.partial(_measure_one, calibration=calibration, store=store, options=options, trails=few)
     reporter.start("measure", len(live), pixels)
     for record, result in zip(live, executor.map(work, _coming(live), ahead=workers), strict=True):
         if isinstance(result, str):
             record.reason = result
         else:
             record.prepared, record.background, record.stars = result.prepared, result.background, result.stars
-            record.quality, record.artefacts = result.quality, result.artefacts
+            record.quality, record.artefacts, record.trails = result.quality, result.artefacts, result.trails
             if record.quality.n_stars == 0:
                 record.reason = "no stars found" if options.register == "stars" else None
         reporter.advance()
@@ -408,10 +411,16 @@ class _Measured:
     stars: Stars
     quality: FrameQuality
     artefacts: np.ndarray
+    trails: tuple[Trail, ...]
 
 
 def _measure_one(
-    frame: frames.Frame, *, calibration: calibrate.Calibration, store: Store | None, options: StackOptions
+    frame: frames.Frame,
+    *,
+    calibration: calibrate.Calibration,
+    store: Store | None,
+    options: StackOptions,
+    trails: bool,
 ) -> _Measured | str:
     """Pass 1 for one frame; a string is the reason why it cannot be used."""
     try:
@@ -441,15 +450,17 @@ def _measure_one(
             noise=_pixel_noise(image, calibration.inv_flat),
         )
         stars = _flag_saturated(stars, section, quality.fwhm)
-        artefacts = find_artefacts(
-            image,
-            background=sky,
-            fwhm=quality.fwhm if np.isfinite(quality.fwhm) else 2.0,
-            options=options.detect,
-            traces=traces,
-        )
+        width = quality.fwhm if np.isfinite(quality.fwhm) else 2.0
+        artefacts = find_artefacts(image, background=sky, fwhm=width, options=options.detect, traces=traces)
         keep = ~stars.has(StarFlag.SHARP)
-        return _Measured(prepared=prepared, background=sky, stars=stars[keep], quality=quality, artefacts=artefacts)
+        return _Measured(
+            prepared=prepared,
+            background=sky,
+            stars=stars[keep],
+            quality=quality,
+            artefacts=artefacts,
+            trails=find_trails(image, background=sky, fwhm=width) if trails else (),
+        )
     except FastackError as error:
         return str(error)
     except OSError as error:
@@ -511,6 +522,18 @@ def _drop_known_artefacts(records: Sequence[FrameRecord]) -> None:
     for r in records:
         own = r.artefacts if r.artefacts is not None else np.empty((0, 2), np.int32)
         r.artefacts = np.unique(np.concatenate([own, fixed]), axis=0).astype(np.int32)
+
+
+def _mask_trails(used: Sequence[FrameRecord], reporter: report.Reporter) -> None:
+    """The pixels of trails that one frame alone has are missing in it."""
+    transforms = [r.transform for r in used if r.transform is not None]
+    for r, own in zip(used, passing([r.trails for r in used], transforms), strict=True):
+        r.trails = own
+        if own:
+            r.notes = (*r.notes, f"{len(own)} trail{'s' * (len(own) > 1)} left out")
+            reporter.note(f"{r.name}: {r.notes[-1]}")
+            known = [r.artefacts] if r.artefacts is not None else []
+            r.artefacts = np.unique(np.concatenate([*known, *(t.pixels(r.frame.shape) for t in own)]), axis=0)
 
 
 # The meeting -------------------------------------------------------------------------------------------------------

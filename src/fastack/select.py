@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fastack.options import SelectOptions
-from fastack.types import Array, FrameRecord
+from fastack.types import PSF, Array, FrameRecord
 
 _LIMIT = re.compile(r"^\s*([+-]?\d+(?:\.\d*)?|\.\d+)\s*(px|pix|pixels?|\"|''|arcsec|as|%|k|sigma)?\s*$", re.IGNORECASE)
 _KINDS = {"": "absolute", "px": "absolute", "pix": "absolute", "pixel": "absolute", "pixels": "absolute"}
@@ -327,42 +327,41 @@ def predict_depth(records: Sequence[FrameRecord], how: str, table: str | None = 
     -----
     Sources fainter than the sky through the best filter, the PSF P itself: ``limit = 5 sigma sqrt(A)`` with
     ``1/A = sum(P^2)`` (King 1983, PASP 95, 163), ``sigma^2 = sum(w^2 s^2 sigma_i^2) / (sum w)^2`` and P the weighted
-    mean of the frames' Moffat profiles. Neither the frames' magnification nor the kernel matter.
+    mean of the frames' profiles, the pixel's response included. Neither the frames' magnification nor the
+    kernel matter.
     """
     live = [r for r in records if r.reason is None]
     weights = _weights(live, how, table)
     part = weights / weights.sum()
     noise = np.array([r.scale * r.quality.noise if r.quality else np.nan for r in live])
-    fwhm, beta = (np.array([getattr(r.quality, name, np.nan) for r in live], float) for name in ("fwhm", "beta"))
-    known = np.isfinite(fwhm * beta * noise)
-    if not known.all():
-        bad = next(r.name for r, good in zip(live, known, strict=True) if not good)
-        raise ValueError(f"no depth can be predicted: {bad} has no measured PSF")
+    psfs = [r.quality.psf if r.quality else PSF(fwhm=np.nan) for r in live]
+    for r, psf, sky in zip(live, psfs, noise, strict=True):
+        if not np.isfinite(psf.fwhm * psf.beta * sky):
+            raise ValueError(f"no depth can be predicted: {r.name} has no measured PSF")
     sigma = float(np.sqrt(np.sum((part * noise) ** 2)))
-    area = noise_area(fwhm, beta, part)
+    area = noise_area(psfs, part)
     return Depth(weights=how, noise=sigma, area=area, limit=5 * sigma * math.sqrt(area))
 
 
-def noise_area(fwhm: ArrayLike, beta: ArrayLike, share: ArrayLike = 1.0) -> float:
-    """Noise-equivalent area of a mean of Moffat profiles.
+def noise_area(psfs: Sequence[PSF], share: ArrayLike = 1.0) -> float:
+    """Noise-equivalent area of a mean of profiles.
 
     Parameters
     ----------
-    fwhm, beta : (n,) array_like
-        Full widths at half maximum, pixel, and exponents, above 1.
+    psfs : sequence of PSF
+        They are taken for round.
     share : (n,) array_like
         Of each profile in the mean; together 1.
 
     Returns
     -------
     float
-        ``(sum P)^2 / sum(P^2)``, square pixel; ``pi alpha^2 (2 beta - 1) / (beta - 1)^2`` for a single profile.
+        ``(sum P)^2 / sum(P^2)``, square pixel; ``pi alpha^2 (2 beta - 1) / (beta - 1)^2`` for a single Moffat profile.
     """
-    width, b, part = np.broadcast_arrays(*(np.atleast_1d(np.asarray(v, float))[:, None] for v in (fwhm, beta, share)))
-    alpha2 = (width / 2) ** 2 / (2 ** (1 / b) - 1)
     step = 0.01  # of ln(radius)
-    radius = width.max() * np.exp(np.arange(-7, 5, step))
-    profile = (part * (b - 1) / (np.pi * alpha2) * (1 + radius**2 / alpha2) ** -b).sum(axis=0)
+    radius = max(p.fwhm for p in psfs) * np.exp(np.arange(-7, 5, step))
+    parts = np.broadcast_to(np.asarray(share, float), len(psfs))
+    profile = sum(part * p.profile(radius) for part, p in zip(parts, psfs, strict=True))
     return float(1 / np.sum(profile**2 * 2 * np.pi * radius**2 * step))
 
 

@@ -166,6 +166,36 @@ class PSF:
     beta: float = 3.0
     ellipticity: float = 0.0  #: 1 - minor/major
     theta: float = 0.0  #: of the major axis, from +x towards +y, radian
+    optical: float = float("nan")  #: FWHM before the pixel's response, where `beta` is that profile's; NaN: it is not
+    pixel: float = 1.0  #: side of that pixel
+
+    def scaled(self, factor: float) -> PSF:
+        """The same on a grid whose pixels are `factor` times as fine."""
+        return replace(self, fwhm=factor * self.fwhm, optical=factor * self.optical, pixel=factor * self.pixel)
+
+    def profile(self, radius: Any) -> Array:
+        """Light per pixel of a round source of unit flux.
+
+        Parameters
+        ----------
+        radius : array_like
+            Distances from its centre, pixel.
+
+        Returns
+        -------
+        ndarray
+            The Moffat profile; of a PSF with `optical`, its mean over the pixel (two-point Gauss-Legendre rule along
+            each axis), pixels turned against the radius by 0 and 45 degrees.
+        """
+        r = np.asarray(radius, float)
+        known = self.optical == self.optical
+        alpha2 = ((self.optical if known else self.fwhm) / 2) ** 2 / (2 ** (1 / self.beta) - 1)
+        node = self.pixel / np.sqrt(12) if known else 0.0
+        offsets = [0.0] if not known else [s * node for s in (-1.0, 1.0)]
+        directions = [(1.0, 0.0)] if not known else [(1.0, 0.0), (np.sqrt(0.5), np.sqrt(0.5))]
+        places = [(r * x + a) ** 2 + (r * y + b) ** 2 for x, y in directions for a in offsets for b in offsets]
+        mean = sum((1 + r2 / alpha2) ** -self.beta for r2 in places) / len(places)
+        return np.asarray((self.beta - 1) / (np.pi * alpha2) * mean)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,18 +206,19 @@ class FrameQuality:
     fwhm_err: float  #: standard error of `fwhm`
     ellipticity: float  #: of the mean PSF, so that noise of single stars averages out
     theta: float  #: direction of the elongation, radian
-    beta: float  #: Moffat exponent of the mean PSF
+    beta: float  #: Moffat exponent of the mean PSF; see `PSF.optical`
     n_stars: int  #: detections that look like stars
     n_fitted: int  #: stars behind `fwhm`
     n_sharp: int  #: hot pixels and cosmic rays
     sky: float  #: median background, ADU
     noise: float  #: median standard deviation of the background in one pixel, ADU
     saturated: int  #: pixels at or above the saturation level
+    optical: float = float("nan")  #: FWHM before the pixel's response, pixel; see `PSF`
 
     @property
     def psf(self) -> PSF:
         """The mean point-spread function."""
-        return PSF(fwhm=self.fwhm, beta=self.beta, ellipticity=self.ellipticity, theta=self.theta)
+        return PSF(fwhm=self.fwhm, beta=self.beta, ellipticity=self.ellipticity, theta=self.theta, optical=self.optical)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -362,6 +393,7 @@ class FrameRecord:
     stars: Stars | None = field(default=None, repr=False)
     background: Background | None = field(default=None, repr=False)
     artefacts: NDArray[np.int32] | None = field(default=None, repr=False)  #: (k, 2) x, y of hot and cosmic-ray pixels
+    trails: tuple[Any, ...] = field(default=(), repr=False)  #: trails.Trail, what satellites and aircraft left
     transform: Transform | None = None  #: reference pixels to frame pixels
     gain_err: float | None = None  #: of a gain that was estimated from the frames, e-/ADU
     n_matched: int = 0

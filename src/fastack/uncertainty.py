@@ -363,9 +363,10 @@ def aperture_error(
         and takes the factor N(r) of its radius; a star's own lies inside of it and takes S(r), that of the star.
     """
     sky = np.asarray(background_variance, float)
-    own = np.maximum(np.asarray(sigma, float) ** 2 - sky, 0.0)
+    own = np.asarray(sigma, float) ** 2 - sky  # below 0 where noise is: cut there, it would be so much too large
     inside = correlation.at(radius, squared=squared, star=True)
-    return np.asarray(np.sqrt(sky * correlation.at(radius, squared=squared) ** 2 + own * inside**2))
+    total = sky * correlation.at(radius, squared=squared) ** 2 + own * inside**2
+    return np.asarray(np.sqrt(np.maximum(total, 0.0)))
 
 
 # ---- noise that frames share through their masters

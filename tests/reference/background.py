@@ -46,7 +46,10 @@ def render(mesh, shape):
 
 
 def pixel_noise(image, rows=64):
-    """1.4826 times the median absolute second difference, over the root of 3/2; in its bin where many are equal."""
+    """Scatter of second differences over the root of 3/2, cut at 3 sigmas, which at first the median tells.
+
+    In its bin where many are equal. The cut takes 2.67 % of a normal variance.
+    """
     ny = image.shape[0]
     some = np.asarray(image, float)[np.unique(np.linspace(0, ny - 1, min(rows, ny)).astype(int))]
     second = np.abs(some[:, 1:-1:2] - 0.5 * (some[:, :-2:2] + some[:, 2::2]))
@@ -57,4 +60,7 @@ def pixel_noise(image, rows=64):
         low = (second[second < median].max() + median) / 2 if below else median
         high = (second[second > median].min() + median) / 2 if below + equal < second.size else median
         median = low + (high - low) * min(1.0, (0.5 * second.size - below) / equal)
-    return 1.482602218505602 * median / np.sqrt(1.5)
+    sigma = 1.482602218505602 * median
+    for _ in range(4):
+        sigma = np.sqrt(np.mean(second[second <= 3 * sigma] ** 2) / 0.9733369246625415)
+    return sigma / np.sqrt(1.5)

@@ -91,7 +91,8 @@ def first_stack(cube, k, frames, pedestal, kappa):
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = (w * np.where(here, cube, 0)).sum(0) / w.sum(0)
         noise = k * (shot * np.maximum(mean - pedestal + sky, 0) + floor)
-        of_mean = (w**2 * noise).sum(0) / w.sum(0) ** 2
+        seen = k * np.maximum(shot * (mean - pedestal + sky) + floor, 0.25 * floor)
+        of_mean = (w**2 * seen).sum(0) / w.sum(0) ** 2
         share = 2 * weight.max() / weight.min() / n
         near = (cube - mean) ** 2 <= kappa**2 * (0.9999 * noise * (1 - share) + 0.999 * of_mean)
     quiet = (n > 2) & (near | ~here).all(0)
