@@ -146,7 +146,7 @@ _SKY_SETTINGS: dict[str, tuple[Any, str]] = {
     "cache_path": (str, "where downloads are kept [FASTACK_CACHE, else the user's cache directory]"),
     "cache_size": (_Size(), "of the downloads at most, such as 500M [1G]"),
     "timeout": (float, "patience for one step of a request, second [60]"),
-    "job_timeout": (float, "patience for a job at the Gaia archive, second [300]"),
+    "job_timeout": (float, "patience for a whole answer or a job at the Gaia archive, second [300]"),
     "retries": (int, "attempts after a failed one [2]"),
     "backoff": (float, "pause before the first retry, second; doubled before each further one [2]"),
     "row_limit": (int, "stars of one answer at most [300000]"),
@@ -160,7 +160,7 @@ _SKY_SETTINGS: dict[str, tuple[Any, str]] = {
     "min_bic": (float, "gain in the information criterion that justifies a larger model [10]"),
     "max_map_error": (
         float,
-        "a solution with a larger expected error in a corner is refused, pixel [1]",
+        "a solution with a larger expected error in a corner is refused, pixel [0.8]",
     ),
     "astrometry_clip": (float, "pairs further apart are left out, sigma [4]"),
     "centroid": (float, "error of a position that the search allows for, pixel [1]"),

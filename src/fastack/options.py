@@ -139,7 +139,7 @@ class CatalogueOptions:
     cache_path: str | None = None  #: None: FASTACK_CACHE, else the user's cache directory
     cache_size: int = 1_000_000_000  #: byte; the pieces used longest ago go first
     timeout: float = 60.0  #: of one step of a request (connect, send, receive), second
-    job_timeout: float = 300.0  #: of a whole job at the Gaia archive, second
+    job_timeout: float = 300.0  #: of a whole answer, and of a job at the Gaia archive with its answer, second
     retries: int = 2  #: after a time-out, a broken answer or an error of the server
     backoff: float = 2.0  #: pause before the first retry, second; doubled before each further one
     row_limit: int = 300_000  #: an answer of more stars is an error
@@ -157,7 +157,7 @@ class AstrometryOptions:
     widen_scale: float = 3.0  #: factor either way by which the scale may be wrong when all else has failed; 1: never
     max_order: int = 5  #: of the distortion polynomial
     min_bic: float = 10.0  #: gain in the Bayesian information criterion that justifies a larger model
-    max_map_error: float = 1.0  #: expected error of the coordinates, where they are worst, of a solution at most, pixel
+    max_map_error: float = 0.8  #: expected error of the coordinates, where they are worst, of a solution at most, pixel
     clip: float = 4.0  #: pairs further apart than this many sigmas are left out
     centroid: float = 1.0  #: error of a position that the search allows for, pixel
     position_error: float = 0.3  #: error of a detection whose own is unknown, pixel
