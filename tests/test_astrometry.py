@@ -289,11 +289,11 @@ def test_few_stars_with_strong_distortion_are_right_or_refused():
         except SolveError as error:
             refusals.append(str(error))
             continue
-        assert solution.map_error <= 0.8 * f.scale
+        assert solution.map_error <= f.scale
         worst = ref.separation(solution.wcs, f.wcs, f.shape).max()
         assert worst < 4 * solution.map_error, seed
         errors.append(worst / f.scale)
-    # of one axis the expected error is below 0.8 px; four times that in one of 20 has a chance below 1 %
+    # the expected error of one axis is below a pixel; more than three times that somewhere in one of 20 is rare
     assert len(errors) >= 5
     assert max(errors) < 3
     assert all("--max-map-error" in text for text in refusals)
@@ -359,8 +359,10 @@ def test_a_catalogue_of_another_part_of_the_sky_is_named_as_such():
     rng = np.random.default_rng(32)
     f = ref.field(rng, n_stars=60, shape=(800, 800), scale=1.0, place=(40.0, 12.0), offset=0.1)
     away = Guess(ra=200.0, dec=-30.0, radius=0.3, scale=1.0, scale_range=(0.9, 1.1), source="RA")
-    with pytest.raises(SolveError, match=r"'simulated' has no stars within 5 degrees of RA 200\.0000"):
+    with pytest.raises(SolveError, match=r"'simulated' has no stars about RA 200\.0000.* by RA:"):
         solve(f.stars, f.catalogue, f.shape, guess=away)
+    with pytest.raises(SolveError, match="'none' has no stars about"):
+        solve(f.stars, lambda *a: CatalogueStars.make([], [], name="none"), f.shape, guess=away)
 
 
 def test_giving_up_takes_seconds():

@@ -99,7 +99,7 @@ BAD = {
     "500": "500 Internal Server Error",
     "503": "503 Service Unavailable",
     "html": "something else than a VOTable: 'Bad Gateway",
-    "noise": "something else than a VOTable",
+    "noise": "something else than a VOTable (\\(|;)",
     "error": "reports an error: The database is not|ended the job with 'ERROR' Message: Cannot parse",
     "wrong": "something else than",
 }

@@ -516,12 +516,13 @@ def solve(
             pairs = solver.match(sky, model, np.arange(len(solver.xy)), rows, solver.reach(model, rows))
             model = solver.choose(sky, model, pairs)
         return _believed(_solution(solver, sky, model), options)
-    name = fixed.stars.name if fixed is not None else "the catalogue"
-    if not solver.tried and fixed is not None and len(fixed.within(place[0], np.radians(options.max_radius))) < 4:
-        where = f"RA {radec(place[0])[0]:.4f} Dec {radec(place[0])[1]:+.4f} (from {guess.source or 'the caller'})"
+    known = [fixed] if fixed is not None else [part[2] for part in (*_parts(near), *_parts(far))]
+    name = known[0].stars.name if known else "the catalogue"
+    if not any(len(sky.within(place[0], np.radians(options.max_radius))) >= 4 for sky in known):
         raise SolveError(
-            f"the catalogue {name!r} has no stars within {options.max_radius:g} degrees of {where},"
-            " where the image should be: give another catalogue, or the centre"
+            f"the catalogue {name!r} has no stars about RA {radec(place[0])[0]:.4f} Dec {radec(place[0])[1]:+.4f},"
+            f" where the image should be by {guess.source or 'the caller'}{failure}: give another catalogue, or the"
+            " centre"
         )
     raise SolveError(
         f"no place on the sky for {len(solver.rows)} stars: {solver.tried} places in {visited} patches of {name} "
@@ -529,6 +530,11 @@ def solve(
         f"tried, best ln(odds) {solver.best:.1f} (needed {options.min_log_odds + np.log(max(solver.tried, 1)):.1f}); "
         f"guess from {guess.source or 'the caller'}: give the centre and the pixel scale{failure}"
     )
+
+
+def _parts(stock: _Sky | _Cones) -> list[tuple[Array, float, _Sky]]:
+    """What was fetched of a catalogue so far."""
+    return stock.parts if isinstance(stock, _Cones) else []
 
 
 def _believed(solution: Solution, options: AstrometryOptions) -> Solution:

@@ -160,7 +160,7 @@ _SKY_SETTINGS: dict[str, tuple[Any, str]] = {
     "min_bic": (float, "gain in the information criterion that justifies a larger model [10]"),
     "max_map_error": (
         float,
-        "a solution with a larger expected error in a corner is refused, pixel [0.8]",
+        "a solution with a larger expected error in a corner is refused, pixel [1]",
     ),
     "astrometry_clip": (float, "pairs further apart are left out, sigma [4]"),
     "centroid": (float, "error of a position that the search allows for, pixel [1]"),
@@ -635,7 +635,10 @@ def _numbers(numbers: Sequence[int]) -> str:
 
 
 def _main(command: click.Command, name: str) -> NoReturn:
-    """Run a command; errors become one message and an exit code."""
+    """Run a command; errors become one message and an exit code, warnings one line."""
+    import warnings
+
+    warnings.formatwarning = lambda message, *_, **__: f"{name}: {message}\n"
     try:
         code = command.main(prog_name=name, standalone_mode=False)
     except click.exceptions.Exit as error:

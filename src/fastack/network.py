@@ -153,7 +153,7 @@ def _attempts(ask: Callable[[], T], options: CatalogueOptions) -> T:
                 return ask()
         except Broken as error:
             last = error
-    raise Broken(f"{last} ({options.retries + 1} attempts)") from last
+    raise Broken(f"{last} ({options.retries + 1} attempts)" if options.retries else str(last)) from last
 
 
 @contextlib.contextmanager

@@ -157,7 +157,7 @@ class AstrometryOptions:
     widen_scale: float = 3.0  #: factor either way by which the scale may be wrong when all else has failed; 1: never
     max_order: int = 5  #: of the distortion polynomial
     min_bic: float = 10.0  #: gain in the Bayesian information criterion that justifies a larger model
-    max_map_error: float = 0.8  #: expected error of the coordinates, where they are worst, of a solution at most, pixel
+    max_map_error: float = 1.0  #: expected error of the coordinates, where they are worst, of a solution at most, pixel
     clip: float = 4.0  #: pairs further apart than this many sigmas are left out
     centroid: float = 1.0  #: error of a position that the search allows for, pixel
     position_error: float = 0.3  #: error of a detection whose own is unknown, pixel
