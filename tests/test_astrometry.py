@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -458,6 +459,21 @@ def test_residuals_pairs_and_columns_belong_together(bent):
     # residuals stand in the tangent plane, which is stretched by 1 / cos^2 of half a degree at most
     np.testing.assert_allclose(sky.separation(known).arcsec, np.hypot(*solution.residuals.T), rtol=1e-3, atol=1e-6)
     assert len(set(ours)) == len(set(theirs)) == solution.n
+
+
+def test_a_detection_that_may_be_pixels_off_is_nobodys():
+    """One star is 6 px off and its error says 4: it would be most of the rms of 50 stars of 0.2 px."""
+    rng = np.random.default_rng(41)
+    f = ref.field(rng, n_stars=100, shape=(800, 800), scale=1.0, place=(40.0, 2.0), noise=0.2, offset=0.1)
+    before = solve(f.stars, f.catalogue, f.shape, guess=guess_of(f, rng))
+    row = before.pairs[10, 0]
+    xy, error = f.stars.xy.copy(), f.stars.xy_err.copy()
+    xy[row, 0] += 6.0
+    error[row] = 4.0
+    after = solve(replace(f.stars, xy=xy, xy_err=error), f.catalogue, f.shape, guess=guess_of(f, rng))
+    assert after.n >= before.n - 1
+    assert row not in after.pairs[:, 0]
+    assert np.hypot(after.rms_ra, after.rms_dec) == pytest.approx(np.hypot(before.rms_ra, before.rms_dec), rel=0.1)
 
 
 def test_zero_point_and_limit():

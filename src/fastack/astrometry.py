@@ -631,8 +631,10 @@ def _solution(solver: _Solver, sky: _Sky, model: Plate) -> Solution:
         model = solver.fit(sky, model, pairs, model.order, model.radial)
         residual = project(sky.vectors[pairs[:, 1]], model.ra, model.dec) - model.plane(solver.xy[pairs[:, 0]])
         noise = solver.noise(sky, pairs, model)
+        # a detection that may be pixels off is not that star's because something is there within its error
+        doubt = np.minimum(noise, np.maximum(3 * np.median(noise, axis=0), model.scale))
+        keep = ((residual / doubt) ** 2).sum(axis=1) < solver.options.clip**2
         # the fit is robust and does not need them, but within a pixel it is the same star all the same
-        keep = ((residual / noise) ** 2).sum(axis=1) < solver.options.clip**2
         keep |= np.hypot(*residual.T) < model.scale
         pairs, residual, noise = pairs[keep], residual[keep] / ARCSEC, noise[keep] / ARCSEC
     wide = max(_wide(solver, sky, model, field_rows), solver.reach(model, field_rows))
