@@ -163,8 +163,9 @@ class Servers:
     """All three services on one port, and how they behave.
 
     `script` is a list of moods, one for each request for data; the last one stays. Moods: ok, slow, cut (fewer bytes
-    than announced), short (half of an answer, announced as a whole), 500, 400, html, noise, empty, none (a
-    document without a table), overflow, error, wrong (another table), bad (a row that is no number).
+    than announced), drip (a byte now and then), short (half of an answer, announced as a whole), 500, 400, html,
+    noise, empty, none (a document without a table), overflow, error, wrong (another table), bad (a row that is no
+    number).
     """
 
     def __init__(self) -> None:
@@ -327,6 +328,10 @@ class Servers:
         handler.send_header("Content-Type", kind)
         handler.send_header("Content-Length", str(len(data) if announced is None else announced))
         handler.end_headers()
+        while mood == "drip" and data and not self.stop.wait(0.05):
+            handler.wfile.write(data[:1])
+            handler.wfile.flush()
+            data = data[1:]
         handler.wfile.write(data)
         if announced is not None:
             handler.wfile.flush()

@@ -230,3 +230,15 @@ def links(pid: int) -> list[str]:
             with contextlib.suppress(OSError):
                 found.append(os.readlink(f"/proc/{pid}/fd/{entry}"))
     return found
+
+
+def test_a_warning_is_one_line_without_source() -> None:
+    code = (
+        "import click, warnings; from fastack import cli, errors\n"
+        "@click.command()\n"
+        "def doubtful(): warnings.warn('a store stands in', errors.FastackWarning)\n"
+        "cli._main(doubtful, 'fastack')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stderr == "fastack: a store stands in\n"
+    assert done.returncode == 0

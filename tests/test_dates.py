@@ -34,6 +34,14 @@ def cards(**values: object) -> fits.Header:
         ({"DATE_OBS": "30/01/99", "UTSTART": "01:02:03"}, "1999-01-30T01:02:03"),
         ({"DATE_OBS": "30/01/19", "UT": "01:02:03"}, "2019-01-30T01:02:03"),
         ({"DATE_OBS": "2016-12-31T23:59:60.25"}, "2016-12-31T23:59:60.25"),
+        ({"DATE_OBS": "2019-01-30T24:00:00"}, "2019-01-31T00:00:00"),
+        ({"DATE_OBS": "2019-01-30T03:02:03-07"}, "2019-01-30T10:02:03"),
+        ({"DATE_OBS": "2019-01-30T03:02:03,5"}, "2019-01-30T03:02:03.5"),
+        ({"DATE_OBS": "2019/01/30", "UT": "03:02"}, "2019-01-30T03:02:00"),
+        # TAI was 37 s ahead of UTC, TT 32.184 s more
+        ({"DATE_OBS": "2019-01-30T03:02:03", "TIMESYS": "TAI"}, "2019-01-30T03:01:26"),
+        ({"MJD_OBS": 58513.25, "TIMESYS": "TT"}, "2019-01-30T05:58:50.816"),
+        ({"DATE_OBS": "2019-01-30T03:02:03", "TIMESYS": "UTC"}, "2019-01-30T03:02:03"),
         ({"MJD_OBS": 58513.25}, "2019-01-30T06:00:00"),
         ({"JD": 2458513.75}, "2019-01-30T06:00:00"),
         ({"JD": "2458513,75"}, "2019-01-30T06:00:00"),
@@ -43,6 +51,15 @@ def test_dates_are_read_as_they_occur(values: dict[str, object], start: str) -> 
     found = dates.read_exposure(cards(**values), 60.0)
     assert found.start is not None
     assert abs((Time(found.start, scale="utc") - Time(start, scale="utc")).sec) < 1e-6
+
+
+def test_what_was_not_read_is_told() -> None:
+    unread = dates.read_exposure(cards(DATE_OBS="2019-01-30", UT=3723.5), 1.0)
+    assert unread.start == "2019-01-30T00:00:00.000000"
+    assert any("UT '3723.5' is no time of day" in note for note in unread.notes)
+    assert any("midnight assumed" in note for note in unread.notes)
+    system = dates.read_exposure(cards(DATE_OBS="2019-01-30T01:02:03", TIMESYS="LST"), 1.0)
+    assert any("TIMESYS 'LST' is unknown" in note for note in system.notes)
 
 
 def test_middle_of_exposure_becomes_its_start() -> None:

@@ -16,6 +16,13 @@ def triangles(
     min_ratio: float,
     limit: int,
 ) -> tuple[Index, Array, Sign]: ...  # (m, 3), (m, 3), (m,)
+def binned(
+    index: Index,  # (m, 3)
+    shape: Array,  # (m, 3)
+    sign: Sign,
+    rows: Index,
+    bins: int,
+) -> tuple[Index, Index, Array, Sign]: ...  # (bins * bins + 1,), (m, 3), (m, 3), (m,)
 def search(
     camera: Array,  # (n, 2)
     camera_index: Index,

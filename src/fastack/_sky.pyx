@@ -69,6 +69,48 @@ def triangles(
     return index_array[:m], shape_array[:m], sign_array[:m]
 
 
+def binned(
+    const int[:, ::1] index,
+    const double[:, ::1] shape,
+    const signed char[::1] sign,
+    const int[::1] rows,
+    int bins,
+):
+    """Triangles from `triangles` in the order of their bin of (b/a, c/a) on a `bins` x `bins` grid over the unit square.
+
+    `rows` is what the rows that they hold are called from now on. Returns the first triangle of each bin, and the last
+    bin's end; then index, shape and sign in the new order. A counting sort: numpy's would take longer than the search.
+    """
+    cdef Py_ssize_t n = shape.shape[0], i, k
+    cdef int code
+    start_array = np.zeros(bins * bins + 1, np.int32)
+    index_array = np.empty((n, 3), np.int32)
+    shape_array = np.empty((n, 3), np.float64)
+    sign_array = np.empty(n, np.int8)
+    code_array = np.empty(n, np.int32)
+    cdef int[::1] start = start_array, codes = code_array
+    cdef int[:, ::1] new_index = index_array
+    cdef double[:, ::1] new_shape = shape_array
+    cdef signed char[::1] new_sign = sign_array
+    cdef int[::1] place
+    with nogil:
+        for i in range(n):
+            code = min(<int>(shape[i, 0] * bins), bins - 1) * bins + min(<int>(shape[i, 1] * bins), bins - 1)
+            codes[i] = code
+            start[code + 1] += 1
+        for i in range(bins * bins):
+            start[i + 1] += start[i]
+    place = start_array[:-1].copy()
+    with nogil:
+        for i in range(n):
+            k = place[codes[i]]
+            place[codes[i]] += 1
+            new_index[k, 0], new_index[k, 1], new_index[k, 2] = rows[index[i, 0]], rows[index[i, 1]], rows[index[i, 2]]
+            new_shape[k, 0], new_shape[k, 1], new_shape[k, 2] = shape[i, 0], shape[i, 1], shape[i, 2]
+            new_sign[k] = sign[i]
+    return start_array, index_array, shape_array, sign_array
+
+
 cdef inline double _square(const double[:, ::1] p, Py_ssize_t i, Py_ssize_t j) noexcept nogil:
     cdef double x = p[i, 0] - p[j, 0], y = p[i, 1] - p[j, 1], z = p[i, 2] - p[j, 2]
     return x * x + y * y + z * z

@@ -43,6 +43,8 @@ _BINS = 96
 _FAR_CONE = np.radians(1.5)  # radius of a request beyond the guess: some thirty of them reach 5 degrees
 _LEVEL = 0.45  # ln(scale) covered by one level of the search
 _REPORT, _SURE, _BAIL = 8.0, 25.0, -6.0
+_LENS = 0.25  # weight in the error of the map of a lens that the stars neither prove nor exclude
+_ALONE = 40  # stars up to which one of them may decide a corner
 
 
 def _ranks(xy: Array, order: Index, cell: float) -> Index:
@@ -162,22 +164,21 @@ class _Solver:
             if not len(ours) or not len(theirs):
                 continue
             order = np.argsort(ours.max(axis=1), kind="stable")
-            bins = np.minimum((sky_shape[:, :2] * _BINS).astype(np.int64), _BINS - 1)
-            code = bins[:, 0] * _BINS + bins[:, 1]
-            by_bin = np.argsort(code, kind="stable")
-            start = np.searchsorted(code[by_bin], np.arange(_BINS * _BINS + 1)).astype(np.int32)
+            ours, shape, sign = ours[order] + np.int32(d0), shape[order], sign[order]
+            names = np.asarray(chosen, np.int32)
+            start, theirs, sky_shape, sky_sign = _sky.binned(theirs, sky_shape, sky_sign, names, _BINS)
             first = 0
             while first < len(ours):
                 places, odds, first, tried = _sky.search(
                     camera,
-                    np.ascontiguousarray(ours[order] + np.int32(d0)),
-                    np.ascontiguousarray(shape[order]),
-                    np.ascontiguousarray(sign[order]),
+                    ours,
+                    shape,
+                    sign,
                     patch.vectors,
                     patch.density,
-                    np.ascontiguousarray(chosen.astype(np.int32)[theirs[by_bin]]),
-                    np.ascontiguousarray(sky_shape[by_bin]),
-                    np.ascontiguousarray(sky_sign[by_bin]),
+                    theirs,
+                    sky_shape,
+                    sky_sign,
                     start,
                     _BINS,
                     *patch.grid,
@@ -308,16 +309,39 @@ class _Solver:
         """One sigma of the coordinates per axis where they are worst in the image, radian.
 
         That of the fit, and that of not knowing which kind of plate is true: the other kinds deviate from the chosen
-        one, most of all where the stars end, and count by their Akaike weights, exp(-AIC / 2).
+        one, most of all where the stars end, and count by their Akaike weights, exp(-AIC / 2). Those weights find few
+        stars no proof of a bend; but that they do not prove one does not make the image straight: a lens that fits
+        them as well keeps the weight `_LENS`.
         """
         kinds = self.kinds(sky, model, pairs)
         weight = np.array([k.aic for k in kinds])
         weight = np.exp(-0.5 * (weight - weight.min()))
+        weight /= weight.sum()
+        chosen = next(k.deviance for k in kinds if (k.order, k.radial) == (model.order, model.radial))
+        for number, kind in enumerate(kinds):
+            if kind.radial and weight[number] < _LENS * np.exp(min(0.0, (chosen - kind.deviance) / 2)):
+                weight *= (1 - _LENS) / (1 - weight[number])
+                weight[number] = _LENS
         variance = np.zeros(len(self.corners))
-        for share, other in zip(weight / weight.sum(), kinds, strict=True):
+        for share, other in zip(weight, kinds, strict=True):
             off2 = (self.deviation(other, model) ** 2).sum(axis=1)
             variance += share * ((other.error(self.corners) * other.scale) ** 2 + off2 / 2)
-        return float(np.sqrt(variance.max()))
+        return float(np.sqrt(max(variance.max(), self.jackknife(sky, model, pairs).max())))
+
+    def jackknife(self, sky: _Sky, model: Plate, pairs: Index) -> Array:
+        """(n,) variance per axis at `corners`, radian^2, as leaving out each star in turn shows it (Tukey 1958).
+
+        A star that is taken for another one and stands alone in its corner draws the map along and leaves no residual;
+        this tells. With more stars than `_ALONE` none is alone.
+        """
+        n = len(pairs)
+        if n > _ALONE:
+            return np.zeros(len(self.corners))
+        off2 = np.zeros(len(self.corners))
+        for k in range(n):
+            other = self.fit(sky, model, np.delete(pairs, k, axis=0), model.order, model.radial)
+            off2 += (self.deviation(other, model) ** 2).sum(axis=1)
+        return off2 * (n - 1) / n / 2
 
     def deviation(self, one: Plate, other: Plate) -> Array:
         """(n, 2) difference of two plates at `corners`, radian in the tangent plane of the second."""
@@ -492,13 +516,25 @@ def solve(
             pairs = solver.match(sky, model, np.arange(len(solver.xy)), rows, solver.reach(model, rows))
             model = solver.choose(sky, model, pairs)
         return _believed(_solution(solver, sky, model), options)
-    name = fixed.stars.name if fixed is not None else "the catalogue"
+    known = [fixed] if fixed is not None else [part[2] for part in (*_parts(near), *_parts(far))]
+    name = known[0].stars.name if known else "the catalogue"
+    if not any(len(sky.within(place[0], np.radians(options.max_radius))) >= 4 for sky in known):
+        raise SolveError(
+            f"the catalogue {name!r} has no stars about RA {radec(place[0])[0]:.4f} Dec {radec(place[0])[1]:+.4f},"
+            f" where the image should be by {guess.source or 'the caller'}{failure}: give another catalogue, or the"
+            " centre"
+        )
     raise SolveError(
         f"no place on the sky for {len(solver.rows)} stars: {solver.tried} places in {visited} patches of {name} "
         f"about RA {radec(place[0])[0]:.4f} Dec {radec(place[0])[1]:+.4f} at {low:.3g} to {high:.3g} arcsec/px "
         f"tried, best ln(odds) {solver.best:.1f} (needed {options.min_log_odds + np.log(max(solver.tried, 1)):.1f}); "
         f"guess from {guess.source or 'the caller'}: give the centre and the pixel scale{failure}"
     )
+
+
+def _parts(stock: _Sky | _Cones) -> list[tuple[Array, float, _Sky]]:
+    """What was fetched of a catalogue so far."""
+    return stock.parts if isinstance(stock, _Cones) else []
 
 
 def _believed(solution: Solution, options: AstrometryOptions) -> Solution:
@@ -508,7 +544,7 @@ def _believed(solution: Solution, options: AstrometryOptions) -> Solution:
         raise SolveError(
             f"{solution.n} stars of {solution.name} tell where the image is (RA {solution.centre[0]:.4f} Dec"
             f" {solution.centre[1]:+.4f}, ln(odds) {solution.log_odds:.0f}), but leave its coordinates uncertain by"
-            f" {worst:.1f} px in a corner: more stars would help (a deeper stack or catalogue), or accept it with"
+            f" {worst:.2g} px in a corner: more stars would help (a deeper stack or catalogue), or accept it with"
             f" --max-map-error {np.ceil(worst):.0f}"
         )
     return solution
@@ -550,7 +586,8 @@ def _plan(
     stages = [(level, near, len(_ROUNDS)) for level in levels]
     # a scale that is unknown too would make a search far out last for minutes
     if far > near and len(levels) <= 4:
-        stages += [(level, far, 3) for level in levels]
+        # triangles as wide as the field are the most, and hardly ever the ones that find it
+        stages += [(level, far, 2) for level in levels]
     if options.widen_scale > 1 and guess.scale is not None:
         wide = _levels(low / options.widen_scale, low) + _levels(high, high * options.widen_scale)
         stages += [(level, near, 2) for level in wide]
@@ -594,8 +631,10 @@ def _solution(solver: _Solver, sky: _Sky, model: Plate) -> Solution:
         model = solver.fit(sky, model, pairs, model.order, model.radial)
         residual = project(sky.vectors[pairs[:, 1]], model.ra, model.dec) - model.plane(solver.xy[pairs[:, 0]])
         noise = solver.noise(sky, pairs, model)
+        # a detection that may be pixels off is not that star's because something is there within its error
+        doubt = np.minimum(noise, np.maximum(3 * np.median(noise, axis=0), model.scale))
+        keep = ((residual / doubt) ** 2).sum(axis=1) < solver.options.clip**2
         # the fit is robust and does not need them, but within a pixel it is the same star all the same
-        keep = ((residual / noise) ** 2).sum(axis=1) < solver.options.clip**2
         keep |= np.hypot(*residual.T) < model.scale
         pairs, residual, noise = pairs[keep], residual[keep] / ARCSEC, noise[keep] / ARCSEC
     wide = max(_wide(solver, sky, model, field_rows), solver.reach(model, field_rows))

@@ -149,7 +149,7 @@ _SKY_SETTINGS: dict[str, tuple[Any, str]] = {
     "cache_path": (str, "where downloads are kept [FASTACK_CACHE, else the user's cache directory]"),
     "cache_size": (_Size(), "of the downloads at most, such as 500M [1G]"),
     "timeout": (float, "patience for one step of a request, second [60]"),
-    "job_timeout": (float, "patience for a job at the Gaia archive, second [300]"),
+    "job_timeout": (float, "patience for a whole answer or a job at the Gaia archive, second [300]"),
     "retries": (int, "attempts after a failed one [2]"),
     "backoff": (float, "pause before the first retry, second; doubled before each further one [2]"),
     "row_limit": (int, "stars of one answer at most [300000]"),
@@ -638,8 +638,11 @@ def _numbers(numbers: Sequence[int]) -> str:
 
 
 def _main(command: click.Command, name: str) -> NoReturn:
-    """Run a command; errors become one message and an exit code."""
+    """Run a command; errors become one message and an exit code, warnings one line."""
+    import warnings
+
     gc.set_threshold(_OBJECTS, 20, 20)
+    warnings.formatwarning = lambda message, *_, **__: f"{name}: {message}\n"
     try:
         code = command.main(prog_name=name, standalone_mode=False)
     except click.exceptions.Exit as error:

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from astropy.io import fits
 
 _ISO = re.compile(
-    r"^\s*(\d{4})-(\d{1,2})-(\d{1,2})"
-    r"(?:[T ]\s*(\d{1,2}):(\d{1,2})(?::(\d{1,2}(?:\.\d*)?))?)?\s*(Z|[+-]\d{2}:?\d{2})?\s*$",
+    r"^\s*(\d{4})([-/])(\d{1,2})\2(\d{1,2})"
+    r"(?:[T ]\s*(\d{1,2}):(\d{1,2})(?::(\d{1,2}(?:[.,]\d*)?))?\s*(Z|[+-]\d{2}(?::?\d{2})?)?)?\s*$",
     re.IGNORECASE,
 )
 _OLD_DATE = re.compile(r"^\s*(\d{1,2})/(\d{1,2})/(\d{2}|\d{4})\s*$")
-_CLOCK = re.compile(r"^\s*(\d{1,2})[: ](\d{1,2})[: ](\d{1,2}(?:\.\d*)?)\s*(Z)?\s*$", re.IGNORECASE)
+_CLOCK = re.compile(r"^\s*(\d{1,2})[: ](\d{1,2})(?:[: ](\d{1,2}(?:[.,]\d*)?))?\s*(Z)?\s*$", re.IGNORECASE)
 
 _DATE_KEYS = ("DATE-BEG", "DATE-OBS", "DATE_OBS", "UTSHUT", "UT-DATE", "UTDATE", "DATEOBS")
 _CLOCK_KEYS = ("TIME-OBS", "UTSTART", "UTCSTART", "UTC-OBS", "UT-OBS", "UT-START", "TIME-BEG", "UTC", "UT", "EXP-STRT")
@@ -33,6 +33,7 @@ _MID_KEYS = ("DATE-AVG", "DATE-MID")
 _MJD_KEYS = ("MJD-BEG", "MJD-OBS", "MJD_OBS", "MJD")
 _MJD_MID_KEYS = ("MJD-AVG", "MJD-MID")
 _JD_KEYS = ("JD-OBS", "JD", "JD-BEG", "JULDATE")
+_SYSTEMS = {"TAI": "tai", "IAT": "tai", "TT": "tt", "TDT": "tt", "ET": "tt", "TDB": "tdb"}  # other than UTC
 _JD_MID_KEYS = ("JD-AVG", "JD-MID", "MIDTIMJD")
 
 
@@ -98,20 +99,23 @@ def parse_date(text: str) -> tuple[Any, float | None, float, float]:
     match = _ISO.match(text)
     if not match:
         raise ValueError(f"{text!r} is no date that can be read")
-    year, month, day, hour, minute, second, zone = match.groups()
+    year, _, month, day, hour, minute, second, zone = match.groups()
     date = dt.date(int(year), int(month), int(day))
     offset = 0.0
     if zone and zone.upper() != "Z":
         digits = zone[1:].replace(":", "")
-        offset = (1 if zone[0] == "+" else -1) * (int(digits[:2]) * 3600.0 + int(digits[2:]) * 60.0)
+        offset = (1 if zone[0] == "+" else -1) * (int(digits[:2]) * 3600.0 + int(digits[2:] or 0) * 60.0)
     if hour is None:
         return date, None, 86400.0, offset
     seconds, granularity = _clock_seconds(hour, minute, second)
+    if int(hour) == 24:  # the end of a day as ISO 8601 writes it, no leap second
+        date, seconds = date + dt.timedelta(days=1), seconds - 86400.0
     return date, seconds, granularity, offset
 
 
 def _clock_seconds(hour: str, minute: str, second: str | None) -> tuple[float, float]:
-    if int(hour) > 24 or int(minute) > 59 or (second and float(second) >= 61):
+    second = second.replace(",", ".") if second else None
+    if int(hour) * 60 + int(minute) > 1440 or int(minute) > 59 or (second and float(second) >= 61):
         raise ValueError(f"{hour}:{minute}:{second} is no time of day")
     if second is None:
         return int(hour) * 3600.0 + int(minute) * 60.0, 60.0
@@ -159,6 +163,8 @@ def read_exposure(header: fits.Header | Cards, exposure: float | None = None) ->
                 if clock_key:
                     notes.append(f"time of day from {clock_key}")
                 else:
+                    unread = [f"{k} {t!r}" for k in _CLOCK_KEYS if (t := _text(cards, k))]
+                    notes += [f"{words} is no time of day that can be read" for words in unread]
                     notes.append(f"{key} {text!r} has no time of day; midnight assumed")
             if _OLD_DATE.match(text):
                 notes.append(f"{key} {text!r} read as day/month/year {date.isoformat()}")
@@ -202,11 +208,23 @@ def read_exposure(header: fits.Header | Cards, exposure: float | None = None) ->
         difference = _seconds_between(other[2], chosen[2])
         if other is not chosen and abs(difference) > 1.01 * max(other[0], chosen[0]):
             notes.append(f"{other[1]} differs from {chosen[1]} by {difference:+.3f} s; {chosen[1]} counts")
+    system = (_text(cards, "TIMESYS") or "UTC").upper()
+    if system in _SYSTEMS:
+        chosen = (chosen[0], chosen[1], _utc(chosen[2], _SYSTEMS[system]), chosen[3])
+        notes.append(f"TIMESYS is {system}; {chosen[1]} turned into UTC")
+    elif system not in ("UTC", "UT", "UT1", "GMT", "Z"):
+        notes.append(f"TIMESYS {system!r} is unknown; read as UTC")
     begin = chosen[2]
     if chosen[3]:
         begin = _shift(begin, -(exposure or 0.0) / 2)
         notes.append(f"{chosen[1]} is the middle of the exposure")
     return Exposure(date_obs=chosen[2], start=begin, exposure=exposure, granularity=chosen[0], notes=tuple(notes))
+
+
+def _utc(text: str, scale: str) -> str:
+    from astropy.time import Time
+
+    return str(Time(text, scale=scale, precision=6).utc.isot)
 
 
 def _clock(cards: Cards, date: Any, granularity: float) -> tuple[float, float, str | None]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import queue
 import socket
+import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
@@ -73,7 +75,11 @@ def fetch(
         services.append((options.gaia_server, lambda: _ask_archive(ra, dec, radius, max_mag, options)))
     services.append((options.vizier_server, lambda: _ask_vizier(served, ra, dec, radius, max_mag, options)))
     failures: list[CatalogueError] = []
-    for server, ask in services:
+    for server, request in services:
+
+        def ask(request: Callable[[], Table | None] = request) -> Table | None:
+            return _within(options.job_timeout, request)
+
         host = urllib.parse.urlsplit(server).netloc
 
         def answer(ask: Callable[[], Table | None] = ask) -> CatalogueStars:
@@ -112,6 +118,31 @@ def require(name: str) -> str:
     return key
 
 
+def _within(patience: float, ask: Callable[[], T]) -> T:
+    """What `ask` returns, or CatalogueError after so many seconds.
+
+    The time-out of a socket never passes while a server sends a byte now and then, and neither astroquery nor what
+    lies below it knows another one. The request is left to a thread that ends with its connection or the process.
+    """
+    answers: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            answers.put((ask(), None))
+        except BaseException as error:
+            answers.put((None, error))
+
+    threading.Thread(target=work, name="fastack-request", daemon=True).start()
+    try:
+        answer, error = answers.get(timeout=patience)
+    except queue.Empty:
+        # a server that is this slow is not asked twice
+        raise CatalogueError(f"had not sent the whole answer after {patience:g} s (--job-timeout)") from None
+    if error is not None:
+        raise error
+    return answer  # type: ignore[return-value]
+
+
 def _attempts(ask: Callable[[], T], options: CatalogueOptions) -> T:
     """The first good answer, with pauses that double between the attempts."""
     for attempt in range(options.retries + 1):
@@ -122,7 +153,7 @@ def _attempts(ask: Callable[[], T], options: CatalogueOptions) -> T:
                 return ask()
         except Broken as error:
             last = error
-    raise Broken(f"{last} ({options.retries + 1} attempts)") from last
+    raise Broken(f"{last} ({options.retries + 1} attempts)" if options.retries else str(last)) from last
 
 
 @contextlib.contextmanager
@@ -311,9 +342,10 @@ def resolve(name: str, *, options: CatalogueOptions | None = None) -> tuple[floa
     if not name.strip():
         return None
     servers = [options.sesame_server] if options.sesame_server else name_resolve.sesame_url.get()
+    step = min(options.timeout, 15.0)
     try:
-        with conf.set_temp("remote_timeout", min(options.timeout, 15.0)), name_resolve.sesame_url.set(servers):
-            place = name_resolve.get_icrs_coordinates(name.strip())
-    except (name_resolve.NameResolveError, OSError, ValueError, http.client.HTTPException):
+        with conf.set_temp("remote_timeout", step), name_resolve.sesame_url.set(servers):
+            place = _within(2 * step, lambda: name_resolve.get_icrs_coordinates(name.strip()))
+    except (name_resolve.NameResolveError, CatalogueError, OSError, ValueError, http.client.HTTPException):
         return None
     return float(place.ra.deg), float(place.dec.deg)

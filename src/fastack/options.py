@@ -140,7 +140,7 @@ class CatalogueOptions:
     cache_path: str | None = None  #: None: FASTACK_CACHE, else the user's cache directory
     cache_size: int = 1_000_000_000  #: byte; the pieces used longest ago go first
     timeout: float = 60.0  #: of one step of a request (connect, send, receive), second
-    job_timeout: float = 300.0  #: of a whole job at the Gaia archive, second
+    job_timeout: float = 300.0  #: of a whole answer, and of a job at the Gaia archive with its answer, second
     retries: int = 2  #: after a time-out, a broken answer or an error of the server
     backoff: float = 2.0  #: pause before the first retry, second; doubled before each further one
     row_limit: int = 300_000  #: an answer of more stars is an error

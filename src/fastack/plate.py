@@ -45,6 +45,7 @@ class Plate:
     radial: bool = False  # of order 3, but as a lens has it: one strength for all directions, and little beside it
     free: float = 4.0  # numbers that the stars decided
     extra: float = 0.0  # scatter beyond the stated errors, radian per axis
+    deviance: float = np.inf  # -2 ln(likelihood), clipped stars at the limit
     bic: float = np.inf  # Bayesian information criterion (Schwarz 1978): which kind is true
     aic: float = np.inf  # Akaike's, corrected for few stars (Hurvich & Tsai 1989): which kind predicts best
 
@@ -182,6 +183,7 @@ def fit_plate(
         covariance=covariance,
         extra=float(np.sqrt(extra2)),
         free=free,
+        deviance=deviance,
         bic=deviance + free * np.log(n),
         aic=deviance + 2 * free * n / (n - free - 1) if n > free + 1 else np.inf,
     )

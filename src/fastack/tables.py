@@ -93,6 +93,7 @@ _UNIT_WORD = {
     "masyr": "mas/yr",
     "arcsecyr": "arcsec/yr",
 }
+_TEXT = frozenset(b"\t\n\r") | frozenset(range(32, 127))
 _EPOCH_WORD = re.compile(r"_?j((?:19|20)\d\d(?:\.\d+)?)", re.IGNORECASE)
 
 
@@ -346,7 +347,10 @@ def _as_epoch(value: Any) -> float | None:
 
 
 def words_of(data: bytes) -> str:
-    """The words of an error document."""
+    """The words of an error document; none of bytes that are no text."""
+    head = data[:4000]
+    if sum(byte in _TEXT for byte in head) < 0.9 * len(head):
+        return ""
     text = re.sub(r"<[^>]*>|[^ -~]", " ", data[:4000].decode("latin-1"))
     return " ".join(text.split())[:160]
 
@@ -369,7 +373,8 @@ def read_votable(data: bytes) -> Table | None:
         except (EOFError, OSError) as error:
             raise Broken("cut the answer off") from error
     if not re.search(rb"<(\w+:)?VOTABLE", data[:2000]):
-        raise Broken(f"answered with something else than a VOTable: {words_of(data)[:60]!r}")
+        words = words_of(data)[:60]
+        raise Broken("answered with something else than a VOTable" + (f": {words!r}" if words else ""))
     if not re.search(rb"</(\w+:)?VOTABLE\s*>\s*$", data[-2000:]):
         raise Broken("cut the answer off")
     try:
