@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,29 @@ def test_another_places_catalogue_is_refused_and_nothing_written(stacked: Path, 
     with pytest.raises(SolveError):
         solve_file(stacked / "mosaic.fits", str(tmp_path / "wrong.ecsv"), tmp_path / "a.fits")
     assert not (tmp_path / "a.fits").exists()
+
+
+def test_columns_with_other_names_are_mapped(stacked: Path, tmp_path: Path) -> None:
+    stars = Table.read(stacked / "stars.ecsv")
+    stars.rename_columns(["ra", "dec", "mag"], ["foo", "bar", "baz"])
+    stars.write(tmp_path / "odd.csv")
+    words = [sys.executable, "-m", "fastack", "solve", str(stacked / "mosaic.fits"), "-o", str(tmp_path / "a.fits")]
+
+    def solve(source: str, columns: str) -> subprocess.CompletedProcess[str]:
+        command = [*words, "--catalogue", source, "--columns", columns]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+    odd = str(tmp_path / "odd.csv")
+    wrong = solve(odd, "ra:foo")
+    assert wrong.returncode == 2
+    assert "ra=" in wrong.stderr
+    assert "no column 'nix'" in solve(odd, "ra=foo,dec=nix").stderr
+    assert "only a file's columns can be mapped" in solve("gaia", "ra=foo,dec=bar").stderr
+    assert not (tmp_path / "a.fits").exists()
+    good = solve(odd, "ra=foo, dec=bar,mag=baz")
+    assert good.returncode == 0, good.stderr
+    assert "stars of odd.csv" in good.stdout
+    assert "zero point" in good.stdout
 
 
 def test_refusals(stacked: Path, tmp_path: Path) -> None:

@@ -143,6 +143,16 @@ def test_vizier_tab_separated_with_units(tmp_path):
     assert stars.epoch == 2000.0
 
 
+def test_the_columns_of_source_extractor_are_known(tmp_path):
+    path = tmp_path / "own.csv"
+    path.write_text("NUMBER,ALPHA_J2000,DELTA_J2000,MAG_AUTO\n1,22.5,10,12.5\n2,24,11,13\n")
+    stars = read_file(path)
+    np.testing.assert_allclose(stars.ra, [22.5, 24])
+    np.testing.assert_allclose(stars.dec, [10, 11])
+    np.testing.assert_allclose(stars.mag, [12.5, 13])
+    assert stars.epoch == 2000.0
+
+
 def test_columns_can_be_mapped(tmp_path):
     path = tmp_path / "own.csv"
     path.write_text("star,alpha_h,dd,R,sig,y\n1,1.5,10,12.5,0.02,2010.5\n2,1.6,11,13,0.03,2010.5\n")

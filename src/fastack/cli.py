@@ -333,9 +333,22 @@ class _Centre(click.ParamType[tuple[float, float]]):
         return float(place.ra.deg), float(place.dec.deg)
 
 
+class _Columns(click.ParamType[dict[str, str]]):
+    name = "field=column,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, str]:
+        if isinstance(value, dict):
+            return value
+        pairs = [word.partition("=") for word in str(value).split(",")]
+        if not all(field.strip() and sign and column.strip() for field, sign, column in pairs):
+            self.fail(f"{value!r}: write ra=ALPHA,dec=DELTA,mag=R", param, ctx)
+        return {field.strip(): column.strip() for field, _, column in pairs}
+
+
 @cli.command(cls=_Grouped)
 @click.argument("image", type=click.Path(exists=True, dir_okay=False))
 @click.option("--catalogue", "source", required=True, help="ucac4, gaia, or a local catalogue (file or directory)")
+@click.option("--columns", type=_Columns(), help="of a file: ra=A[hourangle],dec=D,mag=R,epoch=2010.5 [by name]")
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False), help="the image with its WCS")
 @click.option("--overwrite", is_flag=True, help="replace an existing file")
 @click.option("--centre", type=_Centre(), help="RA,Dec in degrees or 19:58:21.6,+35:12:00 [from the header]")

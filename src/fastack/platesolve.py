@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -19,7 +19,7 @@ from fastack import __version__, background, catalogue, dates
 from fastack.astrometry import solve
 from fastack.calibrate import Calibration
 from fastack.detect import detect
-from fastack.errors import FrameError, SolveError
+from fastack.errors import CatalogueError, FrameError, SolveError
 from fastack.frames import Frame, open_frame
 from fastack.guess import Guess, first_guess
 from fastack.measure import measure
@@ -74,6 +74,7 @@ def solve_file(
     distortion: Literal["sip", "tpv"] = "sip",
     plots: str | Path | None = None,
     older: Path | None = None,
+    columns: Mapping[str, str] | None = None,
     options: AstrometryOptions | None = None,
     catalogue_options: CatalogueOptions | None = None,
 ) -> SolvedFile:
@@ -99,6 +100,8 @@ def solve_file(
         Picture of the residuals; their table goes beside it as ECSV.
     older : Path, optional
         The same image with an older WCS, as a first guess.
+    columns : mapping of str to str, optional
+        Columns of a catalogue file that are not recognised; see `tables.read_file`.
     options : AstrometryOptions, optional
     catalogue_options : CatalogueOptions, optional
 
@@ -130,7 +133,9 @@ def solve_file(
     if guess.ra is None:
         guess = _guess_otherwise(frame, guess, path, catalogue_options)
     epoch = mean_epoch(frame.header)
-    stock = _supplier(source, stars, frame.shape, guess, epoch, catalogue_options)
+    if columns is not None and not Path(source).is_file():
+        raise CatalogueError(f"{source} is no catalogue file, and only a file's columns can be mapped")
+    stock = _supplier(source, stars, frame.shape, guess, epoch, catalogue_options, columns)
     solution = solve(stars, stock, frame.shape, guess=guess, options=options)
     zero_point = solution.zero_point(stars, noise=quality.noise, fwhm=quality.fwhm)
     _write(path, goal, solution, zero_point, distortion)
@@ -246,11 +251,12 @@ def _supplier(
     guess: Guess,
     epoch: float | None,
     options: CatalogueOptions | None,
+    columns: Mapping[str, str] | None,
 ) -> CatalogueStars | Callable[[float, float, float], CatalogueStars]:
     """The catalogue: a whole local file, or a function that fetches a cone."""
     path = Path(source)
     if path.is_file():
-        whole = read_file(path)
+        whole = read_file(path, columns=columns)
         return proper_motion(whole, epoch) if epoch is not None else whole
     if guess.ra is None:
         raise SolveError(

@@ -46,6 +46,7 @@ _POSITIONS = (
     ("raicrs", "decicrs"),
     ("rightascension", "declination"),
     ("alpha", "delta"),
+    ("alpha@", "delta@"),
     ("_raicrs", "_deicrs"),
     ("_ra@", "_de@"),
     ("_ra", "_de"),
@@ -72,8 +73,11 @@ _MAGNITUDES = (
     ("Vmag", "V"),
     ("Rmag", "R"),
     ("rmag", "r"),
+    ("V", "V"),
+    ("R", "R"),
     ("mag", ""),
     ("MAG", ""),
+    ("MAG_AUTO", ""),
     ("magnitude", ""),
 )
 
@@ -236,7 +240,8 @@ def _find_columns(table: Table, columns: Mapping[str, str] | None) -> dict[str, 
             raise CatalogueError(f"there is no column {name!r}; there are {', '.join(table.colnames)}")
     if "ra" not in found or "dec" not in found:
         raise CatalogueError(
-            f"no columns of right ascension and declination among {', '.join(table.colnames[:30])}; map them by hand"
+            f"no columns of right ascension and declination among {', '.join(table.colnames[:30])};"
+            " map them (--columns ra=...,dec=...)"
         )
     return found
 
