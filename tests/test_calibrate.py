@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from fastack.errors import CalibrationError, FrameError, OutputError
 from fastack.files import find_frames
 from fastack.frames import open_frame
 from fastack.options import CalibrateOptions
+from fastack.simulate import NightOptions, simulate_night
 from fastack.storage import Store
 
 SCALES = [(1, 0, None), (1, 32768, None), (2.5, -7.25, None), (-1, 100, None), (1, 0, 3), (0.5, 1e6, -1)]
@@ -640,3 +642,10 @@ def test_listed_pixels_become_missing():
         np.testing.assert_array_equal(np.isnan(image), whole[y0:y1, x0:x1])
     with pytest.raises(ValueError, match="shape"):
         _pixels.blank_pixels(np.ones((2, 2), np.float32), np.zeros((3, 3), np.int32), 0, 0)
+
+
+@pytest.mark.parametrize("seed", [113, 130])
+def test_crowded_stars_make_no_edge(seed: int, tmp_path: Path) -> None:
+    """Stars move many lines alike, and a parabola through such lines misses the outer ones by several sigmas."""
+    simulate_night(NightOptions(n_frames=1, shape=(256, 320), n_stars=1500, seed=seed)).write(tmp_path)
+    assert load_calibration([open_frame(path) for path in tmp_path.glob("d*.fits")]).edges == (0, 0, 0, 0)

@@ -39,6 +39,7 @@ _SAME_EXPOSURE = 0.02  # relative difference up to which two exposures are the s
 _KEPT = 256_000_000  # bytes of decompressed calibration frames that stay in memory
 _SAMPLED = 3  # frames in which the saturation level and bad edges are looked for
 _STRIP = 64  # lines at each side in which a bad edge is looked for
+_ALIKE = 6  # lines over which stars make levels alike
 _EDGE = 24  # lines that a bad edge may have; the others tell the sky
 
 
@@ -598,12 +599,18 @@ def _bad_lines(profiles: Sequence[Array | None]) -> int:
     solve = np.linalg.pinv(design[_EDGE:])
     fitted = design @ (solve @ level[_EDGE:])
     # stars move the level of a line more than noise does: what the inner lines scatter counts, carried outwards
-    scatter = float(np.std(level[_EDGE:] - fitted[_EDGE:]))
-    error = scatter * np.sqrt(1 + np.sum((design @ solve) ** 2, axis=1))
+    left = level[_EDGE:] - fitted[_EDGE:]
+    scatter = float(np.std(left))
+    carried = np.sum((design @ solve) ** 2, axis=1)
+    error = scatter * np.sqrt(1 + carried)
     off = np.abs(level - fitted)
     bad = off > 0.5 + 3 * error
+    # a star moves several lines alike: so many fewer of them tell the parabola that the first line is held against
+    lags = [float(np.mean(left[k:] * left[:-k])) / scatter**2 for k in range(1, _ALIKE + 1)] if scatter else []
+    alike = 1 + 2 * sum(max(lag, 0.0) for lag in lags)
+    sure = off[0] > 3 + 5 * scatter * np.sqrt(1 + alike * carried[0])
     # what hardly stands off, or has no end, is no edge
-    return int(np.argmin(bad)) if off[0] > 3 + 5 * error[0] and not bad[:_EDGE].all() else 0
+    return int(np.argmin(bad)) if sure and not bad[:_EDGE].all() else 0
 
 
 # ---- making masters
