@@ -123,7 +123,7 @@ Widths find_widths_near(double middle, Image<const float> image, Sky sky, float 
                 if (m.snr[4] > bright) // noise makes every faint source long
                     narrow.push_back(found.narrow / found.mean);
             }
-            if (++tried == most_tried || widths.size() == enough)
+            if (++tried == most_tried)
                 break;
         }
         if (widths.size() >= enough)
