@@ -467,7 +467,7 @@ def _measure_one(
         return f"{frame.path}: cannot be read ({error.strerror or error})"
 
 
-def _pixel_noise(image: FloatImage, inv_flat: FloatImage | None, rows: int = 32) -> float:
+def _pixel_noise(image: FloatImage, inv_flat: FloatImage | None, rows: int = 64) -> float:
     """White noise of a pixel where the flat is 1: elsewhere that of the sky goes with the root of 1/flat."""
     if inv_flat is None:
         return background.pixel_noise(image, rows)
