@@ -467,8 +467,13 @@ def _measure_one(
         return f"{frame.path}: cannot be read ({error.strerror or error})"
 
 
-def _pixel_noise(image: FloatImage, inv_flat: FloatImage | None, rows: int = 64) -> float:
+_NOISE_PIXELS = 1 << 16  # that tell a frame's noise to half a per cent
+_NOISE_ROWS = 64  # at least, over the whole frame
+
+
+def _pixel_noise(image: FloatImage, inv_flat: FloatImage | None) -> float:
     """White noise of a pixel where the flat is 1: elsewhere that of the sky goes with the root of 1/flat."""
+    rows = max(_NOISE_ROWS, _NOISE_PIXELS // image.shape[1])
     if inv_flat is None:
         return background.pixel_noise(image, rows)
     some = np.unique(np.linspace(0, len(image) - 1, min(rows, len(image))).astype(int))

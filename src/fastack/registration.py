@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +13,10 @@ from fastack import wcs as coordinates
 from fastack.errors import MatchError, StackError
 from fastack.options import StackOptions, TransformOptions
 from fastack.types import FrameRecord, Transform
+
+_SET = 4  # frames whose models can be compared
+_FEW = 0.25  # of the frames: a distortion of the optics would show in more
+_HARDLY = 1.25  # times the residuals, with a map that leaves the distortion out
 
 
 def register(
@@ -39,6 +44,7 @@ def register(
         _register_by_wcs(live, reference)
     elif options.register == "stars":
         _register_by_stars(live, reference, options, reporter)
+        _hold_to_the_set(live, reference, options)
     else:
         _register_by_table(live, reference, options.register)
     reporter.finish()
@@ -94,6 +100,29 @@ def _register_by_stars(
                     break
     for r, message in failed:
         r.reason = f"registration: {message}"
+
+
+def _hold_to_the_set(live: Sequence[FrameRecord], reference: FrameRecord, options: StackOptions) -> None:
+    """Distortion that few frames of a set show, and hardly, is the error of their stars: an affine map will do.
+
+    Positions on a colour mosaic err alike in whole parts of a frame, which no test of one frame's
+    residuals can tell from a distortion.
+    """
+    solved = [r for r in live if r.transform is not None and r is not reference]
+    bent = [r for r in solved if r.transform is not None and r.transform.order > 1]
+    if options.transform.model != "auto" or len(solved) < _SET or len(bent) > _FEW * len(solved):
+        return
+    straight = replace(options.transform, model="affine")
+    for r in bent:
+        assert r.stars is not None and reference.stars is not None and r.transform is not None
+        try:
+            plain, pairs = transform.register(
+                reference.stars, r.stars, guess=r.transform, match_options=options.match, options=straight
+            )
+        except MatchError:
+            continue
+        if plain.rms < _HARDLY * r.transform.rms:
+            r.transform, r.n_matched, r.log_odds = plain, len(pairs), pairs.log_odds
 
 
 def _register_over(record: FrameRecord, neighbour: FrameRecord, reference: FrameRecord, options: StackOptions) -> bool:
