@@ -186,7 +186,8 @@ def test_reference_that_is_not_there_is_named(night: Path, tmp_path: Path) -> No
     assert "reference d0002.fits" in done.stdout
 
 
-def test_interrupt_leaves_nothing_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
     options = NightOptions(n_frames=12, shape=(1024, 1024), n_stars=300)
     simulate_night(options, threads=2).write(tmp_path)
     target = tmp_path / "mosaic.fits"
@@ -211,15 +212,23 @@ def test_interrupt_leaves_nothing_behind(tmp_path: Path) -> None:
             elif moment == "writing" and len(list(tmp_path.iterdir())) > len(before):
                 break
             time.sleep(0.002)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, errors = process.communicate(timeout=60)
         if process.returncode == 0:  # it was faster than we: then the whole stack has to be there
             fits.open(target, checksum=True).close()
             target.write_bytes(b"precious")
         else:
-            assert process.returncode == 130, errors
+            assert process.returncode == 128 + number, errors
+            assert "interrupted; nothing was written" in errors
             assert target.read_bytes() == b"precious"
         assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_demo_leaves_what_the_readme_promises(tmp_path: Path) -> None:
+    done = run("demo", "--frames", "4", "--size", "384", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    made = {p.name for p in (tmp_path / "fastack-demo").iterdir()}
+    assert made >= {"mosaic.fits", "amosaic.fits", "mosaic.png", "comparison.png", "frames.ecsv", "catalogue.ecsv"}
 
 
 def links(pid: int) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 
 import numpy as np
@@ -98,3 +99,31 @@ def test_a_full_disk(tmp_path, data, monkeypatch, call: str) -> None:
         write(path, data, overwrite=True)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["mosaic.fits"]
+
+
+@pytest.mark.parametrize("where", ["open", "posix_fallocate"])
+def test_an_interrupt_before_the_context_is_entered_leaves_nothing(tmp_path, monkeypatch, where) -> None:
+    """A signal may come between the call that makes the file and the `with` that would remove it."""
+    call = getattr(os, where)
+
+    def interrupted(*args, **kwargs):
+        call(*args, **kwargs)
+        assert len(list(tmp_path.iterdir())) == 1
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(output.os, where, interrupted)
+    try:
+        output.FitsSink(tmp_path / "mosaic.fits", (70, 91), PLANES, fits.Header())
+    except KeyboardInterrupt:
+        gc.collect()
+    else:
+        pytest.fail("was not interrupted")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sink_that_was_never_entered_leaves_nothing(tmp_path) -> None:
+    sink = output.FitsSink(tmp_path / "mosaic.fits", (70, 91), PLANES, fits.Header())
+    assert len(list(tmp_path.iterdir())) == 1
+    del sink
+    gc.collect()
+    assert not list(tmp_path.iterdir())

@@ -1,13 +1,14 @@
 """The command line: parses, calls the Python functions of the same names, prints what they report.
 
 Exit codes: 0 done, 1 nothing could be made (the message says why), 2 wrong usage, 3 a stack was made but not
-everything that was asked for, 130 interrupted.
+everything that was asked for, 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -650,24 +651,28 @@ def _numbers(numbers: Sequence[int]) -> str:
     return ", ".join(f"d{a:04d}" if a == b else f"d{a:04d} to d{b:04d}" for a, b in runs)
 
 
+def _terminate(number: int, _: object) -> NoReturn:
+    """End as an interrupt does when a batch system takes the machine away: nothing half-written stays."""
+    raise KeyboardInterrupt(number)
+
+
 def _main(command: click.Command, name: str) -> NoReturn:
     """Run a command; errors become one message and an exit code, warnings one line."""
     import warnings
 
     gc.set_threshold(_OBJECTS, 20, 20)
+    signal.signal(signal.SIGTERM, _terminate)
     warnings.formatwarning = lambda message, *_, **__: f"{name}: {message}\n"
     try:
         code = command.main(prog_name=name, standalone_mode=False)
     except click.exceptions.Exit as error:
         code = error.exit_code
-    except click.Abort:
-        code = 130
     except click.ClickException as error:
         error.show()
         code = error.exit_code
-    except KeyboardInterrupt:
+    except (click.Abort, KeyboardInterrupt) as error:
         print("interrupted; nothing was written", file=sys.stderr)
-        code = 130
+        code = 128 + next(iter(getattr(error.__cause__ or error, "args", ())), signal.SIGINT)
     except (FastackError, ValueError, OSError, MemoryError) as error:
         if os.environ.get("FASTACK_DEBUG"):
             raise

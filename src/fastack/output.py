@@ -6,11 +6,11 @@ complete. CHECKSUM and DATASUM follow the FITS Standard 4.0, section 4.4.2.7 and
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import io
 import os
-import tempfile
+import secrets
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,8 +181,11 @@ class FitsSink:
             end += size + _padded(np.dtype(plane.dtype).itemsize * shape[0] * shape[1])
         self._end = end
         self._sums: dict[str, int] = {}
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+        # before the file is there: whenever an interrupt comes, from here to the end of the `with`, it is removed
+        self._discard = weakref.finalize(self, self._temporary.unlink, missing_ok=True)
         try:
-            self._fd, self._temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+            self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
         except OSError as error:
             raise OutputError(f"{path}: cannot write here ({error.strerror})") from error
         self._open = True
@@ -270,12 +273,10 @@ class FitsSink:
                 at += _pwrite(self._fd, buffer.getvalue()[_BLOCK:], at)
             os.ftruncate(self._fd, at)
             os.fsync(self._fd)
-            mask = os.umask(0)
-            os.umask(mask)
-            os.fchmod(self._fd, 0o666 & ~mask)
-            os.close(self._fd)
             self._open = False
+            os.close(self._fd)
             os.replace(self._temporary, self.path)
+            self._discard.detach()
         except OSError as error:
             self.abort()
             raise self._error(error) from error
@@ -285,8 +286,7 @@ class FitsSink:
         if self._open:
             self._open = False
             os.close(self._fd)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._temporary)
+        self._discard()
 
     def __enter__(self) -> Self:
         return self
@@ -294,8 +294,7 @@ class FitsSink:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._open:
-            self.abort()
+        self.abort()  # nothing is left to do after `finish`
 
     def _head(
         self, plane: Plane, *, reserve: bool = False, datasum: int | None = None, size: int | None = None

@@ -626,6 +626,7 @@ def write_comparison(result: Any, path: str | Path, *, size: int = 420) -> None:
     OutputError
         If it cannot be written.
     """
+    from astropy.io import fits
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
