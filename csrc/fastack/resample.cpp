@@ -272,7 +272,9 @@ class Buffer {
             turn({section.y0, section.y0 + section.pixels.ny, section.x0, section.x0 + section.pixels.nx});
         const Box in = common(common(held, whole), {q0, q0 + height, p0, p0 + width});
         missing_.assign(static_cast<std::size_t>(height), ~std::uint64_t{0});
-        cell_ = round_up((width + 63) / 64, 8);
+        cell_ = 3;
+        while (width > std::ptrdiff_t{64} << cell_)
+            ++cell_;
         some_.assign(static_cast<std::size_t>(height / some_rows + 1), ~std::uint64_t{0});
         any_missing = true;
         if (in.empty()) {
@@ -304,7 +306,7 @@ class Buffer {
                 std::fill_n(to + y * width, x0, left);
                 std::fill_n(to + y * width + x1, width - x1, right);
             }
-            missing_[y] = suspect_[y] ? rows().resample.scan(to + y * width, width, cell_) : beyond;
+            missing_[y] = suspect_[y] ? rows().resample.scan(to + y * width, width, std::ptrdiff_t{1} << cell_) : beyond;
             any_missing = any_missing || missing_[y];
         }
         std::ranges::fill(some_, 0);
@@ -338,7 +340,7 @@ class Buffer {
     std::uint64_t cells(std::ptrdiff_t x0, std::ptrdiff_t x1) const {
         if (x0 >= x1)
             return 0;
-        const std::ptrdiff_t first = x0 / cell_, last = (x1 - 1) / cell_;
+        const std::ptrdiff_t first = x0 >> cell_, last = (x1 - 1) >> cell_;
         return ~std::uint64_t{0} >> (63 - last + first) << first;
     }
 
@@ -347,7 +349,8 @@ class Buffer {
     std::vector<std::uint64_t> missing_; // of each row: bit i is set where a pixel of cell i is missing
     std::vector<std::uint64_t> some_;    // of each `some_rows` rows
     std::vector<unsigned char> suspect_; // (height)
-    std::ptrdiff_t start_ = 0, cell_ = 8;
+    std::ptrdiff_t start_ = 0;
+    int cell_ = 3; // binary logarithm of a cell's columns
 };
 
 // --- tiles
@@ -436,6 +439,13 @@ Box touched_straight(const Buffer& buffer, const ResamplePlan& center, int b, in
 
 Box hull(Box a, Box b) {
     return {std::min(a.y0, b.y0), std::max(a.y1, b.y1), std::min(a.x0, b.x0), std::max(a.x1, b.x1)};
+}
+
+/// Sets a flag where a byte of `here` is 1; the others are 0.
+void mark(const unsigned char* __restrict__ here, std::ptrdiff_t n, unsigned char flag,
+          unsigned char* __restrict__ flags) {
+    for (std::ptrdiff_t i = 0; i < n; ++i)
+        flags[i] |= static_cast<unsigned char>(here[i] * flag);
 }
 
 /// Blocks [b0, b1) of the rows [y0, y1) of one group in one strip.
@@ -573,8 +583,7 @@ void resample_group(const Work& work, const Buffer& buffer, std::ptrdiff_t y0, s
                         std::copy_n(factors + from + (to - at), m, work.to.factor.at(row0 + r, to));
                 });
             if (work.to.flags && masked[r])
-                for (std::ptrdiff_t i = 0; i < count; ++i)
-                    work.to.flags(row0 + r, at + i) |= interpolated[from + i] ? flag_interpolated : 0;
+                mark(interpolated + from, count, flag_interpolated, &work.to.flags(row0 + r, at));
         }
     }
 }

@@ -408,28 +408,29 @@ __attribute__((noinline)) void straight_run(const ResampleTask& of, int row, int
 }
 
 /// Whether a pixel is missing in a row under the kernels of one vector of outputs.
-template <int N> RESAMPLE_INLINE I holes(const float* source) {
+template <int N> RESAMPLE_INLINE bool misses(const float* source) {
     I found = not_finite(load(source + N - 1));
     for (int k = 0; k < N - 1; k += lanes)
         found |= not_finite(load(source + k));
-    return found;
-}
-
-/// The same of all its rows.
-template <int N> RESAMPLE_INLINE bool misses(const float* source, int taps, std::ptrdiff_t stride) {
-    I found = {};
-    for (int r = 0; r < taps; ++r)
-        found |= holes<N>(source + r * stride);
     return any(found);
 }
 
-/// One row near missing pixels: those are found first, and count as 0 in the sums.
+/// Which of `taps` rows miss a pixel there, as bits.
+template <int N> RESAMPLE_INLINE unsigned missing_rows(const float* source, int taps, std::ptrdiff_t stride) {
+    unsigned bits = 0;
+    for (int r = 0; r < taps; ++r)
+        bits |= static_cast<unsigned>(misses<N>(source + r * stride)) << r;
+    return bits;
+}
+
+/// One row near missing pixels: those are found first, and count as 0 in the sums. `holes`: rows that miss a pixel.
 template <int N, bool Curved>
 __attribute__((noinline)) void straight_masked(const ResampleTask& task, int row, int part, const Across<N>& across,
-                                               const float* source) {
+                                               const float* source, unsigned holes) {
     const F t = ramp(part);
     const float s = across_at(task, row, task.pairs);
     F w[N], magnitude = {}, magnitude_across = {}, whole = {}, squares = {};
+#pragma GCC unroll 8
     for (int k = 0; k < N; ++k) {
         w[k] = weight_along<Curved>(task.along[row], task.block, k, t);
         magnitude += fabs(w[k]);
@@ -444,14 +445,16 @@ __attribute__((noinline)) void straight_masked(const ResampleTask& task, int row
         v[0][r] = across.weight[0][r] + s * across.weight[1][r];
         magnitude_across += fabs(v[0][r]);
         rows[r] = source;
-        if (!any(holes<N>(source))) { // most rows of pixels near a missing one
+        if (!(holes >> r & 1)) { // most rows of pixels near a missing one
             sums.weight += v[0][r] * whole;
             sums.there += (v[0][r] * v[0][r]) * squares;
             continue;
         }
         F weight = {}, lost = {}, there = {};
+#pragma GCC unroll 8
         for (int k = 0; k < N; ++k) {
-            const I bad = not_finite(load(source + k));
+            const F pixel = load(source + k);
+            const I bad = not_finite(pixel);
             weight += bad ? F{} : w[k];
             lost += bad ? fabs(w[k]) : F{};
             there += bad ? F{} : w[k] * w[k];
@@ -459,8 +462,13 @@ __attribute__((noinline)) void straight_masked(const ResampleTask& task, int row
         sums.weight += v[0][r] * weight;
         sums.lost += fabs(v[0][r]) * lost;
         sums.there += (v[0][r] * v[0][r]) * there;
-        for (int k = 0; k < N - 1 + lanes; ++k)
-            filled[r][k] = source[k] - source[k] == 0.0f ? source[k] : 0.0f;
+        const auto fill = [&](int k) __attribute__((always_inline)) {
+            const F pixel = load(source + k);
+            store(filled[r] + k, not_finite(pixel) ? F{} : pixel);
+        };
+        for (int k = 0; k < N - 1; k += lanes)
+            fill(k);
+        fill(N - 1);
         rows[r] = filled[r];
     }
     for (int k = 0; k < N; ++k) {
@@ -539,8 +547,10 @@ template <int N> void straight(const ResampleTask& task) {
             const float* source = task.buffer + (top + row) * task.stride + (ip - task.p0) - (N - 1) / 2 - 8 +
                                   part * lanes;
             end = row + 1;
-            if (task.masked[row] && misses<N>(source, N + across.passes, task.stride)) {
-                (task.curved ? straight_masked<N, true> : straight_masked<N, false>)(task, row, part, across, source);
+            const unsigned holes = task.masked[row] ? missing_rows<N>(source, N + across.passes, task.stride) : 0;
+            if (holes) {
+                (task.curved ? straight_masked<N, true> : straight_masked<N, false>)(task, row, part, across, source,
+                                                                                     holes);
                 continue;
             }
             if (task.masked[row])
