@@ -218,6 +218,17 @@ def test_register(kind: str) -> None:
         assert abs(len(same) - len(pairs)) <= 2
 
 
+def test_register_takes_plain_positions() -> None:
+    a, b, _ = _lists("turned", 3)
+    transform, pairs = register(a, b)
+    for plain in ((a.xy, b.xy), (a.xy.tolist(), np.ma.masked_invalid(b.xy))):
+        same, again = register(*plain)
+        np.testing.assert_array_equal(same.matrix, transform.matrix)
+        np.testing.assert_array_equal(again.index, pairs.index)
+    with pytest.raises(ValueError, match=r"\(n, 2\)"):
+        register(a.xy.ravel(), b.xy)
+
+
 def test_register_follows_a_drift_of_two_pixels() -> None:
     """Sky and hot pixels lie within the tolerance of each other, and the guess is the identity."""
     rng = np.random.default_rng(14)

@@ -73,7 +73,7 @@ def match(
     coincide there are therefore left out at first, and come back only where the rest of the lists does not
     match.
     """
-    every_a, every_b = _positions(a), _positions(b)
+    every_a, every_b = positions(a), positions(b)
     best = -np.inf
     reason = "no transform brings enough stars together"
     for rows_a, rows_b, all_rows, widen, still in _attempts(a, b, every_a, every_b, options):
@@ -115,7 +115,24 @@ class _Match:
     weak: bool = False
 
 
-def _positions(stars: Stars | Any) -> Array:
+def positions(stars: Stars | Any) -> Array:
+    """Positions of a list of stars.
+
+    Parameters
+    ----------
+    stars : Stars or (n, 2) array_like, pixel
+        Masked values are missing.
+
+    Returns
+    -------
+    (n, 2) ndarray
+        NaN where a position is missing.
+
+    Raises
+    ------
+    ValueError
+        If the list has another shape.
+    """
     xy = stars.xy if isinstance(stars, Stars) else stars
     if type(xy) is not np.ndarray:
         xy = np.ma.filled(np.ma.asarray(xy, float), np.nan)

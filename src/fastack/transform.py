@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastack import _stars
 from fastack.errors import FrameError, MatchError
-from fastack.match import match
+from fastack.match import match, positions
 from fastack.options import MatchOptions, TransformOptions
 from fastack.types import Array, Pairs, StarFlag, Stars, Transform
 
@@ -197,8 +197,8 @@ def _first_guess(u: Array, v: Array, b: Array, clip: float) -> tuple[float, floa
 
 
 def register(
-    reference: Stars,
-    frame: Stars,
+    reference: Stars | ArrayLike,
+    frame: Stars | ArrayLike,
     *,
     guess: Transform | None = None,
     match_options: MatchOptions = MatchOptions(),  # noqa: B008
@@ -208,9 +208,9 @@ def register(
 
     Parameters
     ----------
-    reference, frame : Stars
+    reference, frame : Stars or (n, 2) array_like, pixel
         Brightest first. Sharp detections (hot pixels, cosmic rays) take part only where the others do not
-        match.
+        match. Of plain positions all errors are taken to be the same.
     guess : Transform, optional
         For instance that of the neighbouring frame.
     match_options : MatchOptions
@@ -236,6 +236,7 @@ def register(
     residuals, until the pairs stay the same. A pair that coincides on the detector within three sigma, where
     the transform moves it by more than six, is a hot pixel and left out.
     """
+    reference, frame = (s if isinstance(s, Stars) else Stars.make(positions(s)) for s in (reference, frame))
     seed = match(reference, frame, options=match_options, guess=guess)
     rows_a, rows_b = _rows(reference, frame, seed)
     a, b = reference.xy[rows_a], frame.xy[rows_b]
