@@ -9,7 +9,7 @@ import pytest
 from astropy.io import fits
 
 import fastack
-from fastack import background
+from fastack import background, trails
 from fastack.simulate import NightOptions, moffat_alpha, simulate_night
 from fastack.trails import Trail, find_trails, passing
 from fastack.types import Transform
@@ -50,6 +50,20 @@ def test_a_faint_trail_is_found_and_covered(fwhm: float, degrees: int) -> None:
     light[y, x] = 0
     assert light.max() < 0.2 * NOISE  # a pixel's width of error in the line is allowed for
     assert len(x) < 2 * (found.reach + 1) * np.hypot(*image.shape)
+
+
+def test_a_large_image_is_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each part sees its own piece, with the sky of its own place; together they cover the trail."""
+    monkeypatch.setattr(trails, "_LARGE", 700)
+    image = frame(9, 3.0, (1024, 1200))
+    image += np.linspace(0, 40 * NOISE, 1200, dtype=np.float32)
+    light = trail_light(image.shape, (500.0, 400.0), 0.3, 4.0, 3.0)
+    found = find(image + light, 3.0)
+    assert len(found) >= 3
+    for each in found:
+        x, y = each.pixels(image.shape).T
+        light[y, x] = 0
+    assert light.max() < 0.2 * NOISE
 
 
 def test_two_trails_that_cross() -> None:

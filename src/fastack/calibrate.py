@@ -38,6 +38,7 @@ _BAND = 32  # rows of all frames that are combined into a master at a time
 _SAME_EXPOSURE = 0.02  # relative difference up to which two exposures are the same
 _KEPT = 256_000_000  # bytes of decompressed calibration frames that stay in memory
 _SAMPLED = 3  # frames in which the saturation level and bad edges are looked for
+_AT_ONCE = 1 << 18  # pixels of a frame that are looked at together
 _STRIP = 64  # lines at each side in which a bad edge is looked for
 _ALIKE = 6  # lines over which stars make levels alike
 _EDGE = 24  # lines that a bad edge may have; the others tell the sky
@@ -538,16 +539,32 @@ def _find_saturation(frames: Sequence[Frame]) -> float | None:
     highest, counts = [], []
     for i in index:
         try:
-            pixels = Calibration(use_overscan=False).read(guessed[i]).pixels
+            top, count = _highest(guessed[i])
         except FrameError:  # the frame is left out, with its reason, when its turn comes
             continue
-        top = np.nanmax(pixels, initial=-np.inf)
-        highest.append(float(top))
-        counts.append(int(np.count_nonzero(pixels == top)))
+        highest.append(top)
+        counts.append(count)
     if not highest or min(highest) != max(highest) or not math.isfinite(highest[0]):
         return None
     enough = min(counts) >= 3 if len(counts) > 1 else counts[0] >= 10
     return highest[0] if enough and highest[0] != guessed[0].saturation else None
+
+
+def _highest(frame: Frame) -> tuple[float, int]:
+    """Highest stored level of a frame and how many pixels have it, a few rows at a time."""
+    raw = Calibration(use_overscan=False)
+    ready = raw.prepare(frame)
+    ny, nx = frame.shape
+    top, count = -math.inf, 0
+    step = max(1, _AT_ONCE // nx)
+    for y in range(0, ny, step):
+        pixels = raw.read(frame, (y, min(y + step, ny), 0, nx), ready).pixels
+        here = float(np.fmax.reduce(pixels, axis=None, initial=-np.inf))
+        if here > top:
+            top, count = here, 0
+        if here == top:
+            count += int(np.count_nonzero(pixels == here))
+    return top, count
 
 
 def _find_edges(frames: Sequence[Frame], calibration: Calibration) -> tuple[int, int, int, int]:

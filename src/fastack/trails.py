@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -14,10 +14,12 @@ from fastack.background import as_pixels
 from fastack.types import Array, Background, FloatImage, Transform
 
 _BIN = 8  # pixels on a side of the bins in which lines are looked for
+_LARGE = 4096  # pixels on a side; larger images are looked at in parts
 _LIT = 3.0  # sigmas of a bin
 _MOST_LIT = 0.3  # part of the bins; in denser fields only the brightest count
 _SCORE = 5.0  # sigmas by which a line holds more lit bins than chance
 _CLUMPS = 4.0  # lit bins come in clumps (stars), which scatter so many times more than single ones
+_TURNS = 1 << 20  # lit bins times angles that are counted at once
 _CANDIDATES = 8  # lines of a frame that are looked at
 _SEGMENT = 32  # pixels along a line whose median is taken: what stars leave free tells
 _SEEN = 3.0  # sigmas of a segment
@@ -96,10 +98,27 @@ def find_trails(image: Any, *, background: Background, fwhm: float) -> tuple[Tra
     its light is, a straight line is laid through these places, and most segments must show light on it.
     """
     pixels = as_pixels(image)
+    trails: list[Trail] = []
+    for rows in _parts(pixels.shape[0]):
+        for columns in _parts(pixels.shape[1]):
+            corner = np.array([columns.start, rows.start])
+            found = _find_in(pixels[rows, columns], background, corner, fwhm)
+            trails += [replace(t, start=t.start + corner, end=t.end + corner) for t in found]
+    return tuple(sorted(trails, key=lambda t: -t.peak))
+
+
+def _parts(side: int) -> list[slice]:
+    """Parts of a large image's side, each looked at for itself."""
+    n = -(-side // _LARGE) or 1
+    return [slice(side * k // n, side * (k + 1) // n) for k in range(n)]
+
+
+def _find_in(pixels: FloatImage, background: Background, corner: Array, fwhm: float) -> list[Trail]:
+    """Trails of a part of an image, whose first pixel is at `corner` (x, y); places in pixels of the part."""
     shape = (pixels.shape[0] // _BIN, pixels.shape[1] // _BIN)
     if min(shape) < _SHORTEST:
-        return ()
-    y, x = np.nonzero(_lit(pixels, background, shape))
+        return []
+    y, x = np.nonzero(_lit(pixels, background, corner, shape))
     occupied = len(x) / (shape[0] * shape[1])
     x, y = x - 0.5 * (shape[1] - 1), y - 0.5 * (shape[0] - 1)  # about the middle, in bins
     trails: list[Trail] = []
@@ -114,7 +133,7 @@ def find_trails(image: Any, *, background: Background, fwhm: float) -> tuple[Tra
         width = 2.0 if found is None else found.reach / _BIN + 1.0
         left = np.abs(x * np.cos(angle) + y * np.sin(angle) - rho) > width
         x, y = x[left], y[left]
-    return tuple(sorted(trails, key=lambda t: -t.peak))
+    return trails
 
 
 def passing(trails: Sequence[Sequence[Trail]], transforms: Sequence[Transform]) -> list[tuple[Trail, ...]]:
@@ -158,12 +177,12 @@ def _covers(trail: Trail, points: Array) -> bool:
     return bool(on.mean() > 0.5)
 
 
-def _lit(pixels: FloatImage, background: Background, shape: tuple[int, int]) -> NDArray[np.bool_]:
+def _lit(pixels: FloatImage, background: Background, corner: Array, shape: tuple[int, int]) -> NDArray[np.bool_]:
     """Bins that hold more light than the sky."""
     by, bx = shape
     rows = pixels[: by * _BIN].reshape(by, _BIN, -1)[:, ::2].sum(axis=1)  # half of the rows will do
     light = rows[:, : bx * _BIN].reshape(by, bx, _BIN).sum(axis=2) / (_BIN * _BIN / 2)
-    light -= _at_bins(background, shape)
+    light -= _at_bins(background, corner, shape)
     known = light[np.isfinite(light)]
     if not len(known):
         return np.zeros(shape, bool)
@@ -172,11 +191,11 @@ def _lit(pixels: FloatImage, background: Background, shape: tuple[int, int]) -> 
         return np.asarray(light > max(middle + _LIT * (middle - low), most))
 
 
-def _at_bins(background: Background, shape: tuple[int, int]) -> FloatImage:
+def _at_bins(background: Background, corner: Array, shape: tuple[int, int]) -> FloatImage:
     """Sky level in the middles of the bins."""
     rows, columns = (
-        _between((np.arange(n) + 0.5) * _BIN / cell - 0.5, m)
-        for n, cell, m in zip(shape, background.cell, background.level.shape, strict=True)
+        _between((first + (np.arange(n) + 0.5) * _BIN) / cell - 0.5, m)
+        for first, n, cell, m in zip(corner[::-1], shape, background.cell, background.level.shape, strict=True)
     )
     (first, second, part) = rows
     level = background.level[first] * (1 - part)[:, None] + background.level[second] * part[:, None]
@@ -217,10 +236,17 @@ def _best_line(x: Array, y: Array, shape: tuple[int, int], occupied: float) -> t
     if len(x) < _SHORTEST * _SEGMENT / _BIN:
         return None
     reach, width = length.shape[1] // 2, length.shape[1]
-    rho = np.cos(angles)[:, None].astype(np.float32) * x.astype(np.float32)
-    rho += np.sin(angles)[:, None].astype(np.float32) * y.astype(np.float32)
-    rho += np.arange(len(angles), dtype=np.float32)[:, None] * width + (reach + 0.5)
-    counts = np.bincount(rho.ravel().astype(np.int32), minlength=length.size).reshape(length.shape)
+    counts = np.empty(length.shape, np.int64)
+    across, up = x.astype(np.float32), y.astype(np.float32)
+    some = max(1, _TURNS // len(x))
+    for first in range(0, len(angles), some):
+        cos, sin = (f(angles[first : first + some])[:, None].astype(np.float32) for f in (np.cos, np.sin))
+        rho = cos * across
+        rho += sin * up
+        rho += np.arange(len(cos), dtype=np.float32)[:, None] * width + (reach + 0.5)
+        counts[first : first + some] = np.bincount(rho.ravel().astype(np.int32), minlength=len(cos) * width).reshape(
+            -1, width
+        )
     chance = occupied * length
     score = (counts - chance) / np.sqrt(_CLUMPS * (chance * (1 - occupied) + 1))
     score[counts - chance < 0.5 * _SHORTEST * _SEGMENT / _BIN] = 0
