@@ -102,7 +102,7 @@ class CombineOptions:
     kappa_grow: float = 2.5  #: noise: sigmas beside a rejected pixel of the same frame; 0: as elsewhere
     kappa_group: float = 5.0  #: noise: sigmas of the mean of 3x3 pixels of one of few frames; 0: no such test
     grow: int = 0  #: noise: pixels around such a group that go with it; from 1 on with any number of frames
-    trail_frames: int = 20  #: trails that cross a frame are left out of stacks of at most so many; 0: never
+    trail_frames: int = 40  #: trails that cross a frame are left out of stacks of at most so many; 0: never
     jitter: float = 0.06  #: noise: part of the local range that registration and sampling may move a sample
     star_error: float = 0.2  #: noise: part of what seeing changes in a known star that its model may have wrong
     rounds: int = 4  #: of rejection, at most
