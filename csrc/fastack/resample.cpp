@@ -275,7 +275,6 @@ class Buffer {
         cell_ = 3;
         while (width > std::ptrdiff_t{64} << cell_)
             ++cell_;
-        some_.assign(static_cast<std::size_t>(height / some_rows + 1), ~std::uint64_t{0});
         any_missing = true;
         if (in.empty()) {
             std::fill_n(to, height * width, nan);
@@ -309,33 +308,28 @@ class Buffer {
             missing_[y] = suspect_[y] ? rows().resample.scan(to + y * width, width, std::ptrdiff_t{1} << cell_) : beyond;
             any_missing = any_missing || missing_[y];
         }
-        std::ranges::fill(some_, 0);
-        for (std::ptrdiff_t y = 0; y < height; ++y)
-            some_[y / some_rows] |= missing_[y];
     }
 
     /// Whether a pixel is missing in a part of the buffer, or near it.
-    bool missing(Box part) const {
+    bool missing(Box part) const { return missing(part, any_missing ? cells_of(part.y0, part.y1) : 0); }
+
+    /// The same where it is known which cells of a part's rows, and perhaps of others, miss a pixel.
+    bool missing(Box part, std::uint64_t known) const {
         if (!any_missing)
             return false;
         const Box in = common(part, {0, height, 0, width});
-        if (in.empty())
-            return true;
-        const std::uint64_t wanted = cells(in.x0, in.x1);
+        return in.empty() || (known & cells(in.x0, in.x1));
+    }
+
+    /// Cells that miss a pixel in one of the rows y0 to y1, as bits.
+    std::uint64_t cells_of(std::ptrdiff_t y0, std::ptrdiff_t y1) const {
         std::uint64_t bits = 0;
-        for (std::ptrdiff_t i = in.y0 / some_rows; i <= (in.y1 - 1) / some_rows; ++i)
-            bits |= some_[i];
-        if (!(bits & wanted))
-            return false;
-        bits = 0;
-        for (std::ptrdiff_t y = in.y0; y < in.y1; ++y)
+        for (std::ptrdiff_t y = std::max<std::ptrdiff_t>(y0, 0); y < std::min(y1, height); ++y)
             bits |= missing_[y];
-        return bits & wanted;
+        return bits;
     }
 
   private:
-    static constexpr std::ptrdiff_t some_rows = 16;
-
     /// Bits of the cells that hold the columns x0 to x1.
     std::uint64_t cells(std::ptrdiff_t x0, std::ptrdiff_t x1) const {
         if (x0 >= x1)
@@ -347,7 +341,6 @@ class Buffer {
     std::unique_ptr<float[]> pixels_;
     std::ptrdiff_t size_ = 0;
     std::vector<std::uint64_t> missing_; // of each row: bit i is set where a pixel of cell i is missing
-    std::vector<std::uint64_t> some_;    // of each `some_rows` rows
     std::vector<unsigned char> suspect_; // (height)
     std::ptrdiff_t start_ = 0;
     int cell_ = 3; // binary logarithm of a cell's columns
@@ -530,15 +523,23 @@ void resample_group(const Work& work, const Buffer& buffer, std::ptrdiff_t y0, s
                       .next_out = out,
                       .next_factors = factors,
                       .interpolated = interpolated};
+    std::array<Box, 16> near;
+    Box under{0, 0, 0, 0}; // the straight blocks, in the buffer
+    for (int b = b0; b < b1; ++b)
+        if (straight[b]) {
+            near[b] = touched_straight(buffer, middle, b, taps);
+            under = under.empty() ? near[b] : hull(under, near[b]);
+        }
+    const std::ptrdiff_t below = y0 - center;
+    const std::uint64_t known = buffer.any_missing ? buffer.cells_of(under.y0 + below, under.y1 + below + n) : 0;
     for (int b = b0; b < b1; ++b) {
         task.block = b;
         task.pairs = std::fabs(middle.drift[0][b]) + 8 * std::fabs(middle.drift[1][b]) < Work::pair_limit;
-        const Box near = touched_straight(buffer, middle, b, taps);
         const auto touch = [&](int r) -> Box {
             if (!straight[b])
                 return touched(buffer, plans[r], b, taps);
-            const std::ptrdiff_t dq = y0 - center + r, dp = along[r].ip[b] - middle.ip[b];
-            return {near.y0 + dq, near.y1 + dq, near.x0 + dp, near.x1 + dp};
+            const std::ptrdiff_t dq = below + r, dp = along[r].ip[b] - middle.ip[b];
+            return {near[b].y0 + dq, near[b].y1 + dq, near[b].x0 + dp, near[b].x1 + dp};
         };
         const Box all = hull(touch(0), touch(n - 1));
         const std::ptrdiff_t x = strip + b * block_columns;
@@ -551,7 +552,7 @@ void resample_group(const Work& work, const Buffer& buffer, std::ptrdiff_t y0, s
         // A straight block that leaves the buffer leaves the frame: the general way finds nothing there.
         const bool inside = all.x0 >= 0 && all.x1 + block_columns <= buffer.width && all.y0 >= 0 &&
                             all.y1 <= buffer.height;
-        const bool some = work.how.square || buffer.missing(all);
+        const bool some = work.how.square || (straight[b] ? buffer.missing(all, known) : buffer.missing(all));
         masked.fill(work.how.square);
         for (int r = 0; some && r < n; ++r)
             masked[r] = work.how.square || buffer.missing(touch(r));
