@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import math
 import sys
-import threading
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from fastack import _pixels, _stars, calibrate, frames, grid, normalise, output, report, uncertainty
 from fastack.combine import PANEL, Combined, NoiseModel, Starlight, combine_tile, halo
-from fastack.executor import Executor
+from fastack.executor import Buffers, Executor
 from fastack.options import StackOptions
 from fastack.resample import input_window, resample_tile, resample_variance
 from fastack.storage import Held, Store, Window
@@ -23,6 +23,7 @@ from fastack.types import Array, FloatImage, FrameRecord, Grid, StarFlag, Transf
 _REREAD = 4  # times that a frame may be read in pass 2 before it is laid out in tiles
 _NO_STAR = StarFlag.SATURATED | StarFlag.EDGE | StarFlag.NO_FIT | StarFlag.SHARP | StarFlag.EXTENDED
 _STAR_FRAMES = 15
+_PAGE = 1024  # float32 in a page of memory
 _NEAREST_JITTER = 0.3  # half a pixel is up to this part of the range over 3x3
 
 
@@ -45,6 +46,7 @@ class Job:
     maps: bool
     shared: uncertainty.MasterNoise | None  #: noise of the masters
     ahead: bool  #: the system is to read ahead: pass 1 has not left the files in its cache
+    buffers: Buffers  #: memory of the tiles
 
     @classmethod
     def of(
@@ -56,6 +58,7 @@ class Job:
         calibration: calibrate.Calibration,
         options: StackOptions,
         maps: bool,
+        buffers: Buffers | None = None,
     ) -> Job:
         """Collect it from the records."""
         assert reference.background is not None
@@ -99,6 +102,7 @@ class Job:
             maps=maps,
             shared=_shared_noise(calibration, used, transforms, noise, levels, out.shape, options),
             ahead=sum(r.frame.plane.nbytes for r in used) > options.memory,
+            buffers=buffers or Buffers(),
         )
 
 
@@ -231,45 +235,61 @@ def stack_tile(tile: grid.Tile, job: Job) -> Combined:
     Combined
         The tile's planes.
     """
-    y0, y1, x0, x1 = tile
-    edge = halo(len(job.frames), job.options.combine)
-    # whole blocks of columns: none lies in two panels
-    side = -(-edge // grid.ANCHOR) * grid.ANCHOR
-    # beyond the output as well: pixels at its border are judged by what stands around them
-    part = (y0 - edge, y1 + edge, x0 - side, x1 + side)
+    part, edge, side = _with_halo(tile, len(job.frames), job.options)
     shape = (part[1] - part[0], part[3] - part[2])
     panels = (shape[0], -(-shape[1] // PANEL), len(job.frames), PANEL)
-    samples, factor = _scratch(panels)
-    # variance planes that files bring count before the model
-    spread = np.full(panels, np.nan, np.float32) if any(f.variance for f in job.frames) else None
-    saturated, flags = np.zeros(shape, np.uint16), np.zeros(shape, np.uint8)
-    planes = _Planes(samples=samples, factor=factor, spread=spread, saturated=saturated, flags=flags)
-    kernel = job.options.resample
-    windows = [input_window(t, part, f.shape, kernel) for f, t in zip(job.frames, job.transforms, strict=True)]
-    for i, window in enumerate(windows):
-        following = windows[i + 1] if job.ahead and i + 1 < len(windows) else None
-        if following is not None:
-            job.calibration.ahead(job.frames[i + 1], following, job.prepared[i + 1])
-        _resample_frame(i, part, window, planes, job)
-    inner = (slice(edge, -edge), slice(side, -side))
-    made = combine_tile(
-        samples,
-        factor,
-        job.noise,
-        pedestal=job.pedestal,
-        tile=tile,
-        halo=(edge, side),
-        saturated_count=np.ascontiguousarray(saturated[inner]),
-        flags=np.ascontiguousarray(flags[inner]),
-        variance=spread,
-        stars=job.stars,
-        options=job.options.combine,
-    )
+    size = math.prod(panels)
+    with job.buffers.lend((1, _floats(size))) as room:
+        # variance planes that files bring count before the model
+        spread = np.full(panels, np.nan, np.float32) if any(f.variance for f in job.frames) else None
+        planes = _Planes(
+            samples=room[0, :size].reshape(panels),
+            factor=room[0, size:].view(np.uint8).reshape(panels),
+            spread=spread,
+            saturated=np.zeros(shape, np.uint16),
+            flags=np.zeros(shape, np.uint8),
+        )
+        kernel = job.options.resample
+        windows = [input_window(t, part, f.shape, kernel) for f, t in zip(job.frames, job.transforms, strict=True)]
+        for i, window in enumerate(windows):
+            following = windows[i + 1] if job.ahead and i + 1 < len(windows) else None
+            if following is not None:
+                job.calibration.ahead(job.frames[i + 1], following, job.prepared[i + 1])
+            _resample_frame(i, part, window, planes, job)
+        inner = (slice(edge, -edge), slice(side, -side))
+        made = combine_tile(
+            planes.samples,
+            planes.factor,
+            job.noise,
+            pedestal=job.pedestal,
+            tile=tile,
+            halo=(edge, side),
+            saturated_count=np.ascontiguousarray(planes.saturated[inner]),
+            flags=np.ascontiguousarray(planes.flags[inner]),
+            variance=spread,
+            stars=job.stars,
+            options=job.options.combine,
+        )
     if job.shared is not None:
         total, sky = job.shared.variance(made.data - np.float32(job.pedestal), tile)
         np.add(made.variance, total, out=made.variance)
         np.add(made.background_variance, sky, out=made.background_variance)
     return made
+
+
+def _with_halo(tile: grid.Tile, n: int, options: StackOptions) -> tuple[grid.Tile, int, int]:
+    """A tile and what must be seen around it, and the rows and columns of that."""
+    y0, y1, x0, x1 = tile
+    edge = halo(n, options.combine)
+    # whole blocks of columns: none lies in two panels
+    side = -(-edge // grid.ANCHOR) * grid.ANCHOR
+    # beyond the output as well: pixels at its border are judged by what stands around them
+    return (y0 - edge, y1 + edge, x0 - side, x1 + side), edge, side
+
+
+def _floats(size: int) -> int:
+    """Numbers of four bytes that hold so many samples and their variance factors, whole panels of them."""
+    return size + size // 4
 
 
 class _Planes(NamedTuple):
@@ -320,17 +340,37 @@ def _resample_frame(i: int, part: grid.Tile, window: Window | None, planes: _Pla
         spread *= np.float32(scale * scale)
 
 
-_local = threading.local()
+def take_memory(buffers: Buffers, n: int, shape: tuple[int, int], options: StackOptions, count: int) -> None:
+    """Take the memory of pass 2 while only one thread has work: the system clears it page by page.
+
+    Parameters
+    ----------
+    buffers : Buffers
+        That `Job.of` will be given.
+    n : int
+        Number of frames.
+    shape : tuple of int
+        (ny, nx) of the output, nearly.
+    options : StackOptions
+        Of the run.
+    count : int
+        Of tiles that this process will make at once.
+    """
+    if not count:
+        return
+    height, width = grid.tile_shape(n, shape, _budget(options.memory, count), 0.0, count)
+    (y0, y1, x0, x1), _, _ = _with_halo((0, height, 0, width), n, options)
+    size = _floats((y1 - y0) * -(-(x1 - x0) // PANEL) * n * PANEL)
+    with ExitStack() as held:
+        for _ in range(count):
+            # an output that is somewhat larger than its frames finds room, too
+            room = held.enter_context(buffers.lend((1, size + size // 8)))
+            room[0, :size:_PAGE] = 0
 
 
-def _scratch(shape: tuple[int, ...]) -> tuple[FloatImage, np.ndarray]:
-    """Memory for the samples and variance factors of a tile, kept by each thread: fresh pages cost more than pixels."""
-    size = math.prod(shape)
-    if getattr(_local, "size", 0) < size:
-        _local.size, _local.samples, _local.factors = size, np.empty(size, np.float32), np.empty(size, np.uint8)
-    samples: FloatImage = _local.samples[:size].reshape(shape)
-    factors: np.ndarray = _local.factors[:size].reshape(shape)
-    return samples, factors
+def _budget(memory: int, threads: int) -> int:
+    """Bytes of a tile."""
+    return min(memory // (2 * threads), 1 << 28)
 
 
 def _retile(job: Job, tiles: Sequence[grid.Tile], store: Store) -> None:
@@ -365,7 +405,7 @@ def coadd(job: Job, sink: output.Sink, executor: Executor, reporter: report.Repo
         If a file changed since it was opened.
     """
     rotation = max(abs((t.rotation + 45) % 90 - 45) for t in job.transforms)
-    budget = min((job.options.memory - store.used) // (2 * executor.threads), 1 << 28)
+    budget = _budget(job.options.memory - store.used, executor.threads)
     size = grid.tile_shape(len(job.frames), job.shape, budget, rotation, executor.threads)
     every = list(grid.tiles(job.shape, size))
     _retile(job, every, store)

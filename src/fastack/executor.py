@@ -54,14 +54,14 @@ def available_threads() -> int:
 class Buffers:
     """Images that one task leaves to the next: fresh memory is cleared page by page before it can be written.
 
-    At most as many are there as tasks ran at once. A copy for another process starts without any.
+    At most as many are there as tasks ran at once. Sent to another process they become that process's own.
     """
 
     def __init__(self) -> None:
         self._idle: list[FloatImage] = []
 
-    def __reduce__(self) -> tuple[type[Buffers], tuple[()]]:
-        return Buffers, ()
+    def __reduce__(self) -> tuple[Callable[[], Buffers], tuple[()]]:
+        return _own_buffers, ()
 
     @contextmanager
     def lend(self, shape: tuple[int, int]) -> Iterator[FloatImage]:
@@ -92,6 +92,12 @@ class Buffers:
             self._idle.append(whole)
 
 
+@functools.cache
+def _own_buffers() -> Buffers:
+    """Those of this process, which its tasks share."""
+    return Buffers()
+
+
 class Executor(AbstractContextManager["Executor"]):
     """Maps a function over tasks by threads of this process.
 
@@ -105,6 +111,7 @@ class Executor(AbstractContextManager["Executor"]):
         self.threads = threads or available_threads()
         if self.threads < 1:
             raise ValueError(f"threads is {threads}, not a positive number")
+        self.here = self.threads  #: those of them that run in this process
         self._pool = ThreadPoolExecutor(self.threads, "fastack") if self.threads > 1 else None
 
     def map(self, function: Callable[[T], R], tasks: Iterable[T], *, ahead: int | None = None) -> Iterator[R]:
@@ -195,6 +202,7 @@ class DaskExecutor(Executor):
         except ImportError as error:
             raise ValueError("--scheduler needs dask.distributed: pip install 'fastack[cluster]'") from error
         super().__init__(1)
+        self.here = 0
         try:
             self._client: Any = Client(address, timeout=_PATIENCE)
         except (OSError, TimeoutError, ValueError) as error:

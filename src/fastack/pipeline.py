@@ -182,6 +182,10 @@ def stack(
         gain = _estimate_gain([r for r in records if r.reason is None], options, reporter)
         calibration = replace(calibration, notes=(*calibration.notes, *gain))
         reference = select.choose_reference(records, options.reference)
+        buffers = Buffers()
+        tiles = 0 if dry_run else executor.here
+        live = sum(r.reason is None for r in records)
+        taking = executor.start(coadd.take_memory, buffers, live, reference.frame.shape, options, tiles)
         registration.register(records, reference, options, reporter)
         normalise.match_levels(records, reference, normalise=options.normalise)
         select.apply_transparency(records, options.select)
@@ -213,7 +217,8 @@ def stack(
         planes = [output.PRIMARY, output.UNCERT, output.NCOMB, output.WEIGHT, output.FLAGS]
         if maps:
             planes += [output.REJLOW, output.REJHIGH]
-        job = coadd.Job.of(used, reference, transforms, out, calibration, options, maps)
+        job = coadd.Job.of(used, reference, transforms, out, calibration, options, maps, buffers)
+        taking()
         if target is None:
             sink = output.MemorySink(out.shape, planes)
             coadd.coadd(job, sink, executor, reporter, store)
