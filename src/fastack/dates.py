@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fastack.cards import Cards
+from fastack.cards import Cards, parse_number
 from fastack.types import Array
 
 if TYPE_CHECKING:
@@ -34,6 +34,11 @@ _MJD_KEYS = ("MJD-BEG", "MJD-OBS", "MJD_OBS", "MJD")
 _MJD_MID_KEYS = ("MJD-AVG", "MJD-MID")
 _JD_KEYS = ("JD-OBS", "JD", "JD-BEG", "JULDATE")
 _SYSTEMS = {"TAI": "tai", "IAT": "tai", "TT": "tt", "TDT": "tt", "ET": "tt", "TDB": "tdb"}  # other than UTC
+_CLOCK_UNITS = {
+    "hours": re.compile(r"\b(hours?|hrs?)\b|[\[(]h[\])]"),
+    "seconds": re.compile(r"\bsec(ond)?s?\b|[\[(]s[\])]"),
+    "days": re.compile(r"\b(days|fraction)\b|[\[(]d[\])]"),
+}
 _JD_MID_KEYS = ("JD-AVG", "JD-MID", "MIDTIMJD")
 
 
@@ -236,6 +241,9 @@ def _clock(cards: Cards, date: Any, granularity: float) -> tuple[float, float, s
         if match:
             seconds, step = _clock_seconds(*match.groups()[:3])
             return seconds, step, key
+        if decimal := _decimal_clock(cards, key, text):
+            seconds, step, unit = decimal
+            return seconds, step, f"{key}, a number of {unit}"
         try:
             other, seconds_or_none, step, offset = parse_date(text)
         except ValueError:
@@ -243,6 +251,19 @@ def _clock(cards: Cards, date: Any, granularity: float) -> tuple[float, float, s
         if seconds_or_none is not None:
             return seconds_or_none - offset + 86400.0 * (other - date).days, step, key
     return 0.0, granularity, None
+
+
+def _decimal_clock(cards: Cards, key: str, text: str) -> tuple[float, float, str] | None:
+    """Seconds of the day, their step and the unit of a number: hours, unless the comment says otherwise."""
+    value = parse_number(text)
+    if value is None:
+        return None
+    comment = cards.comment(key)
+    unit = next((name for name, said in _CLOCK_UNITS.items() if said.search(comment)), "hours")
+    size = {"hours": 3600.0, "seconds": 1.0, "days": 86400.0}[unit]
+    if not 0 <= value * size < 86400:
+        return None
+    return value * size, max(size * 10.0 ** -cards.decimals(key), 1e-6), unit
 
 
 def _mjd_iso(mjd: float) -> str:
