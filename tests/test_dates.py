@@ -125,6 +125,26 @@ def test_means_of_the_dates_are_exact_to_a_microsecond() -> None:
     assert made["DATE-BEG"] == texts[0]
 
 
+def test_a_stack_of_stacks_has_the_dates_of_all_its_frames() -> None:
+    """Three frames and one, stacked apart and together; and a foreign stack that states its start alone."""
+    texts = [f"2019-01-30T21:0{k}:00.500000" for k in (0, 3, 4, 9)]
+    frames = [dates.read_exposure(cards(DATE_OBS=text), 30.0) for text in texts]
+    parts = []
+    for group in (frames[:3], frames[3:]):
+        head = fits.Header([(k, v) for k, v, _ in dates.date_cards(group)] + [("NCOMBINE", len(group))])
+        parts.append(dates.read_exposure(head, 30.0))
+    assert [part.count for part in parts] == [3, 1]
+    made = {k: v for k, v, _ in dates.date_cards(parts, [3.0, 1.0])}
+    whole = {k: v for k, v, _ in dates.date_cards(frames)}
+    for key in ("DATE-OBS", "DATE-BEG", "DATE-AVG", "DATE-END"):
+        assert abs((Time(made[key], scale="utc") - Time(whole[key], scale="utc")).sec) < 2e-6, key
+    assert made["TELAPSE"] == whole["TELAPSE"] == 570.0
+    assert made["MJD-OBS"] == pytest.approx(whole["MJD-OBS"], abs=1e-11)
+    assert {k: c for k, _, c in dates.date_cards(parts)}["DATE-OBS"] == "mean DATE-OBS of 4 frames"
+    foreign = dates.read_exposure(cards(DATE_OBS=texts[0], NCOMBINE=5), 30.0)
+    assert (foreign.start, foreign.count, foreign.end) == (texts[0], 5, None)
+
+
 @given(st.lists(st.floats(0, 3e7), min_size=1, max_size=30))
 def test_mean_mjd_is_the_mean_of_the_mjds(seconds: list[float]) -> None:
     times = Time(58000.0 + np.array(seconds) / 86400, format="mjd", scale="utc", precision=6)
