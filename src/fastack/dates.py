@@ -36,7 +36,7 @@ _JD_KEYS = ("JD-OBS", "JD", "JD-BEG", "JULDATE")
 _SYSTEMS = {"TAI": "tai", "IAT": "tai", "TT": "tt", "TDT": "tt", "ET": "tt", "TDB": "tdb"}  # other than UTC
 _CLOCK_UNITS = {
     "hours": re.compile(r"\b(hours?|hrs?)\b|[\[(]h[\])]"),
-    "seconds": re.compile(r"\bsec(ond)?s?\b|[\[(]s[\])]"),
+    "seconds": re.compile(r"\b(secs?|seconds?)\b|[\[(]s[\])]"),
     "days": re.compile(r"\b(days|fraction)\b|[\[(]d[\])]"),
 }
 _JD_MID_KEYS = ("JD-AVG", "JD-MID", "MIDTIMJD")
