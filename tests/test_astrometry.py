@@ -294,22 +294,22 @@ def test_few_stars_with_strong_distortion_are_right_or_refused():
         worst = ref.separation(solution.wcs, f.wcs, f.shape).max()
         assert worst < 4 * solution.map_error, seed
         errors.append(worst / f.scale)
-    # the expected error of one axis is below a pixel; more than three times that somewhere in one of 20 is rare
+    # the expected error is below a pixel; more than three times that somewhere in one of 20 is rare
     assert len(errors) >= 5
     assert max(errors) < 3
     assert all("--max-map-error" in text for text in refusals)
 
 
 def test_expected_error_of_the_map_is_its_error():
-    """30 fields without distortion: the true error in a corner over the expected one has a mean square about 1."""
+    """30 fields without distortion: the true error in a corner over the expected one has a mean square below 1."""
     ratio = []
     for seed in range(650, 680):
         rng = np.random.default_rng(seed)
         f = ref.field(rng, n_stars=80, shape=(1000, 1000), scale=1.0, place=(40.0, 62.0), noise=0.3, offset=0.1)
         solution = solve(f.stars, f.catalogue, f.shape, guess=guess_of(f, rng))
         corners = ref.separation(solution.wcs, f.wcs, f.shape, 2)
-        ratio.append((corners**2).mean() / 2 / solution.map_error**2)
-    # it is that of the worst corner, and a quarter of it is a bend that 40 stars do not exclude and that is not there
+        ratio.append((corners**2).mean() / solution.map_error**2)
+    # it is that of the worst corner, and a part of it is a bend that 40 stars do not exclude and that is not there
     assert 0.05 < np.mean(ratio) < 1.2
 
 
@@ -328,6 +328,21 @@ def test_expected_error_of_the_map_counts_a_bend_that_few_stars_hide():
     # the largest of two axes over a whole image, where stars that all lie inside say nothing at all of the bend
     assert np.median(ratio) < 2.5
     assert sum(r > 4.5 for r in ratio) <= 1
+
+
+@pytest.mark.parametrize("seed", [930112, 930155, 930278])
+def test_a_bend_that_few_stars_suggest_counts_though_they_do_not_prove_it(seed):
+    """12 to 14 stars, taken for straight although a lens fits them far better: 2 to 3 px off, and it has to say so."""
+    rng = np.random.default_rng(seed)
+    n = int(np.exp(rng.uniform(np.log(25), np.log(100))))
+    f = ref.field(rng, n_stars=n, distortion=8 * rng.uniform(0, 1))
+    guess = guess_of(f, rng)
+    solution = solve(f.stars, f.catalogue, f.shape, guess=guess, options=AstrometryOptions(max_map_error=99))
+    assert solution.order == 1
+    assert ref.separation(solution.wcs, f.wcs, f.shape).max() > 2 * f.scale
+    assert solution.map_error > 1.3 * f.scale
+    with pytest.raises(SolveError, match=r"uncertain by [12]\.\d px in a corner.*--max-map-error [23]"):
+        solve(f.stars, f.catalogue, f.shape, guess=guess)
 
 
 def test_a_wrong_star_alone_in_its_corner_is_told_by_leaving_it_out():

@@ -53,6 +53,34 @@ def test_dates_are_read_as_they_occur(values: dict[str, object], start: str) -> 
     assert abs((Time(found.start, scale="utc") - Time(start, scale="utc")).sec) < 1e-6
 
 
+@pytest.mark.parametrize(
+    ("value", "comment", "start", "step", "unit"),
+    [
+        (3.5, "", "2019-01-30T03:30:00", 360.0, "hours"),
+        (23.99999, "UT at the start", "2019-01-30T23:59:59.964", 0.036, "hours"),
+        ("3,25", "[h] start", "2019-01-30T03:15:00", 36.0, "hours"),
+        (0.25, "[d] UT of the day", "2019-01-30T06:00:00", 864.0, "days"),
+        (3723.5, "seconds since midnight", "2019-01-30T01:02:03.5", 0.1, "seconds"),
+        (12, "UT", "2019-01-30T12:00:00", 3600.0, "hours"),
+    ],
+)
+def test_a_time_of_day_as_a_number(value: object, comment: str, start: str, step: float, unit: str) -> None:
+    found = dates.read_exposure(fits.Header([("DATE-OBS", "2019-01-30"), ("UT", value, comment)]), 1.0)
+    assert abs((Time(found.start, scale="utc") - Time(start, scale="utc")).sec) < 1e-6
+    assert found.granularity == pytest.approx(step)
+    assert f"time of day from UT, a number of {unit}" in found.notes
+
+
+@pytest.mark.parametrize("value", [24.0, -0.5, 45296, 3723.5])
+def test_a_number_that_is_no_hour_is_refused_with_its_reason(value: float) -> None:
+    found = dates.read_exposure(cards(DATE_OBS="2019-01-30", UT=value), 1.0)
+    assert f"UT '{value}' is no time of day that can be read" in found.notes
+    assert found.granularity == 86400.0
+    # a finer date elsewhere counts instead
+    other = dates.read_exposure(cards(DATE_OBS="2019-01-30", UT=value, MJD_OBS=58513.25125), 1.0)
+    assert other.start.startswith("2019-01-30T06:01:48")
+
+
 def test_what_was_not_read_is_told() -> None:
     unread = dates.read_exposure(cards(DATE_OBS="2019-01-30", UT=3723.5), 1.0)
     assert unread.start == "2019-01-30T00:00:00.000000"
@@ -95,6 +123,26 @@ def test_means_of_the_dates_are_exact_to_a_microsecond() -> None:
     assert abs((Time(made["DATE-AVG"], scale="utc") - first).sec - (5 + 13.000010 / 4)) < 1e-6
     assert made["TELAPSE"] == pytest.approx(15.000004, abs=1e-6)
     assert made["DATE-BEG"] == texts[0]
+
+
+def test_a_stack_of_stacks_has_the_dates_of_all_its_frames() -> None:
+    """Three frames and one, stacked apart and together; and a foreign stack that states its start alone."""
+    texts = [f"2019-01-30T21:0{k}:00.500000" for k in (0, 3, 4, 9)]
+    frames = [dates.read_exposure(cards(DATE_OBS=text), 30.0) for text in texts]
+    parts = []
+    for group in (frames[:3], frames[3:]):
+        head = fits.Header([(k, v) for k, v, _ in dates.date_cards(group)] + [("NCOMBINE", len(group))])
+        parts.append(dates.read_exposure(head, 30.0))
+    assert [part.count for part in parts] == [3, 1]
+    made = {k: v for k, v, _ in dates.date_cards(parts, [3.0, 1.0])}
+    whole = {k: v for k, v, _ in dates.date_cards(frames)}
+    for key in ("DATE-OBS", "DATE-BEG", "DATE-AVG", "DATE-END"):
+        assert abs((Time(made[key], scale="utc") - Time(whole[key], scale="utc")).sec) < 2e-6, key
+    assert made["TELAPSE"] == whole["TELAPSE"] == 570.0
+    assert made["MJD-OBS"] == pytest.approx(whole["MJD-OBS"], abs=1e-11)
+    assert {k: c for k, _, c in dates.date_cards(parts)}["DATE-OBS"] == "mean DATE-OBS of 4 frames"
+    foreign = dates.read_exposure(cards(DATE_OBS=texts[0], NCOMBINE=5), 30.0)
+    assert (foreign.start, foreign.count, foreign.end) == (texts[0], 5, None)
 
 
 @given(st.lists(st.floats(0, 3e7), min_size=1, max_size=30))

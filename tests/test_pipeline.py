@@ -352,6 +352,25 @@ def test_one_frame_and_two_frames(night: Path) -> None:
     assert set(np.unique(two.plane("NCOMB"))) <= {0, 1, 2}
 
 
+def test_a_stack_of_stacks_counts_like_one_stack(night: Path, tmp_path: Path) -> None:
+    """Four frames and two, stacked and stacked again: frames, light, dates, airmass, gain as of all six at once."""
+    frames = sorted(night.glob("d*.fits"))
+    options = {"reference": "first", "framing": "reference", "weights": "variance"}
+    for name, part in (("a", frames[:4]), ("b", frames[4:]), ("all", frames)):
+        fastack.stack(part, output_path=tmp_path / f"{name}.fits", **options)
+    fastack.stack([tmp_path / "a.fits", tmp_path / "b.fits"], output_path=tmp_path / "ab.fits", **options)
+    again, whole = (fits.getheader(tmp_path / f"{name}.fits") for name in ("ab", "all"))
+    for key in ("NCOMBINE", "EXPTIME", "XPOSURE", "DATE-OBS", "DATE-BEG", "DATE-END", "TELAPSE"):
+        assert again[key] == whole[key], key
+    assert again["NCOMBINE"] == 6
+    assert again["MJD-OBS"] == pytest.approx(whole["MJD-OBS"], abs=1e-10)
+    assert again["AIRMASS"] == pytest.approx(whole["AIRMASS"], abs=1e-4)
+    # weights are measured in each stack anew
+    assert again["MJD-AVG"] == pytest.approx(whole["MJD-AVG"], abs=10 / 86400)
+    assert again["GAIN"] == pytest.approx(whole["GAIN"], rel=0.03)
+    assert again["RDNOISE"] == pytest.approx(whole["RDNOISE"], rel=0.03)
+
+
 def test_all_frames_rejected_says_which_limit_and_what_the_widths_were(night: Path) -> None:
     with pytest.raises(StackError, match=r"limit 0\.5[\s\S]*FWHM of the frames: \d\.\d+ to \d\.\d+ px"):
         fastack.stack(str(night), fwhm_limit=0.5)

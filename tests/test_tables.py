@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import gzip
 import io
-from importlib.util import find_spec
+import sys
 
 import numpy as np
 import pytest
 from astropy.io import fits
-from astropy.table import Table
+from astropy.table import MaskedColumn, Table
 from servers import archive_votable
 from starlists import around
 
@@ -88,15 +88,44 @@ def test_formats(plain, tmp_path, name):
         np.testing.assert_allclose(getattr(got, key), getattr(stars, key), rtol=1e-12)
 
 
-def test_parquet(plain, tmp_path):
+@pytest.mark.parametrize("writer", ["astropy", "pyarrow"])
+def test_parquet(plain, tmp_path, writer):
+    """Values, units, gaps and texts, whoever wrote the file."""
+    pyarrow = pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
+    stars, table = plain
     path = tmp_path / "s.parquet"
-    if find_spec("pyarrow") is None:
-        path.write_bytes(b"PAR1")
-        with pytest.raises(CatalogueError, match=r"pyarrow.*FITS"):
-            read_file(path)
+    table = table.copy()
+    table["pmra"] = MaskedColumn(table["pmra"], mask=np.arange(len(table)) % 5 == 0)
+    table["designation"] = [f"Gaia DR3 {k}" for k in range(len(table))]
+    if writer == "astropy":
+        table["ra_error"] /= 1000
+        table["ra_error"].unit = "arcsec"
+        table.write(path)
     else:
-        plain[1].write(path)
-        np.testing.assert_array_equal(read_file(path).ra, plain[0].ra)
+        columns = {name: table[name].tolist() for name in table.colnames}  # None where there is nothing
+        columns["designation"][3] = None
+        pytest.importorskip("pyarrow.parquet").write_table(pyarrow.table(columns), path)
+    got = read_file(path)
+    assert (got.epoch, got.name, got.band) == (2016.0, "Gaia DR3", "G")
+    for key in set(NAMES) - {"pm_ra"}:
+        np.testing.assert_allclose(getattr(got, key), getattr(stars, key), rtol=1e-12, err_msg=key)
+    np.testing.assert_array_equal(got.pm_ra, np.where(np.arange(len(stars)) % 5 == 0, np.nan, stars.pm_ra))
+
+
+def test_parquet_without_its_library(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    (tmp_path / "s.parquet").write_bytes(b"PAR1")
+    with pytest.raises(CatalogueError, match=r"s\.parquet.*pip install pyarrow.*FITS"):
+        read_file(tmp_path / "s.parquet")
+
+
+def test_parquet_cut_off(plain, tmp_path):
+    pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
+    plain[1].write(tmp_path / "whole.parquet")
+    (tmp_path / "cut.parquet").write_bytes((tmp_path / "whole.parquet").read_bytes()[:-100])
+    with pytest.raises(CatalogueError, match=r"cut\.parquet cannot be read as a catalogue"):
+        read_file(tmp_path / "cut.parquet")
 
 
 def test_units_are_honoured(tmp_path):

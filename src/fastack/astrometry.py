@@ -43,7 +43,7 @@ _BINS = 96
 _FAR_CONE = np.radians(1.5)  # radius of a request beyond the guess: some thirty of them reach 5 degrees
 _LEVEL = 0.45  # ln(scale) covered by one level of the search
 _REPORT, _SURE, _BAIL = 8.0, 25.0, -6.0
-_LENS = 0.25  # weight in the error of the map of a lens that the stars neither prove nor exclude
+_LENS = 1 / 3  # weight in the error of the map of a lens that the stars neither suggest nor exclude
 _ALONE = 40  # stars up to which one of them may decide a corner
 
 
@@ -306,27 +306,36 @@ class _Solver:
         return min(bent, key=lambda kind: kind.aic, default=straight)
 
     def map_error(self, sky: _Sky, model: Plate, pairs: Index) -> float:
-        """One sigma of the coordinates per axis where they are worst in the image, radian.
+        """Distance from the true coordinates to be expected where it is largest in the image, radian.
 
-        That of the fit, and that of not knowing which kind of plate is true: the other kinds deviate from the chosen
-        one, most of all where the stars end, and count by their Akaike weights, exp(-AIC / 2). Those weights find few
-        stars no proof of a bend; but that they do not prove one does not make the image straight: a lens that fits
-        them as well keeps the weight `_LENS`.
+        It comes from the errors of the fit, and from not knowing which kind of plate is true: the other kinds deviate
+        from the chosen one, most of all where the stars end, and count by their Akaike weights, exp(-AIC / 2).
+        Corrected for few stars that criterion takes their errors for unknown, and then ten of them prove no bend,
+        however well it fits. A lens therefore has at least the odds `_LENS` : 1 - `_LENS`, times the ratio of the
+        likelihoods where it fits worse than the chosen kind; where it fits better, times the weight that the mean of
+        both criteria gives it, since the errors are half known: catalogue and centroids state them, the scatter beyond
+        is fitted.
         """
         kinds = self.kinds(sky, model, pairs)
         weight = np.array([k.aic for k in kinds])
         weight = np.exp(-0.5 * (weight - weight.min()))
         weight /= weight.sum()
-        chosen = next(k.deviance for k in kinds if (k.order, k.radial) == (model.order, model.radial))
+        chosen = next(k for k in kinds if (k.order, k.radial) == (model.order, model.radial))
         for number, kind in enumerate(kinds):
-            if kind.radial and weight[number] < _LENS * np.exp(min(0.0, (chosen - kind.deviance) / 2)):
-                weight *= (1 - _LENS) / (1 - weight[number])
-                weight[number] = _LENS
-        variance = np.zeros(len(self.corners))
+            if kind.radial:
+                worse = min(0.0, (chosen.deviance - kind.deviance) / 2)
+                better = max(0.0, (chosen.uncorrected_aic + chosen.aic - kind.uncorrected_aic - kind.aic) / 4)
+                odds = _LENS / (1 - _LENS) * float(np.exp(min(worse + better, 100.0)))
+                least = odds / (1 + odds)
+                if weight[number] < least:
+                    weight *= (1 - least) / (1 - weight[number])
+                    weight[number] = least
+        distance = np.zeros(len(self.corners))
         for share, other in zip(weight, kinds, strict=True):
             off2 = (self.deviation(other, model) ** 2).sum(axis=1)
-            variance += share * ((other.error(self.corners) * other.scale) ** 2 + off2 / 2)
-        return float(np.sqrt(max(variance.max(), self.jackknife(sky, model, pairs).max())))
+            # the mean of a Rice distribution, within 4 %
+            distance += share * np.sqrt(off2 + np.pi / 2 * (other.error(self.corners) * other.scale) ** 2)
+        return float(max(distance.max(), np.sqrt(np.pi / 2 * self.jackknife(sky, model, pairs).max())))
 
     def jackknife(self, sky: _Sky, model: Plate, pairs: Index) -> Array:
         """(n,) variance per axis at `corners`, radian^2, as leaving out each star in turn shows it (Tukey 1958).

@@ -322,7 +322,7 @@ class Cards:
     def decimals(self, keyword: str) -> int:
         """Digits after the point as the number was written, trailing zeros included."""
         field = self._field(keyword)
-        match = re.search(r"\.(\d+)", field["number"] or field["text"] or "") if field else None
+        match = re.search(r"[.,](\d+)", field["number"] or field["text"] or "") if field else None
         return len(match[1]) if match else 0
 
     def text(self, *keywords: str) -> tuple[str, str] | None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fastack.cards import Cards
+from fastack.cards import Cards, parse_number
 from fastack.types import Array
 
 if TYPE_CHECKING:
@@ -34,6 +34,11 @@ _MJD_KEYS = ("MJD-BEG", "MJD-OBS", "MJD_OBS", "MJD")
 _MJD_MID_KEYS = ("MJD-AVG", "MJD-MID")
 _JD_KEYS = ("JD-OBS", "JD", "JD-BEG", "JULDATE")
 _SYSTEMS = {"TAI": "tai", "IAT": "tai", "TT": "tt", "TDT": "tt", "ET": "tt", "TDB": "tdb"}  # other than UTC
+_CLOCK_UNITS = {
+    "hours": re.compile(r"\b(hours?|hrs?)\b|[\[(]h[\])]"),
+    "seconds": re.compile(r"\b(secs?|seconds?)\b|[\[(]s[\])]"),
+    "days": re.compile(r"\b(days|fraction)\b|[\[(]d[\])]"),
+}
 _JD_MID_KEYS = ("JD-AVG", "JD-MID", "MIDTIMJD")
 
 
@@ -46,6 +51,9 @@ class Exposure:
     exposure: float | None  #: seconds
     granularity: float = 1.0  #: step in which the date is given, second
     notes: tuple[str, ...] = ()  #: what was assumed
+    count: int = 1  #: frames behind it: of a stack more than one
+    middle: str | None = None  #: of a stack, the mean of its frames' middles; else it follows from start and exposure
+    end: str | None = None  #: of a stack, the end of its last frame; else it follows from start and exposure
 
 
 def _text(cards: Cards, key: str) -> str | None:
@@ -147,7 +155,8 @@ def read_exposure(header: fits.Header | Cards, exposure: float | None = None) ->
     Returns
     -------
     Exposure
-        With ``start`` None where there is no date.
+        With ``start`` None where there is no date. A stack (NCOMBINE) that states its DATE-OBS, DATE-BEG, DATE-AVG and
+        DATE-END in UTC is taken by its word.
     """
     cards = header if isinstance(header, Cards) else Cards.of(header)
     notes: list[str] = []
@@ -218,7 +227,32 @@ def read_exposure(header: fits.Header | Cards, exposure: float | None = None) ->
     if chosen[3]:
         begin = _shift(begin, -(exposure or 0.0) / 2)
         notes.append(f"{chosen[1]} is the middle of the exposure")
-    return Exposure(date_obs=chosen[2], start=begin, exposure=exposure, granularity=chosen[0], notes=tuple(notes))
+    combined = cards.number("NCOMBINE", "STACKCNT", quiet=True)
+    one = Exposure(
+        date_obs=chosen[2],
+        start=begin,
+        exposure=exposure,
+        granularity=chosen[0],
+        notes=tuple(notes),
+        count=max(1, round(combined[1])) if combined else 1,
+    )
+    if one.count > 1 and system not in _SYSTEMS and (span := _span(cards)):
+        return replace(one, date_obs=span[0], start=span[1], middle=span[2], end=span[3])
+    return one
+
+
+def _span(cards: Cards) -> tuple[str, str, str, str] | None:
+    """The four dates of a stack, UTC; None unless all of them are there, with their times."""
+    found = []
+    for key in ("DATE-OBS", "DATE-BEG", "DATE-AVG", "DATE-END"):
+        try:
+            date, seconds, _, offset = parse_date(_text(cards, key) or "")
+        except ValueError:
+            return None
+        if seconds is None:
+            return None
+        found.append(_iso(date, seconds - offset) if offset else _leap_iso(date, seconds))
+    return found[0], found[1], found[2], found[3]
 
 
 def _utc(text: str, scale: str) -> str:
@@ -236,6 +270,9 @@ def _clock(cards: Cards, date: Any, granularity: float) -> tuple[float, float, s
         if match:
             seconds, step = _clock_seconds(*match.groups()[:3])
             return seconds, step, key
+        if decimal := _decimal_clock(cards, key, text):
+            seconds, step, unit = decimal
+            return seconds, step, f"{key}, a number of {unit}"
         try:
             other, seconds_or_none, step, offset = parse_date(text)
         except ValueError:
@@ -243,6 +280,19 @@ def _clock(cards: Cards, date: Any, granularity: float) -> tuple[float, float, s
         if seconds_or_none is not None:
             return seconds_or_none - offset + 86400.0 * (other - date).days, step, key
     return 0.0, granularity, None
+
+
+def _decimal_clock(cards: Cards, key: str, text: str) -> tuple[float, float, str] | None:
+    """Seconds of the day, their step and the unit of a number: hours, unless the comment says otherwise."""
+    value = parse_number(text)
+    if value is None:
+        return None
+    comment = cards.comment(key)
+    unit = next((name for name, said in _CLOCK_UNITS.items() if said.search(comment)), "hours")
+    size = {"hours": 3600.0, "seconds": 1.0, "days": 86400.0}[unit]
+    if not 0 <= value * size < 86400:
+        return None
+    return value * size, max(size * 10.0 ** -cards.decimals(key), 1e-6), unit
 
 
 def _mjd_iso(mjd: float) -> str:
@@ -303,6 +353,16 @@ class _Times(NamedTuple):
         """The same, moved."""
         return _Times(*np.broadcast_arrays(self.day, self.part + np.asarray(seconds) / 86400.0))
 
+    def replaced(self, texts: Sequence[str | None]) -> _Times:
+        """The same, but where there is a text."""
+        rows = [row for row, text in enumerate(texts) if text]
+        if not rows:
+            return self
+        other = _Times.read([text for text in texts if text])
+        day, part = self.day.copy(), self.part.copy()
+        day[rows], part[rows] = other
+        return _Times(day, part)
+
     def mean(self, weights: Array | None = None) -> _Times:
         """One moment, the mean."""
         return self.at(0).later(np.average(self.seconds(), weights=weights))
@@ -344,8 +404,9 @@ def date_cards(exposures: Sequence[Exposure], weights: Sequence[float] | None = 
     Returns
     -------
     list of (keyword, value, comment)
-        DATE-OBS and MJD-OBS are plain means of the frames' own (this observatory's tools expect that), DATE-AVG and
-        MJD-AVG weighted means of mid-exposures, DATE-BEG, DATE-END, MJD-BEG, MJD-END and TELAPSE the whole span.
+        DATE-OBS and MJD-OBS are plain means of the frames' own (this observatory's tools expect that; a stack among
+        them counts as often as it has frames), DATE-AVG and MJD-AVG weighted means of mid-exposures, DATE-BEG,
+        DATE-END, MJD-BEG, MJD-END and TELAPSE the whole span.
         Empty where no frame has a date.
     """
     dated = [i for i, e in enumerate(exposures) if e.start is not None]
@@ -355,17 +416,19 @@ def date_cards(exposures: Sequence[Exposure], weights: Sequence[float] | None = 
     times = _Times.read([e.date_obs or "" for e in some])
     start = _Times.read([e.start or "" for e in some])
     length = np.array([e.exposure or 0.0 for e in some])
+    count = np.array([e.count for e in some], float)
     w = np.ones(len(some)) if weights is None else np.asarray(weights, float)[dated]
     if not w.sum() > 0:
         w = np.ones(len(some))
-    end = start.later(length)
+    end = start.later(length).replaced([e.end for e in some])
     first, last = start.at(int(np.argmin(start.seconds()))), end.at(int(np.argmax(end.seconds())))
-    mid = start.later(length / 2).mean(w)
-    of = f"of {len(some)} frames" if len(some) == len(exposures) else f"of the {len(some)} dated frames"
+    mid = start.later(length / 2).replaced([e.middle for e in some]).mean(w)
+    dated_frames = int(count.sum())
+    of = f"of {dated_frames} frames" if len(some) == len(exposures) else f"of the {dated_frames} dated frames"
     cards: list[tuple[str, Any, str]] = [
         ("TIMESYS", "UTC", "time system of all dates"),
-        ("DATE-OBS", times.mean().iso()[0], f"mean DATE-OBS {of}"),
-        ("MJD-OBS", float(np.mean(times.mjd())), f"mean MJD {of}"),
+        ("DATE-OBS", times.mean(count).iso()[0], f"mean DATE-OBS {of}"),
+        ("MJD-OBS", float(np.average(times.mjd(), weights=count)), f"mean MJD {of}"),
         ("DATE-BEG", first.iso()[0], "start of the first exposure"),
         ("DATE-AVG", mid.iso()[0], "weighted mean of mid-exposures"),
         ("DATE-END", last.iso()[0], "end of the last exposure"),
@@ -375,5 +438,5 @@ def date_cards(exposures: Sequence[Exposure], weights: Sequence[float] | None = 
         ("TELAPSE", float(np.round(last.seconds(first)[0], 6)), "[s] from DATE-BEG to DATE-END"),
     ]
     if len(some) < len(exposures):
-        cards.append(("NDATED", len(some), "frames behind the mean dates; the others had none"))
+        cards.append(("NDATED", dated_frames, "frames behind the mean dates; the others had none"))
     return cards

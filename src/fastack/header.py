@@ -155,17 +155,19 @@ def stack_header(
     cards["NCOMBINE"] = (n, "frames combined")
     for keyword, value, comment in date_cards([r.exposure for r in used], weights):
         cards[keyword] = (value, comment)
-    known = [float(r.frame.exposure) for r in used if r.frame.exposure]
+    known = [(float(r.frame.exposure), r.frame.ncombine, _total_exposure(r)) for r in used if r.frame.exposure]
     if known:
         scaled = options.normalise and reference.frame.exposure
-        typical = float(reference.frame.exposure) if scaled else float(np.mean(known))
+        each, count, total = np.array(known).T
+        typical = float(reference.frame.exposure) if scaled else float(np.average(each, weights=count))
         cards["EXPTIME"] = (typical, "[s] so that counts/EXPTIME is a rate")
-        cards["XPOSURE"] = (float(np.sum(known)), "[s] total exposure")
+        cards["XPOSURE"] = (float(total.sum()), "[s] total exposure")
     _noise_cards(cards, used, options)
     _error_cards(cards, used, reference, out, transforms, options)
-    airmass = [a for a in (_number(Cards(r.frame.cards).get("AIRMASS")) for r in used) if a]
-    if airmass:
-        cards["AIRMASS"] = (round(float(np.mean(airmass)), 4), f"mean of {len(airmass)} frames")
+    airmass = [(_number(Cards(r.frame.cards).get("AIRMASS")), r.frame.ncombine) for r in used]
+    if some := [(value, count) for value, count in airmass if value]:
+        value, count = np.array(some).T
+        cards["AIRMASS"] = (round(float(np.average(value, weights=count)), 4), f"mean of {count.sum():.0f} frames")
     levels = [
         (r.frame.saturation - r.sky) * r.scale + (0.0 if options.subtract_sky else reference.sky)
         for r in used
@@ -188,6 +190,12 @@ def stack_header(
     for line in history(lines):
         cards.add_history(line)
     return cards
+
+
+def _total_exposure(record: FrameRecord) -> float:
+    """Seconds of light in a frame: of a stack, those of all its frames."""
+    total = _number(Cards(record.frame.cards).get("XPOSURE")) if record.frame.ncombine > 1 else None
+    return total or float(record.frame.exposure or 0.0)
 
 
 def _number(value: Any) -> float | None:

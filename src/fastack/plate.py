@@ -49,6 +49,11 @@ class Plate:
     bic: float = np.inf  # Bayesian information criterion (Schwarz 1978): which kind is true
     aic: float = np.inf  # Akaike's, corrected for few stars (Hurvich & Tsai 1989): which kind predicts best
 
+    @property
+    def uncorrected_aic(self) -> float:
+        """Akaike's criterion as it is where the errors are known."""
+        return self.deviance + 2 * self.free
+
     def terms(self, xy: Array) -> Array:
         """(n, m) terms of the polynomials at pixels."""
         return power_terms((xy - self.origin) / self.half, max(self.order, 1))

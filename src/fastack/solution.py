@@ -48,7 +48,7 @@ class Solution:
     rotation: float  #: position angle of the image's +y axis, from north through east, degree
     parity: int  #: +1 as on the sky (det CD < 0), -1 mirrored
     extra: float  #: scatter per axis beyond the stated errors, arcsec
-    map_error: float  #: expected error per axis of the coordinates where they are worst in the image, arcsec
+    map_error: float  #: distance from the true coordinates to be expected where it is largest, arcsec
     shape: tuple[int, int]  #: of the image
     catalogue: CatalogueStars = field(repr=False)  #: what it was solved against
     xy: Array = field(repr=False)  #: (n, 2) the pairs' pixels

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gzip
 import importlib
-import importlib.util
 import io
 import re
 import warnings
@@ -147,15 +146,27 @@ def read_file(path: str | Path, *, columns: Mapping[str, str] | None = None) -> 
 
 
 def _read_parquet(path: Path) -> Table:
-    """Parquet through astropy and pyarrow."""
-    from astropy.table import Table
+    """Parquet through pyarrow; astropy's own reader needs pandas too, and stumbles over texts that are missing."""
+    from astropy.table import MaskedColumn, Table
+    from astropy.table.meta import get_header_from_yaml
 
-    if importlib.util.find_spec("pyarrow") is None:
-        raise CatalogueError("Parquet files need pyarrow (pip install pyarrow), or save the table as FITS or ECSV")
     try:
-        return Table.read(path, format="parquet")
-    except (KeyError, TypeError, ValueError):  # without astropy's own metadata
-        return Table(importlib.import_module("pyarrow.parquet").read_table(path).to_pydict())
+        parquet = importlib.import_module("pyarrow.parquet")
+    except ImportError:
+        raise CatalogueError(
+            "Parquet files need pyarrow (pip install pyarrow), or save the table as FITS or ECSV"
+        ) from None
+    read = parquet.read_table(path)
+    facts = (read.schema.metadata or {}).get(b"table_meta_yaml")  # where astropy wrote the file
+    header = get_header_from_yaml(facts.decode().split("\n")) if facts else {}
+    units = {column["name"]: column.get("unit") for column in header.get("datatype", ())}
+    table = Table(meta={k: v for k, v in header.get("meta", {}).items() if not k.startswith("__")})
+    for name in read.column_names:
+        empty = read[name].is_null().to_numpy()
+        if (mask := f"{name}.mask") in read.column_names:  # as astropy keeps what is missing
+            empty |= read[mask].to_numpy().astype(bool)
+        table[name] = MaskedColumn(read[name].to_numpy(), mask=empty, unit=units.get(name))
+    return table
 
 
 def _read_bytes(data: bytes) -> Table:

@@ -238,6 +238,18 @@ def tycho2(path):
     return CatalogueStars.make(t["ra_j2000_deg"], t["dec_j2000_deg"], mag=t["VTmag"], name="Tycho-2", band="VT")
 
 
+def moved(catalogue, years, rng):
+    """(n,) true right ascensions and declinations: places and motions, errors drawn, 5 mas/yr where none is known."""
+    hidden = np.isnan(catalogue.pm_ra)
+    pm_ra = np.where(hidden, rng.normal(0, 5, len(catalogue)), catalogue.pm_ra)
+    pm_dec = np.where(hidden, rng.normal(0, 5, len(catalogue)), catalogue.pm_dec)
+    draw = rng.normal(0, 1, (2, len(catalogue)))
+    moved_ra = catalogue.ra_err * draw[0] + pm_ra * years
+    moved_dec = catalogue.dec_err * draw[1] + pm_dec * years
+    ra = catalogue.ra + moved_ra / 3.6e6 / np.cos(np.radians(catalogue.dec))
+    return ra, catalogue.dec + moved_dec / 3.6e6
+
+
 @dataclass
 class GaiaField:
     stars: Stars
@@ -261,14 +273,7 @@ def gaia_field(path, rng, *, scale=0.6, fwhm=1.5, years=10.0) -> GaiaField:
     size = int(0.2 * 3600 / scale)
     shape = (size, size)
     wcs = true_wcs(*middle, scale, rng.uniform(0, 360), int(rng.choice([-1, 1])), shape)
-    hidden = np.isnan(catalogue.pm_ra)
-    pm_ra = np.where(hidden, rng.normal(0, 5, len(catalogue)), catalogue.pm_ra)
-    pm_dec = np.where(hidden, rng.normal(0, 5, len(catalogue)), catalogue.pm_dec)
-    draw = rng.normal(0, 1, (2, len(catalogue)))
-    moved_ra = catalogue.ra_err * draw[0] + pm_ra * years
-    moved_dec = catalogue.dec_err * draw[1] + pm_dec * years
-    dec = catalogue.dec + moved_dec / 3.6e6
-    ra = catalogue.ra + moved_ra / 3.6e6 / np.cos(np.radians(catalogue.dec))
+    ra, dec = moved(catalogue, years, rng)
     f = 1e5 * 10 ** (-0.4 * (catalogue.mag - 19))
     v = 9e5
     s = fwhm / 2.3548
