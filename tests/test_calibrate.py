@@ -308,6 +308,9 @@ def test_sections_equal_the_whole(masters, isa, suffix):
         for y0, y1, x0, x1 in windows:
             part = calibration.read(light, (y0, y1, x0, x1), prepared)
             assert same_bits(part.pixels, whole.pixels[y0:y1, x0:x1])
+            room = np.full((y1 - y0, x1 - x0), np.float32(7))
+            assert calibration.read(light, (y0, y1, x0, x1), prepared, out=room).pixels is room
+            assert same_bits(room, part.pixels)
             x, y = whole.saturated.T
             inside = (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
             np.testing.assert_array_equal(part.saturated, whole.saturated[inside])
@@ -316,6 +319,9 @@ def test_sections_equal_the_whole(masters, isa, suffix):
         store.close()
     with pytest.raises(ValueError, match="outside of a frame"):
         calibration.read(light, (0, 201, 0, 10))
+    for room in (np.empty((9, 8), np.float32), np.empty((8, 9)), np.empty((9, 8), np.float32).T):
+        with pytest.raises(ValueError, match="out must be"):
+            calibration.read(light, (0, 8, 0, 9), out=room)
     if suffix:
         with pytest.raises(OutputError, match="--scratch"):
             calibration.prepare(light, Store(scratch=path / "absent"))

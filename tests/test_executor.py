@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 import threading
 import time
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from fastack.executor import Executor, available_threads, make_executor, preload
+from fastack.executor import Buffers, Executor, available_threads, make_executor, preload
 from fastack.pipeline import stack
 from fastack.simulate import NightOptions, simulate_night
 
@@ -24,6 +25,23 @@ def test_results_come_in_the_order_of_the_tasks(threads: int) -> None:
 
     with Executor(threads) as executor:
         assert list(executor.map(work, range(40))) == [k * k for k in range(40)]
+
+
+def test_a_buffer_serves_one_task_at_a_time_and_then_the_next() -> None:
+    buffers = Buffers()
+    with buffers.lend((7, 31)) as a, buffers.lend((5, 9)) as b:
+        assert a.shape == (7, 31) and b.shape == (5, 9)
+        assert a.dtype == b.dtype == np.float32 and a.flags.c_contiguous and b.flags.c_contiguous
+        assert a.ctypes.data % 64 == b.ctypes.data % 64 == 0
+        assert not np.shares_memory(a, b)
+    with buffers.lend((4, 9)) as c, buffers.lend((9, 5)) as d:
+        assert {np.shares_memory(c, x) for x in (a, b)} == {True, False}
+        assert {np.shares_memory(d, x) for x in (a, b)} == {True, False}
+        assert not np.shares_memory(c, d)
+    with buffers.lend((100, 100)) as large:
+        large[:] = 1  # grown, not cut short
+    with pickle.loads(pickle.dumps(buffers)).lend((2, 2)) as other:
+        assert other.shape == (2, 2)
 
 
 def test_no_more_tasks_are_taken_than_asked_for() -> None:

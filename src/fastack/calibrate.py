@@ -182,7 +182,13 @@ class Calibration:
             variance=planes[2],
         )
 
-    def read(self, frame: Frame, window: Window | None = None, prepared: Prepared | None = None) -> Section:
+    def read(
+        self,
+        frame: Frame,
+        window: Window | None = None,
+        prepared: Prepared | None = None,
+        out: FloatImage | None = None,
+    ) -> Section:
         """Read and calibrate a window of a frame.
 
         Parameters
@@ -193,6 +199,8 @@ class Calibration:
             In pixels of the light area; default all of it. The pixels do not depend on the window.
         prepared : Prepared, optional
             What `prepare` said of this frame; found anew where it is not given.
+        out : (h, w) float32 ndarray, C-contiguous, optional
+            Where the pixels go; default a new array.
 
         Returns
         -------
@@ -206,13 +214,15 @@ class Calibration:
         FrameError
             If the file vanished, changed since it was opened, or is damaged.
         ValueError
-            If the window lies outside of the light area.
+            If the window lies outside of the light area, or `out` has another shape or type.
         """
         y0, y1, x0, x1 = window or (0, frame.shape[0], 0, frame.shape[1])
         if not (0 <= y0 <= y1 <= frame.shape[0] and 0 <= x0 <= x1 <= frame.shape[1]):
             raise ValueError(f"window {window} outside of a frame of shape {frame.shape}")
         ready = prepared or self.prepare(frame)
-        pixels = np.empty((y1 - y0, x1 - x0), np.float32)
+        pixels = np.empty((y1 - y0, x1 - x0), np.float32) if out is None else out
+        if pixels.shape != (y1 - y0, x1 - x0) or pixels.dtype != np.float32 or not pixels.flags.c_contiguous:
+            raise ValueError(f"out must be a C-contiguous float32 array of shape {(y1 - y0, x1 - x0)}")
         stored = (y0 + frame.trim[0], y1 + frame.trim[0], x0 + frame.trim[2], x1 + frame.trim[2])
         saturated = []
         for y, raw in ready.image.rows(stored):

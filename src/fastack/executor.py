@@ -17,10 +17,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Self, TypeVar
 
+import numpy as np
+
 from fastack import __version__, _pixels
+from fastack.types import FloatImage
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+_LINE = 16  # float32 in a line of the cache
 
 
 def available_threads() -> int:
@@ -44,6 +49,47 @@ def available_threads() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+class Buffers:
+    """Images that one task leaves to the next: fresh memory is cleared page by page before it can be written.
+
+    At most as many are there as tasks ran at once. A copy for another process starts without any.
+    """
+
+    def __init__(self) -> None:
+        self._idle: list[FloatImage] = []
+
+    def __reduce__(self) -> tuple[type[Buffers], tuple[()]]:
+        return Buffers, ()
+
+    @contextmanager
+    def lend(self, shape: tuple[int, int]) -> Iterator[FloatImage]:
+        """An image for the time of a `with` block.
+
+        Parameters
+        ----------
+        shape : tuple of int
+            Height and width.
+
+        Yields
+        ------
+        (ny, nx) float32 ndarray
+            C-contiguous, on a border of 64 bytes; what it holds has no meaning.
+        """
+        size = shape[0] * shape[1]
+        try:
+            whole = self._idle.pop()
+        except IndexError:
+            whole = None
+        if whole is None or whole.size < size:
+            raw = np.empty(size + _LINE, np.float32)
+            first = -(raw.ctypes.data // raw.itemsize) % _LINE
+            whole = raw[first : first + size]
+        try:
+            yield whole[:size].reshape(shape)
+        finally:
+            self._idle.append(whole)
 
 
 class Executor(AbstractContextManager["Executor"]):

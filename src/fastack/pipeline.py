@@ -36,7 +36,7 @@ from fastack import wcs as coordinates
 from fastack.cards import Cards
 from fastack.detect import detect, find_artefacts, survey
 from fastack.errors import FastackError, FrameError, StackError
-from fastack.executor import Executor, make_executor, preload
+from fastack.executor import Buffers, Executor, make_executor, preload
 from fastack.measure import measure
 from fastack.options import StackOptions
 from fastack.storage import Store
@@ -380,7 +380,9 @@ def _measure_all(
     if store is not None:
         store.expect(sum(r.frame.plane.nbytes for r in live))
     few = options.combine.reject != "none" and 1 < len(live) <= options.combine.trail_frames
-    work = functools.partial(_measure_one, calibration=calibration, store=store, options=options, trails=few)
+    work = functools.partial(
+        _measure_one, calibration=calibration, store=store, options=options, trails=few, buffers=Buffers()
+    )
     reporter.start("measure", len(live), pixels)
     for record, result in zip(live, executor.map(work, _coming(live), ahead=workers), strict=True):
         if isinstance(result, str):
@@ -421,50 +423,64 @@ def _measure_one(
     store: Store | None,
     options: StackOptions,
     trails: bool,
+    buffers: Buffers,
 ) -> _Measured | str:
     """Pass 1 for one frame; a string is the reason why it cannot be used."""
     try:
         prepared = calibration.prepare(frame, store)
-        section = calibration.read(frame, None, prepared)
-        image = section.pixels
-        few = image[:: max(1, image.shape[0] // 4)]
-        if not np.isfinite(few).any() and not np.isfinite(image).any():
-            return "no pixel has a value"
-        if section.n_saturated > 0.5 * image.size:
-            return f"{100 * section.n_saturated / image.size:.0f} % of the pixels are saturated"
-        sky = background.estimate(image, options=options.background)
-        level = _saturation_level(section)
-        found, traces = survey(image, background=sky, options=replace(options.detect, saturation=level))
-        clean = np.flatnonzero(~found.has(StarFlag.SHARP))
-        stars, quality = measure(
-            image,
-            found[clean[: options.max_stars]],
-            background=sky,
-            options=replace(options.measure, gain=frame.gain, saturation=level),
-            n_saturated=section.n_saturated,
-        )
-        quality = replace(
-            quality,
-            n_stars=len(clean),
-            n_sharp=len(found) - len(clean),
-            noise=_pixel_noise(image, calibration.inv_flat),
-        )
-        stars = _flag_saturated(stars, section, quality.fwhm)
-        width = quality.fwhm if np.isfinite(quality.fwhm) else 2.0
-        artefacts = find_artefacts(image, background=sky, fwhm=width, options=options.detect, traces=traces)
-        keep = ~stars.has(StarFlag.SHARP)
-        return _Measured(
-            prepared=prepared,
-            background=sky,
-            stars=stars[keep],
-            quality=quality,
-            artefacts=artefacts,
-            trails=find_trails(image, background=sky, fwhm=width) if trails else (),
-        )
+        with buffers.lend(frame.shape) as room:
+            section = calibration.read(frame, None, prepared, out=room)
+            return _measure_section(section, frame, prepared, calibration, options, trails)
     except FastackError as error:
         return str(error)
     except OSError as error:
         return f"{frame.path}: cannot be read ({error.strerror or error})"
+
+
+def _measure_section(
+    section: calibrate.Section,
+    frame: frames.Frame,
+    prepared: calibrate.Prepared,
+    calibration: calibrate.Calibration,
+    options: StackOptions,
+    trails: bool,
+) -> _Measured | str:
+    """What pass 1 finds in the pixels of one frame."""
+    image = section.pixels
+    few = image[:: max(1, image.shape[0] // 4)]
+    if not np.isfinite(few).any() and not np.isfinite(image).any():
+        return "no pixel has a value"
+    if section.n_saturated > 0.5 * image.size:
+        return f"{100 * section.n_saturated / image.size:.0f} % of the pixels are saturated"
+    sky = background.estimate(image, options=options.background)
+    level = _saturation_level(section)
+    found, traces = survey(image, background=sky, options=replace(options.detect, saturation=level))
+    clean = np.flatnonzero(~found.has(StarFlag.SHARP))
+    stars, quality = measure(
+        image,
+        found[clean[: options.max_stars]],
+        background=sky,
+        options=replace(options.measure, gain=frame.gain, saturation=level),
+        n_saturated=section.n_saturated,
+    )
+    quality = replace(
+        quality,
+        n_stars=len(clean),
+        n_sharp=len(found) - len(clean),
+        noise=_pixel_noise(image, calibration.inv_flat),
+    )
+    stars = _flag_saturated(stars, section, quality.fwhm)
+    width = quality.fwhm if np.isfinite(quality.fwhm) else 2.0
+    artefacts = find_artefacts(image, background=sky, fwhm=width, options=options.detect, traces=traces)
+    keep = ~stars.has(StarFlag.SHARP)
+    return _Measured(
+        prepared=prepared,
+        background=sky,
+        stars=stars[keep],
+        quality=quality,
+        artefacts=artefacts,
+        trails=find_trails(image, background=sky, fwhm=width) if trails else (),
+    )
 
 
 _NOISE_PIXELS = 1 << 16  # that tell a frame's noise to half a per cent
