@@ -22,9 +22,10 @@ constexpr double eta_max = 0.75; // beta 1.33: the flux is still finite
 // One faint star says little of its exponent: Gaussian prior on eta in fits of single stars.
 constexpr double eta_prior = 0.33;
 constexpr double eta_prior_sigma = 0.15;
-// A step is the last when it would lower chi^2 by less than this: a thirtieth of a sigma, and what remains after that
+// A step is the last when it would lower chi^2 by less than this: a fourteenth of a sigma, and what remains after that
 // step is far smaller.
-constexpr double tolerance = 1e-3;
+constexpr double tolerance = 5e-3;
+constexpr double shape_tolerance = 1e-2; // the same of one shape for many stars
 // Changes of a star, in sigma, that are worth another fit of its neighbours.
 constexpr double disturbance = 0.02;
 // A point-spread function is no Moffat profile to the last per cent. In fits of the shape this keeps the
@@ -919,7 +920,7 @@ bool fit_shape(const StarField& field, Span<const std::int64_t> chosen, MoffatSh
             star.p.v[2] = std::max(star.p.v[2] + own_step[2], 0.3 * star.p.v[2]);
             star.p.v[3] += own_step[3];
         }
-        if (round > 0 && part == 1 && gain < 1e-3 * (1 + std::abs(squares) / samples))
+        if (round > 0 && part == 1 && gain < shape_tolerance * (1 + std::abs(squares) / samples))
             return true;
     }
     return false;
