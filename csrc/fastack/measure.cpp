@@ -22,9 +22,9 @@ constexpr double eta_max = 0.75; // beta 1.33: the flux is still finite
 // One faint star says little of its exponent: Gaussian prior on eta in fits of single stars.
 constexpr double eta_prior = 0.33;
 constexpr double eta_prior_sigma = 0.15;
-// A step is the last when it would lower chi^2 by less than this: a fourteenth of a sigma, and what remains after that
+// A step is the last when it would lower chi^2 by less than this: a thirtieth of a sigma, and what remains after that
 // step is far smaller.
-constexpr double tolerance = 5e-3;
+constexpr double tolerance = 1e-3;
 constexpr double shape_tolerance = 1e-2; // the same of one shape for many stars
 // Changes of a star, in sigma, that are worth another fit of its neighbours.
 constexpr double disturbance = 0.02;
