@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,44 @@ def test_free_fit_equals_twin(isa: str, integrated: bool) -> None:
         ours = 2 / (fit["a"] * fit["c"] - fit["b"] ** 2) ** 0.25
         assert abs(ours / width - 1) < 0.02 * fit["width_err"]
         np.testing.assert_allclose(fit["eta"], twin[7], atol=0.003)
+
+
+@pytest.mark.parametrize("fwhm", [1.6, 2.4, 3.4])
+@pytest.mark.parametrize("angle", [0.0, 0.7, -1.2])
+def test_width_over_pixel_equals_twin(fwhm: float, angle: float) -> None:
+    for stretch, eta in ((1.0, 0.3), (1.3, 0.6), (1.2, 0.05)):
+        shape = (4 / fwhm**2 * stretch, 0.1, 4 / fwhm**2 / stretch, eta, True)
+        x, y = np.cos(angle), np.sin(angle)
+        width = 2 / np.sqrt(shape[0] * x * x + 2 * shape[1] * x * y + shape[2] * y * y)
+        ours = _pixels.width_over_pixel(shape, angle, width)
+        assert width < ours < np.hypot(width, 1.3)
+        assert ours == pytest.approx(reference.width_over_pixel(shape, angle, width), rel=1e-12)
+    with pytest.raises(ValueError, match="positive definite"):
+        _pixels.width_over_pixel((0.1, 0.2, 0.1, 0.3, True), angle, fwhm)
+
+
+def test_stars_behind_the_psf_are_the_brightest_however_few_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules["fastack.measure"]
+    frame = reference.crowded_stars(np.random.default_rng(5), 1500, 1200, fwhm=3.0)
+    tried: list[int] = []
+    fit = module._Frame.fit
+
+    def counted(self: Any, xy: Any, peak: Any, shape: Any, passes: int, rows: Any = None) -> Any:
+        tried.append(len(xy) if rows is None else len(rows))
+        return fit(self, xy, peak, shape, passes, rows)
+
+    monkeypatch.setattr(module._Frame, "fit", counted)
+    options = MeasureOptions(gain=reference.GAIN, max_fits=40)
+    chosen, rows = [], []
+    for first in ((1.5, 3, 10), (1000,)):
+        monkeypatch.setattr(module, "_TRIED", first)
+        tried.clear()
+        stars, quality = run(frame, options)
+        chosen.append(np.isfinite(stars.ellipticity))
+        rows.append(tried[0])
+        assert quality.n_fitted == chosen[-1].sum() > 30
+    assert rows == [60, len(frame.first)]
+    np.testing.assert_array_equal(*chosen)
 
 
 def test_instruction_sets_agree() -> None:

@@ -14,6 +14,14 @@ namespace {
 
 using ShapeTuple = std::tuple<double, double, double, double, bool>;
 
+MoffatShape as_shape(const ShapeTuple& shape) {
+    const auto [a, b, c, eta, integrated] = shape;
+    const MoffatShape made{a, b, c, eta, integrated};
+    require(a > 0 && made.determinant() > 0, "shape: (a, b, c) must be positive definite");
+    require(eta > 0 && eta < 1, "shape: eta must lie between 0 and 1");
+    return made;
+}
+
 /// A field of stars and the arrays that it looks at.
 struct HeldField {
     FloatArray image;
@@ -36,10 +44,7 @@ HeldField hold_field(const FloatArray& image, const DoubleArray& xy, const Doubl
     field.peak = peak.data();
     field.sky = sky.data();
     field.noise = noise.data();
-    const auto [a, b, c, eta, integrated] = shape;
-    field.shape = {a, b, c, eta, integrated};
-    require(a > 0 && field.shape.determinant() > 0, "shape: (a, b, c) must be positive definite");
-    require(eta > 0 && eta < 1, "shape: eta must lie between 0 and 1");
+    field.shape = as_shape(shape);
     require(radius >= 1 && radius <= 200, "radius must lie between 1 and 200 pixels");
     require(inverse_gain >= 0 && std::isfinite(inverse_gain), "inverse_gain must be finite and not negative");
     field.radius = radius;
@@ -129,6 +134,12 @@ void bind_measure(py::module_& m) {
     PYBIND11_NUMPY_DTYPE(StarFit, x, y, peak, sky, xy_err, peak_err, top, width, width_err, a, b, c, eta, chi2, pixels,
                          missing, saturated, neighbours, converged, padding);
 
+    m.def(
+        "width_over_pixel",
+        [](const ShapeTuple& shape, double angle, double width) {
+            return width_over_pixel(as_shape(shape), angle, width);
+        },
+        "shape"_a, "angle"_a, "width"_a, "Full width at half maximum of a profile's mean over a pixel.");
     m.def("star_rings", &rings, "image"_a.noconvert(), "xy"_a.noconvert(), "sky"_a.noconvert(),
           "First guess of width and peak of stars.");
     m.def("sky_annulus", &annulus, "image"_a.noconvert(), "xy"_a.noconvert(), "inner"_a, "outer"_a,

@@ -90,9 +90,12 @@ class Finder {
         const auto r = static_cast<std::int32_t>(outer);
         for (std::int32_t y = -r; y <= r; ++y)
             for (std::int32_t x = -r; x <= r; ++x)
-                if (const double square = x * x + y * y; square >= inner * inner && square <= outer * outer)
+                if (const double square = x * x + y * y; square >= inner * inner && square <= outer * outer) {
                     ring_.push_back({x, y});
+                    ring_offset_.push_back(y * image.stride + x);
+                }
         ring_values_.resize(ring_.size());
+        ring_reach_ = r;
         around_ = std::max<std::ptrdiff_t>(reach_, r + 1) + 1;
         apart_ = static_cast<std::ptrdiff_t>((Deblender::reach + 1) * search.fwhm) + 3;
     }
@@ -278,15 +281,29 @@ class Finder {
         return found;
     }
 
-    /// Whether a detection rises above the ring about it, and not only above the sky's mesh: bumps of noise
-    /// on the wing of a bright star, on a nebula or on a vignetted border do not.
-    bool stands_out(const Detection& d) {
-        const std::ptrdiff_t cx = std::lround(d.x), cy = std::lround(d.y);
+    /// Pixels of the ring about (cx, cy) that are there, into `ring_values_`; their number.
+    std::ptrdiff_t ring_there(std::ptrdiff_t cx, std::ptrdiff_t cy) {
         std::ptrdiff_t n = 0;
         for (const Pixel& p : ring_)
             if (const std::ptrdiff_t x = cx + p.x, y = cy + p.y;
                 x >= 0 && y >= 0 && x < image_.nx && y < image_.ny && there(image_(y, x)))
                 ring_values_[n++] = image_(y, x);
+        return n;
+    }
+
+    /// Whether a detection rises above the ring about it, and not only above the sky's mesh: bumps of noise
+    /// on the wing of a bright star, on a nebula or on a vignetted border do not.
+    bool stands_out(const Detection& d) {
+        const std::ptrdiff_t cx = std::lround(d.x), cy = std::lround(d.y);
+        std::ptrdiff_t n = 0;
+        if (!gaps_ && cx >= ring_reach_ && cy >= ring_reach_ && cx + ring_reach_ < image_.nx &&
+            cy + ring_reach_ < image_.ny) {
+            const float* middle = image_.row(cy) + cx;
+            for (const std::ptrdiff_t offset : ring_offset_)
+                ring_values_[n++] = middle[offset];
+        } else {
+            n = ring_there(cx, cy);
+        }
         if (n < 5)
             return true;
         // It does where snr + (margin - wing) sum > threshold sqrt(1 + photons wing), wing the ring's median above
@@ -317,6 +334,8 @@ class Finder {
     std::ptrdiff_t around_, apart_; ///< rows below a maximum that tell what it is; further ones with stars in its light
     Neighbours near_;
     std::vector<Pixel> ring_; ///< about a star, relative to its pixel
+    std::vector<std::ptrdiff_t> ring_offset_; ///< the same as places in the image
+    std::ptrdiff_t ring_reach_;
     std::vector<float> ring_values_;
     Deblender deblender_;
     std::vector<Detection> beside_;

@@ -3,7 +3,7 @@
 #include "fastack/detect_sharp.hpp"
 
 #include <algorithm>
-#include <cstring>
+#include <bit>
 #include <limits>
 #include <utility>
 
@@ -123,7 +123,7 @@ class Sweep {
           BrightPixels* bright)
         : image_(image), kernel_(kernel), threshold_(threshold), bright_(bright), sky_(image, sky, at),
           pedestal_(at.level(image.ny / 2, image.nx / 2)), line_sum_(static_cast<float>(kernel.line())),
-          sum_(static_cast<float>(kernel.sum())), depth_(2 * kernel.radius + 2 * filter_rows),
+          sum_(static_cast<float>(kernel.sum())), depth_(room_for(2 * kernel.radius + 2 * filter_rows)),
           blocks_((image.nx + threshold_block - 1) / threshold_block), entered_(depth_), cleaned_(depth_, image.nx),
           weight_(depth_, image.nx), lines_(filter_rows, image.nx), weights_(filter_rows, image.nx),
           filtered_(kept, image.nx), spare_(4, image.nx), filter_bound_(depth_ * blocks_),
@@ -158,6 +158,7 @@ class Sweep {
 
   private:
     static constexpr ptrdiff_t kept = 2 * filter_rows; ///< filtered rows
+    static_assert(std::has_single_bit(static_cast<unsigned>(kept)));
     static constexpr float infinity = std::numeric_limits<float>::infinity();
     static constexpr float bright_limit = 6.0f;  ///< sigma
     static constexpr float least_weight = 0.25f; ///< part of the filter that must lie on pixels
@@ -168,8 +169,9 @@ class Sweep {
         int missing; ///< all of them where the row is outside of the image
     };
 
-    ptrdiff_t place(ptrdiff_t y) const { return (y + depth_) % depth_; }
-    ptrdiff_t slot(ptrdiff_t y) const { return (y + kept) % kept; }
+    static ptrdiff_t room_for(int rows) { return static_cast<ptrdiff_t>(std::bit_ceil(static_cast<unsigned>(rows))); }
+    ptrdiff_t place(ptrdiff_t y) const { return y & (depth_ - 1); }
+    ptrdiff_t slot(ptrdiff_t y) const { return y & (kept - 1); }
     bool inside(ptrdiff_t y) const { return y >= 0 && y < image_.ny; }
 
     void set_border(float* row, float left, float right) const {
@@ -194,9 +196,11 @@ class Sweep {
         }
         sky_.bound(y);
         const float *lowest = sky_.lowest().data(), *faintest = sky_.faintest().data();
-        float *filter_bound = &filter_bound_[place(y) * blocks_], *bright_bound = &bright_bound_[place(y) * blocks_];
+        float* __restrict__ filter_bound = &filter_bound_[place(y) * blocks_];
+        float* __restrict__ bright_bound = &bright_bound_[place(y) * blocks_];
+        const float sum = sum_, pedestal = pedestal_, threshold = threshold_;
         for (ptrdiff_t b = 0; b < blocks_; ++b) {
-            filter_bound[b] = sum_ * (lowest[b] - pedestal_) + threshold_ * faintest[b];
+            filter_bound[b] = sum * (lowest[b] - pedestal) + threshold * faintest[b];
             bright_bound[b] = lowest[b] + bright_limit * faintest[b];
         }
         line = {image_.row(y), rows().detect.scan(image_.row(y), image_.nx, bright_bound, &lit_[place(y) * blocks_])};
@@ -268,14 +272,14 @@ class Sweep {
                 collect_bright(y, begin, end);
             if (!above_[slot(y) * blocks_ + block])
                 continue;
-            rows().detect.peaks(above + begin, here + begin, below + begin, end - begin,
-                                filter_bound_[place(y) * blocks_ + block], marked_);
-            for_each_marked(end - begin, [&](ptrdiff_t i) {
-                const ptrdiff_t x = begin + i;
+            const int n = rows().detect.peaks(above + begin, here + begin, below + begin, end - begin,
+                                              filter_bound_[place(y) * blocks_ + block], places_);
+            for (int i = 0; i < n; ++i) {
+                const ptrdiff_t x = begin + places_[i];
                 const float sky = sky_.level(x), noise = sky_.noise(x);
                 const float zero = sum_ * (sky - pedestal_);
                 if (!(here[x] - zero > threshold_ * noise))
-                    return;
+                    continue;
                 Maximum m{static_cast<std::int32_t>(x), static_cast<std::int32_t>(y), sky, noise, top(x, y), {}};
                 for (int k = 0; k < 3; ++k) {
                     m.snr[k] = (above[x - 1 + k] - zero) / noise;
@@ -283,7 +287,7 @@ class Sweep {
                     m.snr[6 + k] = (below[x - 1 + k] - zero) / noise;
                 }
                 found_.list.push_back(m);
-            });
+            }
         }
     }
 
@@ -296,14 +300,14 @@ class Sweep {
     }
 
     void collect_bright(ptrdiff_t y, ptrdiff_t begin, ptrdiff_t end) {
-        rows().detect.mark(image_.row(y) + begin, end - begin,
-                           bright_bound_[place(y) * blocks_ + begin / threshold_block], marked_);
-        for_each_marked(end - begin, [&](ptrdiff_t i) {
-            const ptrdiff_t x = begin + i;
+        const int n = rows().detect.mark(image_.row(y) + begin, end - begin,
+                                         bright_bound_[place(y) * blocks_ + begin / threshold_block], places_);
+        for (int i = 0; i < n; ++i) {
+            const ptrdiff_t x = begin + places_[i];
             const float value = image_(y, x), sky = sky_.level(x), noise = sky_.noise(x);
             if (value - sky > bright_limit * noise && there(value))
                 add_bright({static_cast<std::int32_t>(x), static_cast<std::int32_t>(y), sky, noise}, value);
-        });
+        }
     }
 
     void add_bright(const BrightPixel& p, float value) {
@@ -338,20 +342,6 @@ class Sweep {
             bright_->list.insert(at, top_);
     }
 
-    /// Calls `visit(i)` where `marked_[i]`, i < n; skips eight pixels at a time.
-    template <class Visit> void for_each_marked(ptrdiff_t n, Visit&& visit) {
-        std::fill(marked_ + n, marked_ + threshold_block, std::uint8_t{0});
-        for (ptrdiff_t start = 0; start < n; start += 8) {
-            std::uint64_t eight;
-            std::memcpy(&eight, marked_ + start, sizeof eight);
-            if (!eight)
-                continue;
-            for (ptrdiff_t i = start; i < start + 8; ++i)
-                if (marked_[i])
-                    visit(i);
-        }
-    }
-
     Image<const float> image_;
     const Kernel& kernel_;
     float threshold_;
@@ -359,7 +349,7 @@ class Sweep {
     SkyRows sky_;
     float pedestal_;       ///< taken off in the filter, which rounds less then
     float line_sum_, sum_; ///< of the filter in one and in two dimensions
-    ptrdiff_t depth_;      ///< rows of the image in the band
+    ptrdiff_t depth_;      ///< rows of the image in the band, a power of 2
     ptrdiff_t blocks_;     ///< of `threshold_block` pixels in a row
     std::vector<Line> entered_;
     Band cleaned_, weight_; ///< rows with missing pixels: the sky in their place, and what they weigh (filtered in x)
@@ -368,7 +358,7 @@ class Sweep {
     Band spare_;
     std::vector<float> filter_bound_, bright_bound_, never_; ///< by block; of rows in place `place(y)`
     std::vector<std::uint8_t> lit_, above_, counts_;         ///< blocks with pixels above those bounds
-    std::uint8_t marked_[threshold_block];
+    std::uint8_t places_[threshold_block];
     SharpTests tests_; ///< of bright pixels
     Sharpness psf_;
     BrightPixel untested_[sharp_lanes];

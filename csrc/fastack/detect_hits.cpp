@@ -35,6 +35,8 @@ std::vector<Pixel> find_hits(Image<const float> image, Span<const BrightPixel> b
     SharpTests tests(image);
     float top = -std::numeric_limits<float>::infinity();
     for (const Bright& p : bright) {
+        if (const Bright* next = &p + 8; next < bright.end())
+            prefetch(image, next->x, next->y, 2);
         top = std::max(top, image(p.y, p.x));
         tests.add(p.x, p.y, p.sky, p.noise, shot(p), hit_limit);
         if (const Bright* last = &p + 1; tests.full() || last == bright.end()) {

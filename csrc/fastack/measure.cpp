@@ -25,6 +25,7 @@ constexpr double eta_prior_sigma = 0.15;
 // A step is the last when it would lower chi^2 by less than this: a thirtieth of a sigma, and what remains after that
 // step is far smaller.
 constexpr double tolerance = 1e-3;
+constexpr double shape_tolerance = 1e-2; // the same of one shape for many stars
 // Changes of a star, in sigma, that are worth another fit of its neighbours.
 constexpr double disturbance = 0.02;
 // A point-spread function is no Moffat profile to the last per cent. In fits of the shape this keeps the
@@ -167,10 +168,13 @@ ptrdiff_t capacity(double radius) {
     return side * side;
 }
 
-/// Rows of the stars near a point, by square cells as wide as the reach.
+/// Rows of the stars near a point, by square cells at least as wide as the reach.
 class Neighbours {
   public:
     Neighbours(const StarField& field, double reach) : field_(field), reach_(reach), side_(std::max(reach, 8.0)) {
+        // larger cells where stars are few: one in four of them or so
+        side_ = std::max(side_, 0.5 * std::sqrt(static_cast<double>(field.image.nx * field.image.ny) /
+                                                static_cast<double>(std::max<ptrdiff_t>(field.n, 1))));
         nx_ = static_cast<ptrdiff_t>(field.image.nx / side_) + 1;
         ny_ = static_cast<ptrdiff_t>(field.image.ny / side_) + 1;
         first_.assign(nx_ * ny_ + 1, 0);
@@ -553,6 +557,37 @@ double MoffatShape::volume() const {
     return pi * eta / ((std::exp2(eta) - 1) * (1 - eta) * std::sqrt(determinant()));
 }
 
+double width_over_pixel(const MoffatShape& shape, double angle, double width) {
+    constexpr double node[4] = {-0.8611363115940526, -0.3399810435848563, 0.3399810435848563, 0.8611363115940526};
+    constexpr double part[4] = {0.34785484513745385, 0.6521451548625461, 0.6521451548625461, 0.34785484513745385};
+    constexpr int steps = 64; // of which two about the half maximum are looked for, and a line is drawn in between
+    constexpr double widest = 1.3; // of what a pixel may add in quadrature
+    const double k = std::exp2(shape.eta) - 1, along = std::cos(angle), across = std::sin(angle);
+    const auto profile = [&](double distance) {
+        double sum = 0;
+        for (int i = 0; i < 4; ++i)
+            for (int j = 0; j < 4; ++j) {
+                const double x = distance * along + node[i] / 2, y = distance * across + node[j] / 2;
+                const double form = shape.a * x * x + 2 * shape.b * x * y + shape.c * y * y;
+                sum += part[i] * part[j] / 4 * std::pow(1 + k * form, -1 / shape.eta);
+            }
+        return sum;
+    };
+    const auto half = [&](int step) { return std::hypot(width, widest * step / (steps - 1)) / 2; };
+    const double wanted = profile(0) / 2;
+    int low = 0, high = steps - 1;
+    double inner = profile(half(low)), outer = profile(half(high));
+    if (!(inner > wanted && outer < wanted))
+        return 2 * half(inner > wanted ? high : low);
+    while (high - low > 1) {
+        const int middle = (low + high) / 2;
+        const double value = profile(half(middle));
+        (value > wanted ? inner : outer) = value;
+        (value > wanted ? low : high) = middle;
+    }
+    return 2 * (half(low) + (half(high) - half(low)) * (inner - wanted) / (inner - outer));
+}
+
 void star_rings(Image<const float> image, const double* xy, const double* skies, ptrdiff_t n, double* fwhm,
                 double* peak) {
     constexpr int reach = 20;
@@ -574,6 +609,8 @@ void star_rings(Image<const float> image, const double* xy, const double* skies,
     for (ptrdiff_t i = 0; i < n; ++i) {
         fwhm[i] = peak[i] = nan;
         const double x = xy[2 * i], y = xy[2 * i + 1], sky = skies[i];
+        if (i + 2 < n && std::abs(xy[2 * i + 4]) < 1e9 && std::abs(xy[2 * i + 5]) < 1e9)
+            prefetch(image, std::lround(xy[2 * i + 4]), std::lround(xy[2 * i + 5]), 4);
         if (!(std::abs(x) < 1e9 && std::abs(y) < 1e9))
             continue;
         const ptrdiff_t cx = std::lround(x), cy = std::lround(y);
@@ -659,8 +696,9 @@ void fit_stars(const StarField& field, Span<const std::int64_t> chosen, int pass
                     window.subtract(known ? last[j].x : field.xy[2 * j], known ? last[j].y : field.xy[2 * j + 1], peak,
                                     field.shape);
             }
-            const double guess = std::max(window.top(start.x - window.x0, start.y - window.y0), 0.0);
-            const double peak = field.peak[i] > 0 ? field.peak[i] : std::max(guess, field.noise[i]);
+            double peak = field.peak[i];
+            if (!(peak > 0))
+                peak = std::max(window.top(start.x - window.x0, start.y - window.y0), field.noise[i]);
             start = fit_one(field, i, window, start, peak);
         }
         fits[i] = start;
@@ -882,7 +920,7 @@ bool fit_shape(const StarField& field, Span<const std::int64_t> chosen, MoffatSh
             star.p.v[2] = std::max(star.p.v[2] + own_step[2], 0.3 * star.p.v[2]);
             star.p.v[3] += own_step[3];
         }
-        if (round > 0 && part == 1 && gain < 1e-3 * (1 + std::abs(squares) / samples))
+        if (round > 0 && part == 1 && gain < shape_tolerance * (1 + std::abs(squares) / samples))
             return true;
     }
     return false;

@@ -55,6 +55,10 @@ struct StarFit {
     std::int32_t padding;
 };
 
+/// Full width at half maximum, along a direction, of the profile's mean over a pixel (4x4 Gauss-Legendre points).
+/// `width`: that of the profile itself.
+double width_over_pixel(const MoffatShape&, double angle, double width);
+
 /// Half maximum in ring means about the brightest of the nine pixels around each position: a first guess of
 /// the width, good to 20 %, and the height of that pixel above the sky.
 void star_rings(Image<const float>, const double* xy, const double* sky, std::ptrdiff_t n, double* fwhm, double* peak);

@@ -86,17 +86,18 @@ void deal(const float* x, const ptrdiff_t* edge, ptrdiff_t n, ptrdiff_t ahead, f
         const ptrdiff_t width = edge[i + 1] - edge[i];
         Ints gaps = {};
         ptrdiff_t k = 0;
-        for (; k + native_lanes <= width; k += native_lanes) {
+        for (; k + cell_lanes <= width; k += cell_lanes) {
             __builtin_prefetch(from + k + ahead);
-            const Floats v = load_floats(from + k);
-            gaps |= ~(absolute(v) <= 3.4028234e38f);
-            store_floats(to + k, v);
+            __builtin_prefetch(from + k + ahead + 16); // a line of the cache
+            for (int j = 0; j < cell_lanes; j += native_lanes) {
+                const Floats v = load_floats(from + k + j);
+                gaps |= ~(absolute(v) <= 3.4028234e38f);
+                store_floats(to + k + j, v);
+            }
         }
-        int any = 0;
-        for (int j = 0; j < native_lanes; ++j)
-            any |= gaps[j];
+        bool any = set_lanes(gaps) != 0;
         for (; k < width; ++k) {
-            any |= fabsf(from[k]) <= 3.4028234e38f ? 0 : 1;
+            any |= !(fabsf(from[k]) <= 3.4028234e38f);
             to[k] = from[k];
         }
         if (any)

@@ -46,12 +46,13 @@ struct DetectRows {
     /// what is above the bounds.
     void (*normalise)(const float* weight, const float* level, float pedestal, float sum, float least, std::ptrdiff_t n,
                       const float* bound, float* out, std::uint8_t* above);
-    /// 1 where a pixel exceeds the threshold and its eight neighbours, 0 elsewhere. Of equal neighbours the last one
-    /// counts. The rows are readable one value to either side.
-    void (*peaks)(const float* above, const float* here, const float* below, std::ptrdiff_t n, float threshold,
-                  std::uint8_t* peak);
-    /// 1 where a pixel exceeds the threshold, 0 elsewhere.
-    void (*mark)(const float* x, std::ptrdiff_t n, float threshold, std::uint8_t* marked);
+    /// Number and places of the pixels that exceed the threshold and their eight neighbours, of a block of
+    /// `threshold_block` at most. Of equal neighbours the last one counts. The rows are readable one value to either
+    /// side.
+    int (*peaks)(const float* above, const float* here, const float* below, std::ptrdiff_t n, float threshold,
+                 std::uint8_t* places);
+    /// Number and places of the pixels of a block that exceed the threshold.
+    int (*mark)(const float* x, std::ptrdiff_t n, float threshold, std::uint8_t* places);
     /// Bit i of bits[j]: whether x[j * stride + i] exceeds the threshold; 32 columns at most.
     void (*lit)(const float* x, std::ptrdiff_t stride, std::ptrdiff_t columns, std::ptrdiff_t rows, float threshold,
                 std::uint32_t* bits);

@@ -60,21 +60,23 @@ void filter_x(const float* __restrict__ in, const float* tap, ptrdiff_t n, const
         *above = static_cast<uint8_t>(filter_block<R>(in + start, t, n - start, *bound, out + start));
 }
 
+// Inlined so that whole blocks have a constant length: vectors alone, without tests and tails.
 template <int R>
-inline void filter_columns(const float* const (&row)[2 * R + filter_rows], const float (&t)[R + 1], float start,
-                           ptrdiff_t from, ptrdiff_t to, float* __restrict__ out, ptrdiff_t stride) {
-    for (ptrdiff_t i = from; i < to; ++i) {
+__attribute__((always_inline)) inline void
+filter_columns(const float* const (&row)[2 * R + filter_rows], const float (&t)[R + 1], float start, ptrdiff_t from,
+               ptrdiff_t n, float* __restrict__ out, ptrdiff_t stride) {
+    for (ptrdiff_t i = 0; i < n; ++i) {
         float x[2 * R + filter_rows];
 #pragma GCC unroll 64
         for (int j = 0; j < 2 * R + filter_rows; ++j)
-            x[j] = row[j][i];
+            x[j] = row[j][from + i];
 #pragma GCC unroll 16
         for (int k = 0; k < filter_rows; ++k) {
             float sum = start + t[0] * x[R + k];
 #pragma GCC unroll 16
             for (int j = 1; j <= R; ++j)
                 sum += t[j] * (x[R + k - j] + x[R + k + j]);
-            out[k * stride + i] = sum;
+            out[k * stride + from + i] = sum;
         }
     }
 }
@@ -93,7 +95,10 @@ void filter_y(const float* const* in, const float* tap, float start, ptrdiff_t n
         for (int k = 0; k < filter_rows; ++k)
             for (ptrdiff_t i = from; i < to; i += 16) // a line of the cache
                 __builtin_prefetch(next[k] + i);
-        filter_columns<R>(row, t, start, from, to, out, stride);
+        if (to - from == threshold_block)
+            filter_columns<R>(row, t, start, from, threshold_block, out, stride);
+        else
+            filter_columns<R>(row, t, start, from, to - from, out, stride);
     }
 }
 
@@ -114,19 +119,46 @@ void normalise(const float* __restrict__ weight, const float* __restrict__ level
     }
 }
 
-void peaks(const float* above, const float* here, const float* below, ptrdiff_t n, float threshold,
-           uint8_t* __restrict__ peak) {
-    for (ptrdiff_t i = 0; i < n; ++i) {
-        const float v = here[i];
-        const int after = (v >= here[i - 1]) & (v >= above[i - 1]) & (v >= above[i]) & (v >= above[i + 1]);
-        const int before = (v > here[i + 1]) & (v > below[i - 1]) & (v > below[i]) & (v > below[i + 1]);
-        peak[i] = static_cast<uint8_t>((v > threshold) & after & before);
-    }
+/// Appends the places `from` + i of the bits i that are set.
+inline int list_places(uint32_t bits, ptrdiff_t from, int count, uint8_t* places) {
+    for (; bits; bits &= bits - 1)
+        places[count++] = static_cast<uint8_t>(from + __builtin_ctz(bits));
+    return count;
 }
 
-void mark(const float* __restrict__ x, ptrdiff_t n, float threshold, uint8_t* __restrict__ marked) {
-    for (ptrdiff_t i = 0; i < n; ++i)
-        marked[i] = x[i] > threshold ? 1 : 0;
+int peaks(const float* above, const float* here, const float* below, ptrdiff_t n, float threshold, uint8_t* places) {
+    int count = 0;
+    ptrdiff_t i = 0;
+    for (; i + native_lanes <= n; i += native_lanes) {
+        const Floats v = load_floats(here + i);
+        const Ints bright = v > threshold;
+        if (!set_lanes(bright))
+            continue;
+        const Ints after = (v >= load_floats(here + i - 1)) & (v >= load_floats(above + i - 1)) &
+                           (v >= load_floats(above + i)) & (v >= load_floats(above + i + 1));
+        const Ints before = (v > load_floats(here + i + 1)) & (v > load_floats(below + i - 1)) &
+                            (v > load_floats(below + i)) & (v > load_floats(below + i + 1));
+        count = list_places(set_lanes(bright & after & before), i, count, places);
+    }
+    for (; i < n; ++i) {
+        const float v = here[i];
+        const bool after = (v >= here[i - 1]) & (v >= above[i - 1]) & (v >= above[i]) & (v >= above[i + 1]);
+        const bool before = (v > here[i + 1]) & (v > below[i - 1]) & (v > below[i]) & (v > below[i + 1]);
+        if ((v > threshold) & after & before)
+            places[count++] = static_cast<uint8_t>(i);
+    }
+    return count;
+}
+
+int mark(const float* x, ptrdiff_t n, float threshold, uint8_t* places) {
+    int count = 0;
+    ptrdiff_t i = 0;
+    for (; i + native_lanes <= n; i += native_lanes)
+        count = list_places(set_lanes(load_floats(x + i) > threshold), i, count, places);
+    for (; i < n; ++i)
+        if (x[i] > threshold)
+            places[count++] = static_cast<uint8_t>(i);
+    return count;
 }
 
 void lit(const float* __restrict__ x, ptrdiff_t stride, ptrdiff_t columns, ptrdiff_t rows, float threshold,

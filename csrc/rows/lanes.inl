@@ -46,6 +46,24 @@ inline Floats absolute(Floats v) {
     return (Floats)((Ints)v & 0x7fffffff);
 }
 
+/// Bit i: whether lane i of a comparison is true.
+inline uint32_t set_lanes(Ints v) {
+#if defined(__AVX512F__)
+    return _mm512_movepi32_mask((__m512i)v);
+#elif defined(__AVX2__)
+    return static_cast<uint32_t>(_mm256_movemask_ps((__m256)v));
+#else
+    uint64_t part[sizeof v / 8], any = 0;
+    __builtin_memcpy(part, &v, sizeof v);
+    for (const uint64_t p : part)
+        any |= p;
+    uint32_t bits = 0;
+    for (int i = 0; any && i < native_lanes; ++i)
+        bits |= (v[i] ? 1u : 0u) << i;
+    return bits;
+#endif
+}
+
 /// Halves are added to each other until one lane is left.
 inline float add_lanes(Floats v) {
     typedef float Four __attribute__((vector_size(16)));

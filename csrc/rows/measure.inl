@@ -148,40 +148,87 @@ void measure_shape_sums(ptrdiff_t n, const float* derivatives, const float* resi
     measure_sums_part<4, 8>(n, derivatives, residual, weight, sums);
 }
 
+constexpr int measure_batch = 16; // vectors whose derivatives are kept, so that the sums of each pass stay in registers
+
+/// Derivatives by x, y, peak, (sky: 1), width in some vectors of pixels, and the sums over all so far.
+struct MeasureWidthSums {
+    static constexpr int P = measure_width, sky = 3;
+
+    Floats d[P][measure_batch], weight[measure_batch], residual[measure_batch];
+    Floats matrix[P][P], gradient[P], squares;
+
+    Floats derivative(int p, int v) const { return p == sky ? all_floats(1.0f) : d[p][v]; }
+
+    /// Rows FIRST to LAST of the normal equations.
+    template <int FIRST, int LAST> void add(int n) {
+        Floats part[P][P], slope[P], total = squares;
+        for (int p = FIRST; p < LAST; ++p) {
+            slope[p] = gradient[p];
+            for (int q = p; q < P; ++q)
+                part[p][q] = matrix[p][q];
+        }
+        for (int v = 0; v < n; ++v) {
+            const Floats w = weight[v], r = residual[v];
+            for (int p = FIRST; p < LAST; ++p) {
+                const Floats wd = w * derivative(p, v);
+                for (int q = p; q < P; ++q)
+                    part[p][q] += wd * derivative(q, v);
+                slope[p] += wd * r;
+            }
+            if (FIRST == 0)
+                total += w * r * r;
+        }
+        for (int p = FIRST; p < LAST; ++p) {
+            gradient[p] = slope[p];
+            for (int q = p; q < P; ++q)
+                matrix[p][q] = part[p][q];
+        }
+        squares = total;
+    }
+};
+
 template <int NODES> void measure_width_nodes(const MeasurePixels& pixels, const MeasureMoffat& m, double* sums) {
     constexpr int P = measure_width;
     const MeasureVariance variance = measure_variance(m);
     const float slope = 2 * m.beta * m.k * m.peak / NODES;
-    Floats matrix[P][P] = {}, gradient[P] = {}, squares = {};
-    for (ptrdiff_t i = 0; i < pixels.n; i += native_lanes) {
-        Floats profile = {}, gx = {}, gy = {}, wider = {};
-        for (int node = 0; node < NODES; ++node) {
-            const MeasurePoint at = measure_node<NODES>(pixels, m, i, node);
-            profile += at.profile;
-            gx += at.steep * at.dx;
-            gy += at.steep * at.dy;
-            wider += at.steep * at.q;
+    MeasureWidthSums s;
+    for (int p = 0; p < P; ++p) {
+        s.gradient[p] = Floats{};
+        for (int q = p; q < P; ++q)
+            s.matrix[p][q] = Floats{};
+    }
+    s.squares = Floats{};
+    for (ptrdiff_t start = 0; start < pixels.n; start += measure_batch * native_lanes) {
+        const ptrdiff_t left = (pixels.n - start) / native_lanes;
+        const int n = left < measure_batch ? static_cast<int>(left) : measure_batch;
+        for (int v = 0; v < n; ++v) {
+            const ptrdiff_t i = start + v * native_lanes;
+            Floats profile = {}, gx = {}, gy = {}, wider = {};
+            for (int node = 0; node < NODES; ++node) {
+                const MeasurePoint at = measure_node<NODES>(pixels, m, i, node);
+                profile += at.profile;
+                gx += at.steep * at.dx;
+                gy += at.steep * at.dy;
+                wider += at.steep * at.q;
+            }
+            profile *= 1.0f / NODES;
+            s.residual[v] = load_aligned(pixels.value + i) - m.sky - m.peak * profile;
+            s.weight[v] = measure_weight(pixels, variance, profile, i);
+            s.d[0][v] = slope * (m.a * gx + m.b * gy);
+            s.d[1][v] = slope * (m.b * gx + m.c * gy);
+            s.d[2][v] = profile;
+            s.d[4][v] = slope * wider;
         }
-        profile *= 1.0f / NODES;
-        const Floats r = load_aligned(pixels.value + i) - m.sky - m.peak * profile;
-        const Floats w = measure_weight(pixels, variance, profile, i);
-        const Floats d[P] = {slope * (m.a * gx + m.b * gy), slope * (m.b * gx + m.c * gy), profile, all_floats(1.0f),
-                             slope * wider};
-        for (int p = 0; p < P; ++p) {
-            const Floats wd = w * d[p];
-            for (int q = p; q < P; ++q)
-                matrix[p][q] += wd * d[q];
-            gradient[p] += wd * r;
-        }
-        squares += w * r * r;
+        s.add<0, 2>(n);
+        s.add<2, P>(n);
     }
     int k = 0;
     for (int p = 0; p < P; ++p)
         for (int q = p; q < P; ++q)
-            sums[k++] = static_cast<double>(add_lanes(matrix[p][q]));
+            sums[k++] = static_cast<double>(add_lanes(s.matrix[p][q]));
     for (int p = 0; p < P; ++p)
-        sums[k++] = static_cast<double>(add_lanes(gradient[p]));
-    sums[k] = static_cast<double>(add_lanes(squares));
+        sums[k++] = static_cast<double>(add_lanes(s.gradient[p]));
+    sums[k] = static_cast<double>(add_lanes(s.squares));
 }
 
 void measure_width_sums(const MeasurePixels& pixels, const MeasureMoffat& m, double* sums) {

@@ -90,6 +90,7 @@ _MoffatShape = tuple[float, float, float, float, bool]
 # image (ny, nx) float32; xy (n, 2), peak, sky, noise (n,) float64; rows (m,) int64.
 # fits: structured (n or m,), fields x, y, peak, sky, xy_err, peak_err, top, width, width_err, a, b, c, eta,
 # chi2 (float64), pixels, missing, saturated, neighbours, converged, padding (int32)
+def width_over_pixel(shape: tuple[float, float, float, float, bool], angle: float, width: float) -> float: ...
 def star_rings(
     image: NDArray[np.float32], xy: NDArray[np.float64], sky: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...

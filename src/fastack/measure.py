@@ -32,8 +32,9 @@ _PASSES = 4  # rounds over stars with neighbours, each with the neighbours' ligh
 _HOT_PIXEL = 1.3  # ring width below which a detection cannot be told from a single pixel
 _ETA = 0.33  # 1/beta of the first guess
 _MANY = 0.3  # part of the list among the candidates from which on no other first width is tried
-_TRIED = (3, 10)  # stars of which the isolated ones are chosen, per star behind the PSF; fewer favour upward noise
-_PEAK = 0.5  # part of a profile's peak that its highest pixel has at least
+_TRIED = (1.5, 3, 10)  # stars of which the isolated ones are chosen, per star behind the PSF
+_PEAK = 0.9  # highest pixel of a star over that of a round one that stands between four pixels, at least,
+_NOISE = 3.0  # and the noise by which it may fall below that
 _ENOUGH = 10  # isolated stars from which on stars with neighbours do not take part in the frame's PSF
 _MISSING = 0.2  # part of the window that may be missing for a star of the frame's PSF
 _SPREAD = 0.03  # widths of stars vary that much (relative) over a frame without being suspect
@@ -68,6 +69,11 @@ class _Shape(NamedTuple):
         return float(np.pi * self.eta / ((2**self.eta - 1) * (1 - self.eta) * root))
 
     @property
+    def between_pixels(self) -> float:
+        """Height, of a peak of 1, where a pixel's corner meets three others, for a round shape."""
+        return float((1 + (2**self.eta - 1) * (self.a + self.c) / 4) ** (-1 / self.eta))
+
+    @property
     def width(self) -> float:
         """FWHM before the integration over the pixel, pixel."""
         return float(2 / np.sqrt(np.sqrt(self.a * self.c - self.b**2)))
@@ -87,31 +93,11 @@ class _Shape(NamedTuple):
 def _psf(shape: _Shape) -> PSF:
     minor, major, theta = _axes(shape.a, shape.b, shape.c)
     if shape.integrated:
-        minor, major = _over_pixel(shape, theta + np.pi / 2, minor), _over_pixel(shape, theta, major)
+        minor = _pixels.width_over_pixel(shape, theta + np.pi / 2, minor)
+        major = _pixels.width_over_pixel(shape, theta, major)
     fwhm, ellipticity = float(np.sqrt(minor * major)), float(1 - minor / major)
     optical = shape.width if shape.integrated else np.nan
     return PSF(fwhm=fwhm, beta=1 / shape.eta, ellipticity=ellipticity, theta=float(theta), optical=optical)
-
-
-def _over_pixel(shape: _Shape, angle: Any, width: Any) -> Any:
-    """Full width at half maximum of the profile's mean over a pixel, along a direction."""
-    nodes, weight = _gauss_legendre()
-    half = np.hypot(width, np.linspace(0.0, 1.3, 64)) / 2
-
-    def profile(distance: Any) -> Array:
-        x = distance * np.cos(angle) + nodes[:, None, None] / 2
-        y = distance * np.sin(angle) + nodes[None, :, None] / 2
-        form = shape.a * x * x + 2 * shape.b * x * y + shape.c * y * y
-        return np.asarray((weight * (1 + (2**shape.eta - 1) * form) ** (-1 / shape.eta)).sum((0, 1)))
-
-    return 2 * np.interp(-profile(np.zeros(1))[0] / 2, -profile(half), half)
-
-
-@functools.cache
-def _gauss_legendre() -> tuple[Array, Array]:
-    """Nodes on an axis, and the weights of all pairs of them."""
-    nodes, weights = np.polynomial.legendre.leggauss(4)
-    return nodes, np.outer(weights, weights)[:, :, None] / 4
 
 
 def measure(
@@ -270,17 +256,20 @@ class _Frame:
         height = np.where(unfit | ~np.isfinite(peak), -np.inf, peak / self.noise)
         order = np.lexsort((xy[:, 0], -height))
         many = self.options.max_fits
-        counts = sorted({min(n * many, len(xy)) for n in _TRIED} | {len(xy)})
+        counts = sorted({min(int(n * many), len(xy)) for n in _TRIED} | {len(xy)})
         for _ in range(4):
             shape = _Shape.round(fwhm)
+            highest = _PEAK * shape.between_pixels
             while True:
                 fits = self.fit(xy, peak, shape, passes=1, rows=order[: counts[0]])
                 rows = self.candidates(fits, unfit, fwhm)
                 if len(counts) == 1 or (len(rows) >= many and counts[0] >= _TRIED[1] * many):
                     break
                 # a star that was left out is fainter than all that were chosen
-                if len(rows) >= many and _PEAK * (fits["peak"] / self.noise)[rows].min() > height[order[counts[0]]]:
-                    break
+                if len(rows) >= many:
+                    faintest = (fits["peak"][rows] / self.noise[rows]).min()
+                    if highest * faintest - _NOISE > height[order[counts[0]]]:
+                        break
                 counts.pop(0)
             if not len(rows):
                 break

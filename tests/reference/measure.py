@@ -22,6 +22,22 @@ def profile(p: Array, x: Array, y: Array, integrated: bool) -> Array:
     return np.mean([(1 + (2 ** p[7] - 1) * q) ** (-1 / p[7]) for q in forms], axis=0)
 
 
+def width_over_pixel(shape: tuple[float, float, float, float, bool], angle: float, width: float) -> float:
+    """Full width at half maximum of the profile's mean over a pixel, along a direction."""
+    a, b, c, eta, _ = shape
+    nodes, weights = np.polynomial.legendre.leggauss(4)
+    weight = np.outer(weights, weights)[:, :, None] / 4
+    half = np.hypot(width, np.linspace(0.0, 1.3, 64)) / 2
+
+    def mean(distance: Array) -> Array:
+        x = distance * np.cos(angle) + nodes[:, None, None] / 2
+        y = distance * np.sin(angle) + nodes[None, :, None] / 2
+        form = a * x * x + 2 * b * x * y + c * y * y
+        return np.asarray((weight * (1 + (2**eta - 1) * form) ** (-1 / eta)).sum((0, 1)))
+
+    return float(2 * np.interp(-mean(np.zeros(1))[0] / 2, -mean(half), half))
+
+
 def window(image: FloatImage, x: float, y: float, radius: float) -> tuple[Array, Array, Array]:
     """Coordinates and values of the finite pixels closer than `radius` to the pixel of (x, y)."""
     yy, xx = np.mgrid[: image.shape[0], : image.shape[1]]
