@@ -333,7 +333,7 @@ class Finder {
     std::ptrdiff_t reach_;
     std::ptrdiff_t around_, apart_; ///< rows below a maximum that tell what it is; further ones with stars in its light
     Neighbours near_;
-    std::vector<Pixel> ring_; ///< about a star, relative to its pixel
+    std::vector<Pixel> ring_;                 ///< about a star, relative to its pixel
     std::vector<std::ptrdiff_t> ring_offset_; ///< the same as places in the image
     std::ptrdiff_t ring_reach_;
     std::vector<float> ring_values_;

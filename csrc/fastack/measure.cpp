@@ -560,7 +560,7 @@ double MoffatShape::volume() const {
 double width_over_pixel(const MoffatShape& shape, double angle, double width) {
     constexpr double node[4] = {-0.8611363115940526, -0.3399810435848563, 0.3399810435848563, 0.8611363115940526};
     constexpr double part[4] = {0.34785484513745385, 0.6521451548625461, 0.6521451548625461, 0.34785484513745385};
-    constexpr int steps = 64; // of which two about the half maximum are looked for, and a line is drawn in between
+    constexpr int steps = 64;      // of which two about the half maximum are looked for, and a line is drawn in between
     constexpr double widest = 1.3; // of what a pixel may add in quadrature
     const double k = std::exp2(shape.eta) - 1, along = std::cos(angle), across = std::sin(angle);
     const auto profile = [&](double distance) {

@@ -62,9 +62,9 @@ void filter_x(const float* __restrict__ in, const float* tap, ptrdiff_t n, const
 
 // Inlined so that whole blocks have a constant length: vectors alone, without tests and tails.
 template <int R>
-__attribute__((always_inline)) inline void
-filter_columns(const float* const (&row)[2 * R + filter_rows], const float (&t)[R + 1], float start, ptrdiff_t from,
-               ptrdiff_t n, float* __restrict__ out, ptrdiff_t stride) {
+__attribute__((always_inline)) inline void filter_columns(const float* const (&row)[2 * R + filter_rows],
+                                                          const float (&t)[R + 1], float start, ptrdiff_t from,
+                                                          ptrdiff_t n, float* __restrict__ out, ptrdiff_t stride) {
     for (ptrdiff_t i = 0; i < n; ++i) {
         float x[2 * R + filter_rows];
 #pragma GCC unroll 64
