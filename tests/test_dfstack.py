@@ -153,7 +153,7 @@ def test_an_older_solution_is_the_first_guess(archive: Path, sky: Servers, tmp_p
                 file[0].header.remove(card)
     work = tmp_path / "work"
     work.mkdir()
-    done = dfstack(*asking(sky), cwd=work, archive=mine)
+    done = dfstack(*asking(sky), cwd=work, archive=mine, PATH=str(work))  # where no solve-field is
     assert done.returncode == 3
     assert (work / "mosaic.fits").is_file()
     assert "--centre" in done.stderr.splitlines()[-1]
