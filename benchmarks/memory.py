@@ -1,11 +1,13 @@
 """Peak memory of whole runs beside ``--memory``; prints a table and exits 1 where a run takes too much.
 
     python benchmarks/memory.py [--memory 300M] [--most 3000] [--packed]
+    python benchmarks/memory.py --large --memory 2000M
 
 Nights of 30 frames of 2048 x 2048, 300 of 1024 x 1024 and 3000 of 128 x 128 uint16 are simulated and stacked by the
 command line, each in a process of its own. Peak: the largest resident size of that process. Allowed: ``--memory`` and
 150 MB, which hold the interpreter, its libraries and the lists of stars. ``--packed``: the frames are gzip files, which
-have to be kept between the passes, in memory or in the scratch file.
+have to be kept between the passes, in memory or in the scratch file. ``--large``: three frames of 16384 x 16384, of which
+one has to fit as float32.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from pathlib import Path
 from fastack.simulate import NightOptions, simulate_night
 
 SETS = ((30, 2048, 400), (300, 1024, 200), (3000, 128, 25))  # frames, side, stars
+LARGE = ((3, 16384, 3000),)
 BESIDE = 150_000_000
 
 
@@ -55,11 +58,12 @@ def main() -> int:
     parser.add_argument("--memory", default="300M")
     parser.add_argument("--most", type=int, default=3000, help="leave out nights of more frames")
     parser.add_argument("--packed", action="store_true")
+    parser.add_argument("--large", action="store_true")
     options = parser.parse_args()
     allowed = int(options.memory.removesuffix("M")) * 1_000_000 + BESIDE
     print("  frames     side  pixels MB    peak MB  allowed MB  seconds")
     good = True
-    for frames, side, stars in SETS:
+    for frames, side, stars in LARGE if options.large else SETS:
         if frames > options.most:
             continue
         with tempfile.TemporaryDirectory() as name:

@@ -250,7 +250,7 @@ def cli() -> None:
 def stack(frames: tuple[str, ...], output: str, overwrite: bool, **rest: Any) -> None:
     """Stack FRAMES: files, globs, directories or @list.txt; d*.fits in the current directory by default.
 
-    Exit codes: 0 done, 1 no stack could be made, 2 wrong usage, 130 interrupted.
+    Exit codes: 0 done, 1 no stack could be made, 2 wrong usage, 130 interrupted, 143 terminated.
     """
     _run_stack(list(frames) or None, output, overwrite, rest)
 
