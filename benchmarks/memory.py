@@ -6,8 +6,8 @@
 Nights of 30 frames of 2048 x 2048, 300 of 1024 x 1024 and 3000 of 128 x 128 uint16 are simulated and stacked by the
 command line, each in a process of its own. Peak: the largest resident size of that process. Allowed: ``--memory`` and
 150 MB, which hold the interpreter, its libraries and the lists of stars. ``--packed``: the frames are gzip files, which
-have to be kept between the passes, in memory or in the scratch file. ``--large``: three frames of 16384 x 16384, of which
-one has to fit as float32.
+have to be kept between the passes, in memory or in the scratch file. ``--large``: three frames of 16384 x 16384, one
+of which has to fit as float32.
 """
 
 from __future__ import annotations
