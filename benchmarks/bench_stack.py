@@ -10,15 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import shlex
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +24,7 @@ import numpy as np
 from peers import PEERS, frame_files, threads
 from quality import check_product
 from table import stack_table
+from watch import watch
 
 from fastack.simulate import Night, NightOptions, read_night, simulate_night
 
@@ -97,17 +95,11 @@ def measure(command: list[str], log: Path) -> Run:
     RuntimeError
         If it fails; the message holds the end of its output.
     """
-    with open(log, "wb") as sink:
-        start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, cwd=log.parent)
-        _, status, used = os.wait4(process.pid, 0)
-        wall = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
+    used = watch(command, log, log.parent)
+    if used["code"]:
         tail = log.read_text(errors="replace")[-600:]
-        raise RuntimeError(f"{command[0]} ended with {process.returncode}: {tail}")
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there
-    return Run(wall, used.ru_utime + used.ru_stime, used.ru_maxrss * unit / 2**20)
+        raise RuntimeError(f"{command[0]} ended with {used['code']}: {tail}")
+    return Run(used["wall"], used["cpu"], used["peak"] / 2**20)
 
 
 def read_product(path: Path) -> np.ndarray:

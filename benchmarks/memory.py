@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import os
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+
+from watch import watch
 
 from fastack.simulate import NightOptions, simulate_night
 
@@ -45,11 +44,8 @@ def run(directory: Path, memory: str) -> tuple[int, float, int]:
     names = sorted(str(path) for path in directory.glob("d*.fits*"))
     (directory / "list.txt").write_text("\n".join(names))
     command = [sys.executable, "-m", "fastack", "stack", f"@{directory}/list.txt", "-o", str(directory / "out.fits")]
-    started = time.perf_counter()
-    process = subprocess.Popen([*command, "--memory", memory, "-q"])
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    return usage.ru_maxrss * 1024, time.perf_counter() - started, process.returncode
+    used = watch([*command, "--memory", memory, "-q"], directory / "log", directory)
+    return used["peak"], used["wall"], used["code"]
 
 
 def main() -> int:
