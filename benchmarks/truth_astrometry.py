@@ -1,6 +1,6 @@
 """The astrometry's targets, case by case, with their intervals; exits with 1 where one is missed.
 
-    PYTHONPATH=src:tests python benchmarks/truth_astrometry.py [class ...] [--cases N] [--first SEED] [--data DIR]
+    python benchmarks/truth_astrometry.py [class ...] [--cases N] [--first SEED] [--data DIR]
 
 Classes: fields, elsewhere, bent, few, cpu, ucac4, gaia, pixels. All but the last begin with lists of stars whose errors
 are what they say; `pixels` renders the real catalogues' stars and goes the way of `fastack solve`.
@@ -18,9 +18,12 @@ from pathlib import Path
 import numpy as np
 from astropy.io import fits
 from astropy.time import Time
-from reference import astrometry as ref
 from scipy.spatial import cKDTree
 from scipy.stats import beta
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from reference import astrometry as ref
 
 from fastack.astrometry import solve
 from fastack.errors import SolveError
