@@ -16,6 +16,7 @@ import fastack
 from fastack import coadd, pipeline
 from fastack.calibrate import Section
 from fastack.errors import FastackError, OutputError, StackError
+from fastack.executor import Buffers
 from fastack.options import StackOptions
 from fastack.simulate import Night, NightOptions, simulate_night
 from fastack.storage import Plane, Rows, Store
@@ -400,6 +401,24 @@ def test_a_frame_that_disappears_between_the_passes(night: Path, monkeypatch: py
     result = fastack.stack(str(night), output_path=target)
     assert len(result.used) == 5
     assert "d0002.fits" in reason(result, "d0002.fits")
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_memory_that_is_taken_ahead_is_what_the_tiles_use(
+    night: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    taken: list[Any] = []
+
+    def noted(buffers: Buffers, *rest: Any) -> None:
+        take(buffers, *rest)
+        taken.append((buffers, list(buffers._idle)))
+
+    take = coadd.take_memory
+    monkeypatch.setattr(coadd, "take_memory", noted)
+    fastack.stack(str(night), framing="union", threads=threads)
+    ((buffers, ahead),) = taken
+    assert len(ahead) == threads
+    assert {id(b) for b in buffers._idle} == {id(b) for b in ahead}  # none was too small
 
 
 def test_an_interrupt_leaves_nothing_half_written(night: Path, monkeypatch: pytest.MonkeyPatch) -> None:
