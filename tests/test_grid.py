@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -63,21 +65,27 @@ def test_refusals() -> None:
 
 @given(
     st.integers(1, 300), st.tuples(st.integers(1, 3000), st.integers(1, 3000)), st.integers(10_000, 1 << 28),
-    st.floats(-45, 45),
+    st.floats(-45, 45), st.integers(1, 8),
 )  # fmt: skip
-def test_tiles_cover_everything_once_within_the_budget(
-    n: int, shape: tuple[int, int], budget: int, rotation: float
+def test_strips_cover_everything_once_within_the_budget(
+    n: int, shape: tuple[int, int], budget: int, rotation: float, workers: int
 ) -> None:
-    size = grid.tile_shape(n, shape, budget, rotation)
+    size = grid.tile_shape(n, shape, budget, rotation, workers)
     assert size[0] % grid.ANCHOR == 0
     assert size[1] % grid.ANCHOR == 0
     assert size[0] * size[1] * n * 5 <= max(budget, n * 5 * grid.ANCHOR**2)
     if shape[0] * shape[1] // (size[0] * size[1]) > 5000:
         return
+    strips = list(grid.strips(shape, size, workers))
     covered = 0
-    last = (0, 0)
-    for y0, y1, x0, x1 in grid.tiles(shape, size):
-        assert (y0, x0) >= last
-        last = (y0, x0)
-        covered += (y1 - y0) * (x1 - x0)
+    for strip in strips:
+        for y0, y1, x0, x1 in strip:
+            assert 0 < y1 - y0 <= size[0]
+            assert 0 < x1 - x0 <= size[1]
+            assert (y0 % grid.ANCHOR, x0 % grid.ANCHOR) == (0, 0)
+            covered += (y1 - y0) * (x1 - x0)
+        assert all(this[1] == after[0] and this[2:] == after[2:] for this, after in pairwise(strip))
     assert covered == shape[0] * shape[1]
+    assert len({tile[::2] for strip in strips for tile in strip}) == sum(map(len, strips))
+    # something to do for every worker to the end, wherever there are rows for it
+    assert len(strips) >= min(4 * workers, -(-shape[0] // size[0]) * -(-shape[1] // size[1]))

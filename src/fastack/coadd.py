@@ -220,56 +220,68 @@ def _by_row(pixels: np.ndarray | None) -> np.ndarray:
     return np.ascontiguousarray(pixels[np.lexsort((pixels[:, 0], pixels[:, 1]))], np.int32)
 
 
-def stack_tile(tile: grid.Tile, job: Job) -> Combined:
-    """Pass 2 for one tile: read, calibrate, resample and normalise every frame, then combine.
+def stack_strip(strip: Sequence[grid.Tile], job: Job) -> list[Combined]:
+    """Pass 2 for tiles that follow each other along y: read, calibrate, resample and normalise, then combine.
 
     Parameters
     ----------
-    tile : tuple of int
-        (y0, y1, x0, x1) of the output.
+    strip : sequence of tuple of int
+        Tiles (y0, y1, x0, x1) of the output; see `grid.strips`.
     job : Job
         The whole task.
 
     Returns
     -------
-    Combined
-        The tile's planes.
+    list of Combined
+        The planes of each tile.
     """
-    part, edge, side = _with_halo(tile, len(job.frames), job.options)
-    shape = (part[1] - part[0], part[3] - part[2])
-    panels = (shape[0], -(-shape[1] // PANEL), len(job.frames), PANEL)
-    size = math.prod(panels)
-    with job.buffers.lend((1, _floats(size))) as room:
+    n = len(job.frames)
+    _, edge, side = _with_halo(strip[0], n, job.options)
+    rows = max(y1 - y0 for y0, y1, _, _ in strip) + 2 * edge
+    columns = strip[0][3] - strip[0][2] + 2 * side
+    made = []
+    with job.buffers.lend((1, _floats(rows, columns, n))) as room:
         # variance planes that files bring count before the model
-        spread = np.full(panels, np.nan, np.float32) if any(f.variance for f in job.frames) else None
-        planes = _Planes(
-            samples=room[0, :size].reshape(panels),
-            factor=room[0, size:].view(np.uint8).reshape(panels),
-            spread=spread,
-            saturated=np.zeros(shape, np.uint16),
-            flags=np.zeros(shape, np.uint8),
-        )
-        kernel = job.options.resample
-        windows = [input_window(t, part, f.shape, kernel) for f, t in zip(job.frames, job.transforms, strict=True)]
-        for i, window in enumerate(windows):
-            following = windows[i + 1] if job.ahead and i + 1 < len(windows) else None
-            if following is not None:
-                job.calibration.ahead(job.frames[i + 1], following, job.prepared[i + 1])
-            _resample_frame(i, part, window, planes, job)
-        inner = (slice(edge, -edge), slice(side, -side))
-        made = combine_tile(
-            planes.samples,
-            planes.factor,
-            job.noise,
-            pedestal=job.pedestal,
-            tile=tile,
-            halo=(edge, side),
-            saturated_count=np.ascontiguousarray(planes.saturated[inner]),
-            flags=np.ascontiguousarray(planes.flags[inner]),
-            variance=spread,
-            stars=job.stars,
-            options=job.options.combine,
-        )
+        every = _Planes.within(room, (rows, columns), n, spread=any(f.variance for f in job.frames))
+        known = 0  # rows that the tile below has left
+        for tile in strip:
+            part, _, _ = _with_halo(tile, n, job.options)
+            height = part[1] - part[0]
+            _resample(every.rows(known, height), (part[0] + known, *part[1:]), job)
+            made.append(_combine(every.rows(0, height), tile, edge, side, job))
+            known = 2 * edge
+            every.move(height - known, height)
+    return made
+
+
+def _resample(planes: _Planes, part: grid.Tile, job: Job) -> None:
+    """Fill planes with a part of the output."""
+    planes.clear()
+    kernel = job.options.resample
+    windows = [input_window(t, part, f.shape, kernel) for f, t in zip(job.frames, job.transforms, strict=True)]
+    for i, window in enumerate(windows):
+        following = windows[i + 1] if job.ahead and i + 1 < len(windows) else None
+        if following is not None:
+            job.calibration.ahead(job.frames[i + 1], following, job.prepared[i + 1])
+        _resample_frame(i, part, window, planes, job)
+
+
+def _combine(planes: _Planes, tile: grid.Tile, edge: int, side: int, job: Job) -> Combined:
+    """Combine a tile of which the planes hold the samples, and so many rows and columns around it."""
+    inner = (slice(edge, -edge), slice(side, -side))
+    made = combine_tile(
+        planes.samples,
+        planes.factor,
+        job.noise,
+        pedestal=job.pedestal,
+        tile=tile,
+        halo=(edge, side),
+        saturated_count=np.ascontiguousarray(planes.saturated[inner]),
+        flags=np.ascontiguousarray(planes.flags[inner]),
+        variance=planes.spread,
+        stars=job.stars,
+        options=job.options.combine,
+    )
     if job.shared is not None:
         total, sky = job.shared.variance(made.data - np.float32(job.pedestal), tile)
         np.add(made.variance, total, out=made.variance)
@@ -287,19 +299,55 @@ def _with_halo(tile: grid.Tile, n: int, options: StackOptions) -> tuple[grid.Til
     return (y0 - edge, y1 + edge, x0 - side, x1 + side), edge, side
 
 
-def _floats(size: int) -> int:
-    """Numbers of four bytes that hold so many samples and their variance factors, whole panels of them."""
+def _panels(rows: int, columns: int, n: int) -> tuple[int, int, int, int]:
+    """Shape of the samples of a part of the output, as `combine_tile` reads them most quickly."""
+    return rows, -(-columns // PANEL), n, PANEL
+
+
+def _floats(rows: int, columns: int, n: int) -> int:
+    """Numbers of four bytes that hold so many samples and their variance factors."""
+    size = math.prod(_panels(rows, columns, n))
     return size + size // 4
 
 
 class _Planes(NamedTuple):
-    """What is made of all frames for one part of the output, as `combine_tile` reads it most quickly."""
+    """What is made of all frames for one part of the output."""
 
     samples: FloatImage  # (h, panels, n, 64)
     factor: np.ndarray  # (h, panels, n, 64), variance factors
     spread: FloatImage | None  # (h, panels, n, 64), variances
     saturated: np.ndarray  # (h, w), number of samples that hold saturated light
     flags: np.ndarray  # (h, w)
+
+    @classmethod
+    def within(cls, room: FloatImage, shape: tuple[int, int], n: int, *, spread: bool) -> _Planes:
+        panels = _panels(*shape, n)
+        size = math.prod(panels)
+        return cls(
+            samples=room[0, :size].reshape(panels),
+            factor=room[0, size:].view(np.uint8).reshape(panels),
+            spread=np.empty(panels, np.float32) if spread else None,
+            saturated=np.empty(shape, np.uint16),
+            flags=np.empty(shape, np.uint8),
+        )
+
+    def rows(self, first: int, end: int) -> _Planes:
+        """Some of the rows."""
+        some = slice(first, end)
+        spread = None if self.spread is None else self.spread[some]
+        return _Planes(self.samples[some], self.factor[some], spread, self.saturated[some], self.flags[some])
+
+    def clear(self) -> None:
+        """What frames add to, or may leave as it is."""
+        self.saturated[...], self.flags[...] = 0, 0
+        if self.spread is not None:
+            self.spread[...] = np.nan
+
+    def move(self, first: int, end: int) -> None:
+        """Put some rows at the beginning."""
+        for plane in self:
+            if plane is not None:
+                plane[: end - first] = plane[first:end]
 
 
 def _resample_frame(i: int, part: grid.Tile, window: Window | None, planes: _Planes, job: Job) -> None:
@@ -360,7 +408,7 @@ def take_memory(buffers: Buffers, n: int, shape: tuple[int, int], options: Stack
         return
     height, width = grid.tile_shape(n, shape, _budget(options.memory, count), 0.0, count)
     (y0, y1, x0, x1), _, _ = _with_halo((0, height, 0, width), n, options)
-    size = _floats((y1 - y0) * -(-(x1 - x0) // PANEL) * n * PANEL)
+    size = _floats(y1 - y0, x1 - x0, n)
     with ExitStack() as held:
         for _ in range(count):
             # an output that is somewhat larger than its frames finds room, too
@@ -407,22 +455,27 @@ def coadd(job: Job, sink: output.Sink, executor: Executor, reporter: report.Repo
     rotation = max(abs((t.rotation + 45) % 90 - 45) for t in job.transforms)
     budget = _budget(job.options.memory - store.used, executor.threads)
     size = grid.tile_shape(len(job.frames), job.shape, budget, rotation, executor.threads)
-    every = list(grid.tiles(job.shape, size))
-    _retile(job, every, store)
-    reporter.start("combine", len(every), size[0] * size[1] * len(job.frames))
-    work = functools.partial(stack_tile, job=job)
-    for tile, result in zip(every, executor.map(work, every), strict=True):
-        y, _, x, _ = tile
-        sink.write("", y, x, result.data)
-        sink.write("UNCERT", y, x, np.sqrt(result.variance))
-        sink.write("NCOMB", y, x, result.count)
-        with np.errstate(divide="ignore"):  # frames without noise
-            sink.write("WEIGHT", y, x, 1 / result.background_variance)
-        sink.write("FLAGS", y, x, result.flags)
-        if job.maps:
-            sink.write("REJLOW", y, x, result.rejected_low)
-            sink.write("REJHIGH", y, x, result.rejected_high)
-        reporter.advance()
+    strips = list(grid.strips(job.shape, size, executor.threads))
+    _retile(job, [tile for strip in strips for tile in strip], store)
+    reporter.start("combine", sum(map(len, strips)), size[0] * size[1] * len(job.frames))
+    work = functools.partial(stack_strip, job=job)
+    for strip, results in zip(strips, executor.map(work, strips), strict=True):
+        for tile, result in zip(strip, results, strict=True):
+            _write(sink, tile, result, maps=job.maps)
+            reporter.advance()
     for frame in job.frames:
         frame.check_unchanged()
     reporter.finish()
+
+
+def _write(sink: output.Sink, tile: grid.Tile, result: Combined, *, maps: bool) -> None:
+    y, _, x, _ = tile
+    sink.write("", y, x, result.data)
+    sink.write("UNCERT", y, x, np.sqrt(result.variance))
+    sink.write("NCOMB", y, x, result.count)
+    with np.errstate(divide="ignore"):  # frames without noise
+        sink.write("WEIGHT", y, x, 1 / result.background_variance)
+    sink.write("FLAGS", y, x, result.flags)
+    if maps:
+        sink.write("REJLOW", y, x, result.rejected_low)
+        sink.write("REJHIGH", y, x, result.rejected_high)

@@ -15,9 +15,10 @@ Tile = tuple[int, int, int, int]  #: y0, y1, x0, x1
 ANCHOR = 16  #: tiles begin at multiples of it, so that the kernels' blocks are the same whatever the tiling
 
 _AREA = 1 << 18  # pixels of a tile: larger ones save little
-_SAMPLES = 105_000_000  # bytes of a tile's samples beyond which a tile of `_LEAST` pixels is not enlarged
-_LEAST = 1 << 17
-_SHARE = 4  # tiles for each worker
+_SAMPLES = 70_000_000  # bytes of a tile's samples beyond which a tile of `_LEAST` pixels is not enlarged
+_LEAST = 1 << 16
+_SHARE = 4  # strips for each worker
+_STRIP = 1 << 20  # pixels of a strip, which stay in memory until they are written
 
 
 def footprint(
@@ -151,8 +152,8 @@ def tile_shape(
     return height, width
 
 
-def tiles(shape: tuple[int, int], size: tuple[int, int]) -> Iterator[Tile]:
-    """Divide an output into tiles, row by row.
+def strips(shape: tuple[int, int], size: tuple[int, int], workers: int = 1) -> Iterator[list[Tile]]:
+    """Divide an output into strips of tiles, each of which goes on along y where the one before it ends.
 
     Parameters
     ----------
@@ -160,12 +161,21 @@ def tiles(shape: tuple[int, int], size: tuple[int, int]) -> Iterator[Tile]:
         (ny, nx) of the output.
     size : tuple of int
         (height, width) of a tile.
+    workers : int
+        Among whom the strips are shared: there are some for each, so that all end together.
 
     Yields
     ------
-    tuple of int
-        (y0, y1, x0, x1).
+    list of tuple of int
+        Tiles (y0, y1, x0, x1) with the same x0 and x1.
     """
-    for y in range(0, shape[0], size[0]):
+    rows, columns = -(-shape[0] // size[0]), -(-shape[1] // size[1])
+    least = -(-_SHARE * workers // columns)
+    count = min(rows, max(least, -(-rows * size[0] * size[1] // _STRIP)))
+    for k in range(count):
+        first, last = rows * k // count, rows * (k + 1) // count
         for x in range(0, shape[1], size[1]):
-            yield y, min(y + size[0], shape[0]), x, min(x + size[1], shape[1])
+            yield [
+                (y, min(y + size[0], shape[0]), x, min(x + size[1], shape[1]))
+                for y in range(first * size[0], last * size[0], size[0])
+            ]
