@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +19,7 @@ from fastack.files import find_frames
 from fastack.frames import open_frame
 from fastack.options import CalibrateOptions
 from fastack.simulate import NightOptions, simulate_night
-from fastack.storage import Store
+from fastack.storage import Plane, Store, failed
 
 SCALES = [(1, 0, None), (1, 32768, None), (2.5, -7.25, None), (-1, 100, None), (1, 0, 3), (0.5, 1e6, -1)]
 
@@ -76,6 +77,47 @@ def test_decode_against_astropy(tmp_path, bitpix):
     assert np.isnan(pixels).any()
     # astropy scales 8 and 16 bits in single precision: a step of each operation
     np.testing.assert_allclose(pixels, expected, rtol=3e-7)
+
+
+@pytest.mark.parametrize(
+    ("ny", "nx", "first", "stride"), [(7, 64, 0, 64), (300, 3000, 10, 3100), (60, 5000, 33, 30000), (2, 9, 1, 700_000)]
+)
+def test_rows_of_a_file_are_like_rows_in_memory(tmp_path, ny: int, nx: int, first: int, stride: int) -> None:
+    """Whole rows, cut ones, a small part of each, rows longer than what is read at once; with masters."""
+    rng = np.random.default_rng(ny)
+    data = rng.integers(0, 256, first + ny * stride, dtype=np.uint8)
+    path = tmp_path / "rows"
+    path.write_bytes(data[: first + (ny - 1) * stride + nx].tobytes())  # the last row ends the file
+    masters = {
+        "level": rng.normal(100, 5, ny + 4), "bias": rng.normal(9, 1, (ny + 4, nx)).astype(np.float32),
+        "inv_flat": rng.normal(1, 0.1, (ny + 4, nx)).astype(np.float32), "y0": 3, "saturation": 250.0,
+    }  # fmt: skip
+    made = []
+    with path.open("rb") as file:
+        rows = np.lib.stride_tricks.as_strided(data[first:], (ny, nx), (stride, 1))
+        for raw in (rows, _pixels.RowFile(file.fileno(), first, stride, ny, nx)):
+            out = np.empty((ny, nx), np.float32)
+            made.append((out, _pixels.calibrate(out, raw, bitpix=8, **masters)))
+    np.testing.assert_array_equal(made[1][0], made[0][0])
+    np.testing.assert_array_equal(made[1][1], made[0][1])
+
+
+def test_a_file_that_shrinks_or_fails_while_it_is_read_is_named(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "a.fits"
+    fits.PrimaryHDU(np.zeros((2000, 700), np.int16)).writeto(path)
+    frame = open_frame(path)
+    cut = frame.plane.offset + 1_500_000
+    monkeypatch.setattr(Plane, "check", lambda *_: None)  # as if it shrank only then
+    os.truncate(path, cut)
+    with pytest.raises(FrameError, match=rf"a\.fits: truncated: {cut} of \d+ bytes"):
+        Calibration().read(frame)
+    directory = os.open(tmp_path, os.O_RDONLY)
+    try:
+        with pytest.raises(IsADirectoryError) as caught:
+            _pixels.calibrate(np.empty((1, 4), np.float32), _pixels.RowFile(directory, 0, 4, 1, 4), bitpix=8)
+    finally:
+        os.close(directory)
+    assert "a.fits: is a directory" in str(failed(Path("a.fits"), caught.value))
 
 
 @pytest.mark.parametrize("bitpix", [8, 16, 32, -32, -64])

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
+from fastack import _pixels
 from fastack.errors import FrameError
 from fastack.frames import open_frame
 from fastack.storage import Held, Loaded, Plane, Rows, Scratch, Store
@@ -44,7 +45,9 @@ def window_of(rows: Rows, plane: Plane, window: tuple[int, int, int, int]) -> np
     at = y0
     for y, chunk in rows.rows(window):
         assert y == at
-        out[y - y0 : y - y0 + len(chunk)] = chunk
+        part = np.empty((len(chunk), out.shape[1]), np.float32)
+        _pixels.calibrate(part, chunk, bitpix=8)  # also of an open file
+        out[y - y0 : y - y0 + len(chunk)] = part
         at += len(chunk)
     assert at == y1 or not out.size
     return out

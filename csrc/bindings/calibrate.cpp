@@ -3,6 +3,7 @@
 #include "bindings/arrays.hpp"
 
 #include <cstring>
+#include <system_error>
 
 namespace {
 
@@ -13,6 +14,10 @@ Image<const unsigned char> as_bytes(const py::array_t<unsigned char>& raw) {
     require(raw.ndim() == 2, "raw must have two dimensions: rows and bytes");
     require(raw.shape(1) < 2 || raw.strides(1) == 1, "the bytes of a row of raw must be contiguous");
     return {raw.data(), raw.shape(0), raw.shape(1), raw.strides(0)};
+}
+
+const RowFile& as_bytes(const RowFile& raw) {
+    return raw;
 }
 
 // The window of a master that belongs to `out`, whose first pixel lies at (y0, x0) of the master.
@@ -26,14 +31,15 @@ Image<const float> window(const std::optional<FloatArray>& master, const char* n
     return {whole.data + y0 * whole.stride + x0, out.ny, out.nx, whole.stride};
 }
 
-Array<std::int32_t> calibrate_rows(FloatArray& out, const py::array_t<unsigned char>& raw, int bitpix, double bscale,
-                                   double bzero, std::optional<std::int64_t> blank, double saturation,
+template <class Raw>
+Array<std::int32_t> calibrate_rows(FloatArray& out, const Raw& raw, int bitpix, double bscale, double bzero,
+                                   std::optional<std::int64_t> blank, double saturation,
                                    const std::optional<DoubleArray>& level, const std::optional<FloatArray>& bias,
                                    const std::optional<FloatArray>& dark, float dark_scale,
                                    const std::optional<FloatArray>& inv_flat, std::ptrdiff_t y0, std::ptrdiff_t x0) {
     require(out.ndim() == 2, "out must have two dimensions");
     const Storage storage{bitpix, bscale, bzero, blank};
-    const Image<const unsigned char> bytes = as_bytes(raw);
+    const auto bytes = as_bytes(raw);
     const Image<float> pixels = out_image(out);
     require(bytes.ny == pixels.ny && bytes.nx == pixels.nx * storage.bytes(),
             "raw is " + std::to_string(bytes.ny) + " rows of " + std::to_string(bytes.nx) + " bytes, out needs " +
@@ -60,15 +66,37 @@ Array<std::int32_t> calibrate_rows(FloatArray& out, const py::array_t<unsigned c
     return positions;
 }
 
-} // namespace
-
-void bind_calibrate(py::module_& m) {
-    m.def("calibrate", &calibrate_rows, "out"_a.noconvert(), "raw"_a.noconvert(), py::kw_only(), "bitpix"_a,
+template <class Raw> void define_calibrate(py::module_& m) {
+    m.def("calibrate", &calibrate_rows<Raw>, "out"_a.noconvert(), "raw"_a.noconvert(), py::kw_only(), "bitpix"_a,
           "bscale"_a = 1.0, "bzero"_a = 0.0, "blank"_a = py::none(),
           "saturation"_a = std::numeric_limits<double>::infinity(), "level"_a.noconvert() = py::none(),
           "bias"_a.noconvert() = py::none(), "dark"_a.noconvert() = py::none(), "dark_scale"_a = 1.0f,
           "inv_flat"_a.noconvert() = py::none(), "y0"_a = 0, "x0"_a = 0,
-          "Stored rows to calibrated pixels in `out`; returns the (x, y) of saturated pixels.");
+          "Stored rows, or those of a file, to calibrated pixels in `out`; returns the (x, y) of saturated pixels.");
+}
+
+// What reading a file may end with, in Python's own words.
+void translate(std::exception_ptr thrown) {
+    try {
+        if (thrown)
+            std::rethrow_exception(thrown);
+    } catch (const FileEnd& end) {
+        PyErr_SetObject(PyExc_EOFError, py::make_tuple(end.have, end.need).ptr());
+    } catch (const std::system_error& error) {
+        PyErr_SetObject(PyExc_OSError, py::make_tuple(error.code().value(), error.code().message()).ptr());
+    }
+}
+
+} // namespace
+
+void bind_calibrate(py::module_& m) {
+    py::register_local_exception_translator(translate);
+    py::class_<RowFile>(m, "RowFile", "Rows at equal distances in a file that somebody else keeps open.")
+        .def(py::init<int, std::int64_t, std::ptrdiff_t, std::ptrdiff_t, std::ptrdiff_t>(), "descriptor"_a, "offset"_a,
+             "stride"_a, "ny"_a, "nx"_a)
+        .def("__len__", [](const RowFile& file) { return file.ny; });
+    define_calibrate<RowFile>(m);
+    define_calibrate<py::array_t<unsigned char>>(m);
     m.def(
         "blank_pixels",
         [](FloatArray& image, const Array<std::int32_t>& list, std::ptrdiff_t y0, std::ptrdiff_t x0) {

@@ -2,6 +2,7 @@
 
 #include "rows/rows.hpp"
 
+#include <algorithm>
 #include <limits>
 #include <cmath>
 #include <cstring>
@@ -47,6 +48,10 @@ CalibrateFunction choose(const Storage& s) {
     }
 }
 
+template <class T> Image<T> rows_of(const Image<T>& image, std::ptrdiff_t y, std::ptrdiff_t n) {
+    return image ? Image<T>{image.row(y), n, image.nx, image.stride} : Image<T>{};
+}
+
 } // namespace
 
 std::ptrdiff_t Storage::bytes() const {
@@ -90,6 +95,29 @@ std::vector<Position> calibrate(Image<const unsigned char> raw, const Storage& s
             if (!missing && physical(pixel, storage) >= saturation)
                 saturated.push_back({static_cast<std::int32_t>(x), static_cast<std::int32_t>(y)});
         }
+    }
+    return saturated;
+}
+
+Masters Masters::rows(std::ptrdiff_t y, std::ptrdiff_t n) const {
+    Masters part;
+    if (level)
+        part.level = {level.data + y, n};
+    part.bias = rows_of(bias, y, n);
+    part.dark = rows_of(dark, y, n);
+    part.dark_scale = dark_scale;
+    part.inv_flat = rows_of(inv_flat, y, n);
+    return part;
+}
+
+std::vector<Position> calibrate(const RowFile& raw, const Storage& storage, const Masters& masters, double saturation,
+                                Image<float> out) {
+    std::vector<Position> saturated;
+    const std::ptrdiff_t step = raw.piece();
+    for (std::ptrdiff_t y = 0; y < out.ny; y += step) {
+        const std::ptrdiff_t n = std::min(step, out.ny - y);
+        for (Position p : calibrate(raw.read(y, n), storage, masters.rows(y, n), saturation, rows_of(out, y, n)))
+            saturated.push_back({p.x, p.y + static_cast<std::int32_t>(y)});
     }
     return saturated;
 }

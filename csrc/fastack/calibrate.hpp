@@ -1,6 +1,7 @@
 #pragma once
 // Stored FITS pixels to calibrated single-precision ones, in one pass.
 
+#include "fastack/row_file.hpp"
 #include "fastack/view.hpp"
 
 #include <limits>
@@ -27,6 +28,9 @@ struct Masters {
     Image<const float> dark;
     float dark_scale = 1;
     Image<const float> inv_flat; ///< NaN marks a bad pixel
+
+    /// Those of rows [y, y + n).
+    Masters rows(std::ptrdiff_t y, std::ptrdiff_t n) const;
 };
 
 struct Position {
@@ -37,6 +41,10 @@ struct Position {
 /// Returns the positions of pixels whose physical value reaches `saturation`, in reading order.
 std::vector<Position> calibrate(Image<const unsigned char> raw, const Storage& storage, const Masters& masters,
                                 double saturation, Image<float> out);
+
+/// The same of pixels that still lie in a file, which is read piece by piece. Throws what RowFile::read does.
+std::vector<Position> calibrate(const RowFile& raw, const Storage& storage, const Masters& masters, double saturation,
+                                Image<float> out);
 
 /// Makes pixels NaN that are in a list of x, y, sorted by y; (x0, y0) is the image's first pixel.
 void blank_pixels(Image<float> image, Span<const std::int32_t> list, std::ptrdiff_t y0, std::ptrdiff_t x0);

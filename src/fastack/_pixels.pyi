@@ -26,9 +26,20 @@ def decode_rice(
 
 # --- calibrate
 
+class RowFile:
+    def __init__(
+        self,
+        descriptor: int,
+        offset: int,  # of the first byte of the first row
+        stride: int,  # bytes from one row to the next
+        ny: int,
+        nx: int,  # bytes of each row that are wanted
+    ) -> None: ...
+    def __len__(self) -> int: ...
+
 def calibrate(
     out: NDArray[np.float32],  # (h, w), written
-    raw: NDArray[np.uint8],  # (h, w * bytes of a pixel), big-endian
+    raw: NDArray[np.uint8] | RowFile,  # (h, w * bytes of a pixel), big-endian
     *,
     bitpix: int,
     bscale: float = 1.0,

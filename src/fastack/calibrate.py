@@ -22,7 +22,7 @@ from fastack.errors import CalibrationError, FrameError
 from fastack.files import find_frames
 from fastack.frames import Frame, open_frame
 from fastack.options import CalibrateOptions
-from fastack.storage import Plane, Rows, Store, Window, unpack
+from fastack.storage import Plane, Rows, Store, Stored, Window, failed, unpack
 from fastack.types import Array, FloatImage
 
 if TYPE_CHECKING:
@@ -228,10 +228,10 @@ class Calibration:
         saturated = []
         for y, raw in ready.image.rows(stored):
             top = y - stored[0]
-            found = _pixels.calibrate(
+            found = _decode(
                 pixels[top : top + len(raw)],
                 raw,
-                **_storage(frame.plane),
+                frame.plane,
                 saturation=math.inf if ready.saturation is None else ready.saturation,
                 level=ready.level,
                 bias=self.bias,
@@ -259,6 +259,8 @@ class Calibration:
 
     def _cut_edges(self, pixels: FloatImage, window: Window, shape: tuple[int, int]) -> None:
         """Pixels of the detector's bad edges become missing."""
+        if not any(self.edges):
+            return
         below, above, left, right = self.edges
         y0, _, x0, _ = window
         pixels[: max(0, below - y0)] = np.nan
@@ -1002,15 +1004,21 @@ def _planes(frame: Frame) -> tuple[Plane | None, Plane | None, Plane | None]:
     return frame.mask, frame.weight, frame.variance
 
 
-def _storage(plane: Plane) -> dict[str, Any]:
-    return {"bitpix": plane.bitpix, "bscale": plane.bscale, "bzero": plane.bzero, "blank": plane.blank}
+def _decode(out: FloatImage, raw: Stored, plane: Plane, **masters: Any) -> NDArray[np.int32]:
+    """Stored rows to calibrated pixels; positions of the saturated ones."""
+    try:
+        return _pixels.calibrate(
+            out, raw, bitpix=plane.bitpix, bscale=plane.bscale, bzero=plane.bzero, blank=plane.blank, **masters
+        )
+    except (OSError, EOFError) as error:
+        raise failed(plane.path, error) from None
 
 
 def _read_plane(plane: Plane, rows: Rows, window: Window) -> FloatImage:
     """Physical values of a window of a stored image."""
     out = np.empty((window[1] - window[0], window[3] - window[2]), np.float32)
     for y, raw in rows.rows(window):
-        _pixels.calibrate(out[y - window[0] : y - window[0] + len(raw)], raw, **_storage(plane))
+        _decode(out[y - window[0] : y - window[0] + len(raw)], raw, plane)
     return out
 
 

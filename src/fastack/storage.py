@@ -20,12 +20,13 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
+from fastack import _pixels
 from fastack.errors import FrameError, OutputError
 from fastack.rice import Bytes, RiceTiles
 
 Window = tuple[int, int, int, int]
+Stored = Bytes | _pixels.RowFile  #: rows of big-endian pixels, in memory or in an open file
 
-_CHUNK = 1 << 19  # bytes read and decoded at once: they stay in the second-level cache
 _INFLATED = 1 << 22  # bytes inflated by one call
 _TILE = (128, 128)  # rows and columns that lie together in the scratch file
 
@@ -33,7 +34,7 @@ _TILE = (128, 128)  # rows and columns that lie together in the scratch file
 class Rows(Protocol):
     """Something that hands out the stored bytes of image rows."""
 
-    def rows(self, window: Window) -> Iterator[tuple[int, Bytes]]:
+    def rows(self, window: Window) -> Iterator[tuple[int, Stored]]:
         """Chunks of a window."""
         ...
 
@@ -73,8 +74,8 @@ class Plane:
         """Stored bytes of the image, decompressed."""
         return self.shape[0] * self.row_bytes
 
-    def rows(self, window: Window) -> Iterator[tuple[int, Bytes]]:
-        """Read the stored bytes of a window, a chunk of rows at a time.
+    def rows(self, window: Window) -> Iterator[tuple[int, Stored]]:
+        """Stored bytes of a window, some rows at a time.
 
         Parameters
         ----------
@@ -85,8 +86,8 @@ class Plane:
         ------
         y : int
             First row of the chunk.
-        raw : (rows, bytes) ndarray of uint8
-            Big-endian pixels x0 to x1. The next chunk may overwrite it.
+        raw : (rows, bytes) ndarray of uint8, or `_pixels.RowFile`
+            Big-endian pixels x0 to x1; a file is open until the next chunk is asked for.
 
         Raises
         ------
@@ -98,7 +99,7 @@ class Plane:
             return
         with opened(self.path) as file:
             self.check(os.fstat(file.fileno()))
-            yield from _pread_rows(file.fileno(), self, self.offset, window)
+            yield window[0], _rows_of(file.fileno(), self, window)
 
     def ahead(self, window: Window) -> None:
         """Do nothing: the file is not open."""
@@ -128,8 +129,9 @@ class Plane:
             data = self._inflate(self.offset + y0 * self.row_bytes, (y1 - y0) * self.row_bytes)
             return data.reshape(y1 - y0, self.row_bytes)
         out = np.empty((y1 - y0, self.row_bytes), np.uint8)
-        for y, chunk in self.rows((y0, y1, 0, self.shape[1])):
-            out[y - y0 : y - y0 + len(chunk)] = chunk
+        with opened(self.path) as file:
+            self.check(os.fstat(file.fileno()))
+            _pread(file.fileno(), out, self.offset + y0 * self.row_bytes, self.path)
         return out
 
     def check_unchanged(self) -> None:
@@ -403,11 +405,9 @@ class Loaded(_Kept):
         self.plane = plane
         self.raw = raw
 
-    def rows(self, window: Window) -> Iterator[tuple[int, Bytes]]:
+    def rows(self, window: Window) -> Iterator[tuple[int, Stored]]:
         """Read a window; see `Plane.rows`."""
-        step = max(1, _CHUNK // max(1, self.plane.row_bytes))
-        for y in range(window[0], window[1], step):
-            yield y, cut(self.raw, self.plane.bitpix, (y, min(y + step, window[1]), *window[2:]))
+        yield window[0], cut(self.raw, self.plane.bitpix, window)
 
 
 class Held(_Kept):
@@ -417,12 +417,12 @@ class Held(_Kept):
         self.plane = plane
         self._store = store
 
-    def rows(self, window: Window) -> Iterator[tuple[int, Bytes]]:
+    def rows(self, window: Window) -> Iterator[tuple[int, Stored]]:
         """Read a window; see `Plane.rows`."""
         self.plane.check_unchanged()
         fd = self._store.take(self.plane.path)
         try:
-            yield from _pread_rows(fd, self.plane, self.plane.offset, window)
+            yield window[0], _rows_of(fd, self.plane, window)
         finally:
             self._store.give(self.plane.path, fd)
 
@@ -445,7 +445,7 @@ class Scratch(_Kept):
         tiles = (band[:, x : x + width].ravel() for band in bands for x in range(0, plane.row_bytes, width))
         self._offset = store.write(tiles, raw.nbytes)
 
-    def rows(self, window: Window) -> Iterator[tuple[int, Bytes]]:
+    def rows(self, window: Window) -> Iterator[tuple[int, Stored]]:
         """Read a window; see `Plane.rows`."""
         y0, y1, x0, x1 = window
         size = abs(self.plane.bitpix) // 8
@@ -475,27 +475,13 @@ def cut(raw: Bytes, bitpix: int, window: Window) -> Bytes:
     return raw[y0:y1, x0 * size : x1 * size]
 
 
-def _pread_rows(fd: int, plane: Plane, offset: int, window: Window) -> Iterator[tuple[int, Bytes]]:
-    """Chunks of a window from the plain bytes of an open file."""
+def _rows_of(fd: int, plane: Plane, window: Window) -> _pixels.RowFile:
+    """A window of the plain bytes of an open file."""
     y0, y1, x0, x1 = window
     size = abs(plane.bitpix) // 8
-    width = (x1 - x0) * size
-    if y1 <= y0 or width <= 0:
-        return
-    # Whole rows in one read, unless that fetches far more than is wanted.
-    narrow = width >= 4096 and width * 4 < plane.row_bytes
-    row_bytes = width if narrow else plane.row_bytes
-    step = max(1, _CHUNK // row_bytes)
-    buffer = np.empty((min(step, y1 - y0), row_bytes), np.uint8)
-    for y in range(y0, y1, step):
-        chunk = buffer[: min(step, y1 - y)]
-        if narrow:
-            for i, row in enumerate(chunk):
-                _pread(fd, row, offset + (y + i) * plane.row_bytes + x0 * size, plane.path)
-            yield y, chunk
-        else:
-            _pread(fd, chunk, offset + y * plane.row_bytes, plane.path)
-            yield y, chunk[:, x0 * size : x1 * size]
+    return _pixels.RowFile(
+        fd, plane.offset + y0 * plane.row_bytes + x0 * size, plane.row_bytes, y1 - y0, (x1 - x0) * size
+    )
 
 
 def _will_need(fd: int, offset: int, count: int) -> None:
@@ -524,6 +510,11 @@ def opened(path: Path) -> io.BufferedReader:
         return open(path, "rb", buffering=0)  # type: ignore[return-value]
     except OSError as error:
         raise unreadable(path, error) from None
+
+
+def failed(path: Path, error: OSError | EOFError) -> FrameError:
+    """The error for rows of a file that could not be read; see `_pixels.calibrate`."""
+    return truncated(path, *error.args) if isinstance(error, EOFError) else unreadable(path, error)
 
 
 def unreadable(path: Path, error: OSError) -> FrameError:
