@@ -661,6 +661,8 @@ def _main(command: click.Command, name: str) -> NoReturn:
     import warnings
 
     gc.set_threshold(_OBJECTS, 20, 20)
+    # the kernels take the processors; NumPy's threads, of no use for systems of a few numbers, would spin on them
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     signal.signal(signal.SIGTERM, _terminate)
     warnings.formatwarning = lambda message, *_, **__: f"{name}: {message}\n"
     try:
