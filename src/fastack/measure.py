@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastack import _pixels
+from fastack import _pixels, _stars
 from fastack.options import MeasureOptions
 from fastack.types import PSF, Array, Background, FloatImage, FrameQuality, StarFlag, Stars
 
@@ -336,22 +336,15 @@ def _positive(values: Array) -> Array:
 
 def _at(background: Background, xy: Array) -> tuple[Array, Array]:
     """Interpolate level and noise at the stars, bilinear, constant outside the outermost points."""
-    corner, part = [], []
-    for axis, (n, cell) in enumerate(zip(background.level.shape, background.cell, strict=True)):
-        position = np.clip((np.nan_to_num(xy[:, 1 - axis]) + 0.5) / cell - 0.5, 0, n - 1)
-        first = np.minimum(position.astype(np.intp), max(n - 2, 0))
-        corner.append((first, np.minimum(first + 1, n - 1)))
-        part.append(position - first)
-    (y0, y1), (x0, x1) = corner
-    y0, y1 = y0 * background.level.shape[1], y1 * background.level.shape[1]
-    places, (v, u) = (y0 + x0, y0 + x1, y1 + x0, y1 + x1), part
+    cell = np.array(background.cell[::-1])
+    first, last = (cell - 1) / 2, cell * background.level.shape[::-1] - (cell + 1) / 2
+    inside = np.minimum(np.maximum(np.nan_to_num(xy), first), last)
 
     def at(mesh: FloatImage) -> Array:
-        values = mesh.astype(np.float64).ravel()
+        values = mesh.astype(np.float64)
         if not (known := np.isfinite(values)).all():
             values = np.where(known, values, _middle(values))
-        a, b, c, d = (values[place] for place in places)
-        return np.asarray((a * (1 - u) + b * u) * (1 - v) + (c * (1 - u) + d * u) * v)
+        return _stars.mesh_values(values, *background.cell, *background.shape, inside, np.inf)
 
     return at(background.level), at(background.noise)
 
