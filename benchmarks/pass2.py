@@ -74,7 +74,9 @@ def run(job: coadd.Job, threads: int) -> float:
     size = grid.tile_shape(len(job.frames), job.shape, budget, rotation, threads)
     start = time.perf_counter()
     with Executor(threads) as executor:
-        for _ in executor.map(functools.partial(coadd.stack_strip, job=job), grid.strips(job.shape, size, threads)):
+        for _ in executor.map(
+            functools.partial(coadd.stack_strip, job=job), grid.strips(len(job.frames), job.shape, size, threads)
+        ):
             pass
     return time.perf_counter() - start
 

@@ -76,7 +76,7 @@ def test_strips_cover_everything_once_within_the_budget(
     assert size[0] * size[1] * n * 5 <= max(budget, n * 5 * grid.ANCHOR**2)
     if shape[0] * shape[1] // (size[0] * size[1]) > 5000:
         return
-    strips = list(grid.strips(shape, size, workers))
+    strips = list(grid.strips(n, shape, size, workers))
     covered = 0
     for strip in strips:
         for y0, y1, x0, x1 in strip:

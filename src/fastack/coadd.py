@@ -455,7 +455,7 @@ def coadd(job: Job, sink: output.Sink, executor: Executor, reporter: report.Repo
     rotation = max(abs((t.rotation + 45) % 90 - 45) for t in job.transforms)
     budget = _budget(job.options.memory - store.used, executor.threads)
     size = grid.tile_shape(len(job.frames), job.shape, budget, rotation, executor.threads)
-    strips = list(grid.strips(job.shape, size, executor.threads))
+    strips = list(grid.strips(len(job.frames), job.shape, size, executor.threads))
     _retile(job, [tile for strip in strips for tile in strip], store)
     reporter.start("combine", sum(map(len, strips)), size[0] * size[1] * len(job.frames))
     work = functools.partial(stack_strip, job=job)

@@ -18,7 +18,8 @@ _AREA = 1 << 18  # pixels of a tile: larger ones save little
 _SAMPLES = 70_000_000  # bytes of a tile's samples beyond which a tile of `_LEAST` pixels is not enlarged
 _LEAST = 1 << 16
 _SHARE = 4  # strips for each worker
-_STRIP = 1 << 20  # pixels of a strip, which stay in memory until they are written
+_STRIP = 1 << 20  # pixels of a strip, which stay in memory until they are written,
+_TASK = 1 << 28  # and samples, which take some seconds: progress shows, and an interrupt waits no longer
 
 
 def footprint(
@@ -152,11 +153,13 @@ def tile_shape(
     return height, width
 
 
-def strips(shape: tuple[int, int], size: tuple[int, int], workers: int = 1) -> Iterator[list[Tile]]:
+def strips(n_frames: int, shape: tuple[int, int], size: tuple[int, int], workers: int = 1) -> Iterator[list[Tile]]:
     """Divide an output into strips of tiles, each of which goes on along y where the one before it ends.
 
     Parameters
     ----------
+    n_frames : int
+        Frames in the stack.
     shape : tuple of int
         (ny, nx) of the output.
     size : tuple of int
@@ -171,7 +174,7 @@ def strips(shape: tuple[int, int], size: tuple[int, int], workers: int = 1) -> I
     """
     rows, columns = -(-shape[0] // size[0]), -(-shape[1] // size[1])
     least = -(-_SHARE * workers // columns)
-    count = min(rows, max(least, -(-rows * size[0] * size[1] // _STRIP)))
+    count = min(rows, max(least, -(-rows * size[0] * size[1] // min(_STRIP, max(1, _TASK // n_frames)))))
     for k in range(count):
         first, last = rows * k // count, rows * (k + 1) // count
         for x in range(0, shape[1], size[1]):
