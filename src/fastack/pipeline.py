@@ -175,7 +175,7 @@ def stack(
         Store(options.memory // _KEPT, scratch=options.scratch) as store,
     ):
         records = open_frames(sources, options, exclude=target)
-        with preload(*_needed_later(records)):
+        with preload(*_needed_later(records, options)):
             calibration = _measure_all(records, options, reporter, executor, store)
         select.apply_limits(records, options.select)
         _need(records, "after the selection")
@@ -324,8 +324,13 @@ def open_frames(
     return records
 
 
-def _needed_later(records: Sequence[FrameRecord]) -> list[str]:
-    """Modules that no frame needs in pass 1 but the header of the stack does; they are slow to start."""
+def _needed_later(records: Sequence[FrameRecord], options: StackOptions) -> list[str]:
+    """Modules that no frame needs in pass 1 but the header of the stack does; they are slow to start.
+
+    None where a single frame takes all the memory there is.
+    """
+    if not _fitting([r.frame for r in records if r.frame is not None], options):
+        return []
     celestial = any(r.frame is not None and "CTYPE1  =" in r.frame.cards for r in records)
     return ["astropy.io.fits", "erfa", *(["astropy.wcs"] if celestial else [])]
 
@@ -381,7 +386,7 @@ def _measure_all(
     for note in calibration.notes:
         reporter.note(note)
     pixels = max(r.frame.raw_shape[0] * r.frame.raw_shape[1] for r in live)
-    workers = max(1, min(executor.threads, options.memory // (16 * pixels)))
+    workers = max(1, min(executor.threads, _fitting([r.frame for r in live], options)))
     if store is not None:
         store.expect(sum(r.frame.plane.nbytes for r in live))
     few = options.combine.reject != "none" and 1 < len(live) <= options.combine.trail_frames
@@ -401,6 +406,11 @@ def _measure_all(
     reporter.finish()
     _drop_known_artefacts([r for r in live if r.reason is None])
     return calibration
+
+
+def _fitting(open_frames: Sequence[frames.Frame], options: StackOptions) -> int:
+    """Frames that may be in memory at once."""
+    return options.memory // max((16 * f.raw_shape[0] * f.raw_shape[1] for f in open_frames), default=1)
 
 
 def _coming(records: Sequence[FrameRecord]) -> Iterator[frames.Frame]:

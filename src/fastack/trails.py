@@ -15,11 +15,12 @@ from fastack.types import Array, Background, FloatImage, Transform
 
 _BIN = 8  # pixels on a side of the bins in which lines are looked for
 _LARGE = 4096  # pixels on a side; larger images are looked at in parts
+_BAND = 64  # rows of bins that are summed at once
 _LIT = 3.0  # sigmas of a bin
 _MOST_LIT = 0.3  # part of the bins; in denser fields only the brightest count
 _SCORE = 5.0  # sigmas by which a line holds more lit bins than chance
 _CLUMPS = 4.0  # lit bins come in clumps (stars), which scatter so many times more than single ones
-_TURNS = 1 << 20  # lit bins times angles that are counted at once
+_TURNS = 1 << 18  # lit bins times angles that are counted at once
 _CANDIDATES = 8  # lines of a frame that are looked at
 _SEGMENT = 32  # pixels along a line whose median is taken: what stars leave free tells
 _SEEN = 3.0  # sigmas of a segment
@@ -180,9 +181,13 @@ def _covers(trail: Trail, points: Array) -> bool:
 def _lit(pixels: FloatImage, background: Background, corner: Array, shape: tuple[int, int]) -> NDArray[np.bool_]:
     """Bins that hold more light than the sky."""
     by, bx = shape
-    rows = pixels[: by * _BIN].reshape(by, _BIN, -1)[:, ::2].sum(axis=1)  # half of the rows will do
-    light = rows[:, : bx * _BIN].reshape(by, bx, _BIN).sum(axis=2) / (_BIN * _BIN / 2)
-    light -= _at_bins(background, corner, shape)
+    light = -_at_bins(background, corner, shape)
+    for first in range(0, by, _BAND):
+        band = pixels[first * _BIN : min(first + _BAND, by) * _BIN]
+        rows = band.reshape(-1, _BIN, pixels.shape[1])[:, ::2].sum(axis=1)  # half of the rows will do
+        light[first : first + _BAND] += rows[:, : bx * _BIN].reshape(len(rows), bx, _BIN).sum(axis=2) / (
+            _BIN * _BIN / 2
+        )
     known = light[np.isfinite(light)]
     if not len(known):
         return np.zeros(shape, bool)
@@ -217,14 +222,15 @@ def _lines(shape: tuple[int, int]) -> tuple[Array, Array]:
     angles = np.arange(0, np.pi, 2 / max(shape))
     reach = int(np.ceil(np.hypot(by, bx) / 2)) + 1
     rho = np.arange(-reach, reach + 1)
-    cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
-    low, high = np.full((len(angles), len(rho)), -np.inf), np.full((len(angles), len(rho)), np.inf)
-    # the points rho (cos, sin) + t (-sin, cos) that lie within half a side of the middle
-    for place, slope, half in ((rho * cos, -sin, bx / 2), (rho * sin, cos, by / 2)):
-        slope = np.where(np.abs(slope) < 1e-9, 1e-9, slope)
-        ends = np.sort(np.stack([(-half - place) / slope, (half - place) / slope]), axis=0)
-        low, high = np.maximum(low, ends[0]), np.minimum(high, ends[1])
-    length = np.maximum(high - low, 0.0)
+    length = np.empty((len(angles), len(rho)))
+    for angle, lengths in zip(angles, length, strict=True):
+        low, high = -np.inf, np.inf
+        # the points rho (cos, sin) + t (-sin, cos) that lie within half a side of the middle
+        for along, slope, half in ((np.cos(angle), -np.sin(angle), bx / 2), (np.sin(angle), np.cos(angle), by / 2)):
+            slope = slope if abs(slope) >= 1e-9 else 1e-9
+            ends = np.sort([(-half - rho * along) / slope, (half - rho * along) / slope], axis=0)
+            low, high = np.maximum(low, ends[0]), np.minimum(high, ends[1])
+        np.maximum(high - low, 0.0, out=lengths)
     for array in (angles, length):
         array.setflags(write=False)
     return angles, length
@@ -236,22 +242,22 @@ def _best_line(x: Array, y: Array, shape: tuple[int, int], occupied: float) -> t
     if len(x) < _SHORTEST * _SEGMENT / _BIN:
         return None
     reach, width = length.shape[1] // 2, length.shape[1]
-    counts = np.empty(length.shape, np.int64)
     across, up = x.astype(np.float32), y.astype(np.float32)
-    some = max(1, _TURNS // len(x))
+    some = max(1, _TURNS // max(len(x), width))
+    best, line = _SCORE, None
     for first in range(0, len(angles), some):
         cos, sin = (f(angles[first : first + some])[:, None].astype(np.float32) for f in (np.cos, np.sin))
         rho = cos * across
         rho += sin * up
         rho += np.arange(len(cos), dtype=np.float32)[:, None] * width + (reach + 0.5)
-        counts[first : first + some] = np.bincount(rho.ravel().astype(np.int32), minlength=len(cos) * width).reshape(
-            -1, width
-        )
-    chance = occupied * length
-    score = (counts - chance) / np.sqrt(_CLUMPS * (chance * (1 - occupied) + 1))
-    score[counts - chance < 0.5 * _SHORTEST * _SEGMENT / _BIN] = 0
-    k, j = np.unravel_index(int(np.argmax(score)), score.shape)
-    return (float(angles[k]), float(j - reach)) if score[k, j] > _SCORE else None
+        counts = np.bincount(rho.ravel().astype(np.int32), minlength=len(cos) * width).reshape(-1, width)
+        chance = occupied * length[first : first + some]
+        score = (counts - chance) / np.sqrt(_CLUMPS * (chance * (1 - occupied) + 1))
+        score[counts - chance < 0.5 * _SHORTEST * _SEGMENT / _BIN] = 0
+        k, j = np.unravel_index(int(np.argmax(score)), score.shape)
+        if score[k, j] > best:
+            best, line = float(score[k, j]), (float(angles[first + k]), float(j - reach))
+    return line
 
 
 def _trace(pixels: FloatImage, angle: float, rho: float, fwhm: float) -> Trail | None:
