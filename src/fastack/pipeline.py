@@ -377,7 +377,7 @@ def _measure_all(
     select.keep_majority(records, options.select)
     live = [r for r in records if r.reason is None]
     _need(records, "that could be opened")
-    calibration = calibrate.load_calibration([r.frame for r in live], options.calibrate)
+    calibration = calibrate.load_calibration([r.frame for r in live], options.calibrate, executor=executor)
     for note in calibration.notes:
         reporter.note(note)
     pixels = max(r.frame.raw_shape[0] * r.frame.raw_shape[1] for r in live)
