@@ -1624,6 +1624,24 @@ def mesh_values(const double[:, :] level, double cell_y, double cell_x, double h
     return np.asarray(out)
 
 
+def medians(const double[:, ::1] values, chosen):
+    """Median of the chosen values of each row; 0 where there is none."""
+    cdef const unsigned char[:, ::1] mask = chosen.view(np.uint8)
+    cdef double[::1] out = np.zeros(values.shape[0])
+    cdef double[::1] room = np.empty(max(values.shape[1], 1))
+    cdef Py_ssize_t i, j, n
+    with nogil:
+        for i in range(values.shape[0]):
+            n = 0
+            for j in range(values.shape[1]):
+                if mask[i, j]:
+                    room[n] = values[i, j]
+                    n += 1
+            if n:
+                out[i] = middle(&room[0], n)
+    return np.asarray(out)
+
+
 def clipped_mean(values):
     """Mean of the finite values within 3 robust sigmas of their median, again until none falls out (five times at
     most); the median of four and fewer, NaN of none."""
