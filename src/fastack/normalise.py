@@ -303,7 +303,7 @@ def _planes(excess: Array, known: NDArray[np.bool_], weight: Array, basis: Array
         shares = _shares(counted, weight)
         for _ in range(_TURNS):
             left = excess - _common_level(excess - planes @ basis.T, *shares)
-            moment = np.where(counted, left, 0.0) @ basis
+            moment = (left * counted) @ basis
             new = np.linalg.solve(normal, moment[..., None])[..., 0]
             new = new - weight @ new / weight.sum()
             change, planes = np.abs(new - planes).max(), np.asarray(new, float)
