@@ -16,7 +16,7 @@ _CELL = 64  #: side of a cell of the sky surfaces, output pixel
 _QUIET = 0.2  #: surfaces whose rms stays below, in sigmas of a pixel, are not worth their cost
 _TURNS = 50  #: of common sky and planes at most; frames that overlap widely need about ten
 
-_UNFIT = StarFlag.SATURATED | StarFlag.EDGE | StarFlag.NO_FIT | StarFlag.SHARP
+_UNFIT = int(StarFlag.SATURATED | StarFlag.EDGE | StarFlag.NO_FIT | StarFlag.SHARP)
 
 
 def match_levels(records: Sequence[FrameRecord], reference: FrameRecord, *, normalise: bool = True) -> None:
@@ -90,9 +90,10 @@ def flux_scale(reference: Stars, frame: Stars) -> tuple[float, float]:
 
 def _flux_scale(reference: Stars, frame: Stars, i: NDArray[np.intp], j: NDArray[np.intp]) -> tuple[float, float]:
     """`flux_scale` of the stars in rows i of the one list and j of the other."""
-    first, second = reference.flux[i], frame.flux[j]
-    snr, other = reference.snr[i], frame.snr[j]
-    good = ((reference.flags[i] | frame.flags[j]) & int(_UNFIT)) == 0
+    first, second = reference.flux.take(i), frame.flux.take(j)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        snr, other = first / reference.flux_err.take(i), second / frame.flux_err.take(j)
+    good = ((reference.flags.take(i) | frame.flags.take(j)) & _UNFIT) == 0
     good &= (first > 0) & (second > 0) & (snr > 5) & (other > 5)
     n = int(np.count_nonzero(good))
     if n < 3:
@@ -103,7 +104,8 @@ def _flux_scale(reference: Stars, frame: Stars, i: NDArray[np.intp], j: NDArray[
     mean, error, n = _stars.robust_mean(ratio[order], variance[order])
     if not np.isfinite(mean) or error > 0.5:
         raise MatchError(f"flux scale: the ratios of {n} stars scatter too much (error {error:.2f})")
-    return float(np.exp(mean)), float(np.exp(mean)) * error
+    scale = float(np.exp(mean))
+    return scale, scale * error
 
 
 def mesh_at(background: Background, xy: Array, reach: float = 0.0) -> Array:

@@ -87,14 +87,13 @@ def _fit(
     a, b = _points(reference_xy), _points(frame_xy)
     if len(a) != len(b):
         raise ValueError(f"{len(a)} reference positions but {len(b)} frame positions")
-    finite: Mask = np.isfinite(a).all(axis=1) & np.isfinite(b).all(axis=1)
+    finite: Mask = np.asarray(np.isfinite(a).all(axis=1) & np.isfinite(b).all(axis=1))
     n, wanted = int(np.count_nonzero(finite)), options.model
     if n < NEED[wanted]:
         raise MatchError(f"{n} pairs of stars; the model {wanted!r} needs {NEED[wanted]}")
-    errors = [None if e is None else _errors(e, len(finite)) for e in (reference_err, frame_err)]
+    first, second = (None if e is None else _errors(e, finite) for e in (reference_err, frame_err))
     if n < len(finite):
         a, b = a[finite], b[finite]
-        errors = [None if e is None else e[finite] for e in errors]
     left, low, right, high = _stars.box(a)
     extent = max(right - left, high - low)
     scale = max(extent / 2, 1e-3)
@@ -107,7 +106,7 @@ def _fit(
     else:
         start = _stars.near_prediction(guess(a), b, options.clip)
         parity, size = (-1.0 if guess.mirrored else 1.0), guess.magnification * scale
-    variance, known = _stars.variances(*errors, n, size / scale)
+    variance, known = _stars.variances(first, second, n, size / scale)
     ladder = -1 if wanted == "auto" else LADDER.index(wanted)
     number, c, covariance, keep, squares = _stars.fit_pairs(
         a,
@@ -148,11 +147,11 @@ def _points(xy: ArrayLike) -> Array:
     return np.ascontiguousarray(points)
 
 
-def _errors(values: ArrayLike, n: int) -> Array:
-    errors = np.ascontiguousarray(values, float)
-    if errors.shape != (n,):
-        raise ValueError(f"errors have shape {errors.shape}, not ({n},)")
-    return errors
+def _errors(values: ArrayLike, finite: Mask) -> Array:
+    errors: Array = np.ascontiguousarray(values, float)
+    if errors.shape != finite.shape:
+        raise ValueError(f"errors have shape {errors.shape}, not {finite.shape}")
+    return errors if finite.all() else errors[finite]
 
 
 def _first_guess(u: Array, v: Array, b: Array, clip: float) -> tuple[float, float, Mask]:
@@ -421,7 +420,8 @@ def consistent(
         inside = np.stack([t.inverse(edges[shapes[k]]) for k, t in known])
         jacobians = np.stack([t.jacobian(points) for (_, t), points in zip(known, inside, strict=True)])
         areas = jacobians[..., 0, 0] * jacobians[..., 1, 1] - jacobians[..., 0, 1] * jacobians[..., 1, 0]
-    kept = np.isfinite(inside).all(axis=(1, 2)) & ((areas > 0).all(axis=1) | (areas < 0).all(axis=1))
+    one_sided = (areas > 0).all(axis=1) | (areas < 0).all(axis=1)
+    kept = np.asarray(np.isfinite(inside).all(axis=(1, 2)) & one_sided)
     stretch = np.linalg.svd(np.stack([t.matrix for _, t in known]), compute_uv=False)
     low, high = inside.min(axis=1).tolist(), inside.max(axis=1).tolist()
     boxes: dict[int, list[float]] = {}
