@@ -245,7 +245,7 @@ cdef double best_odds(Fit* fit, const double[:, ::1] a, const double[:, ::1] b, 
     for _level in range(3):
         for j in range(b.shape[0]):
             if owner[j] >= 0 and d2[j] > r * r:
-                owner[j] = -1
+                owner[j] = -2 - owner[j]  # which may be undone
         if not least_squares(a, b, owner, fit.map.parity, &tight):
             break
         best = fmax(best, odds(&tight, inside, density))
@@ -518,11 +518,17 @@ def refine(const double[:, ::1] a, const double[:, ::1] b, const double[::1] sta
     cdef double[::1] d2 = np.empty(max(b.shape[0], 1))
     cdef Fit fit
     cdef double score
-    cdef Py_ssize_t n
+    cdef Py_ssize_t j, n = 0
     fit.map.c, fit.map.s, fit.map.tx, fit.map.ty, fit.map.parity = start[0], start[1], start[2], start[3], start[4]
     with nogil:
         score = judge(&fit, a, b, cells, tolerance, b.shape[0] / extent(b), True, &owner[0], &d2[0])
-        n = pair_up(&fit.map, a, cells, tolerance, &owner[0], &d2[0])
+        if score == -INFINITE:
+            n = pair_up(&fit.map, a, cells, tolerance, &owner[0], &d2[0])
+        else:
+            for j in range(b.shape[0]):
+                if owner[j] < -1:
+                    owner[j] = -2 - owner[j]
+                n += owner[j] >= 0
     similarity = np.array([fit.map.c, fit.map.s, fit.map.tx, fit.map.ty, fit.map.parity])
     return similarity, rows(owner, a.shape[0], b.shape[0], n), score
 
@@ -534,7 +540,8 @@ def rough_fit(const double[:, ::1] a, const double[:, ::1] b, double clip):
     cdef Py_ssize_t[::1] owner = np.arange(n)
     cdef double[:, ::1] distance2 = np.empty((2, n))
     cdef double[::1] room = np.empty(n)
-    cdef unsigned char[::1] near = np.ones(n, np.uint8)
+    inside = np.empty(n, np.uint8)
+    cdef unsigned char[::1] near = inside
     cdef Fit[2] fits
     cdef double[2] medians
     cdef double x, y, sigma = 0
@@ -556,7 +563,7 @@ def rough_fit(const double[:, ::1] a, const double[:, ::1] b, double clip):
                 near[i] = distance2[k, i] <= clip * clip * sigma * sigma
                 owner[i] = i if near[i] else -1
     similarity = np.array([fits[k].map.c, fits[k].map.s, fits[k].map.tx, fits[k].map.ty, fits[k].map.parity])
-    return similarity, sigma, np.asarray(near).view(bool)
+    return similarity, sigma, inside.view(bool)
 
 
 def nearest_pairs(const double[:, ::1] a, const double[:, ::1] b, double radius):
@@ -576,8 +583,10 @@ cdef rows(Py_ssize_t[::1] owner, Py_ssize_t na, Py_ssize_t nb, Py_ssize_t n):
     """(n, 2) rows of the pairs, in the order of the first list."""
     index = np.empty((n, 2), np.intp)
     cdef Py_ssize_t[:, ::1] out = index
-    cdef Py_ssize_t[::1] partner = np.full(na, -1, np.intp)
+    cdef Py_ssize_t[::1] partner = np.empty(na, np.intp)
     cdef Py_ssize_t i, j, k = 0
+    for i in range(na):
+        partner[i] = -1
     for j in range(nb):
         if owner[j] >= 0:
             partner[owner[j]] = j
@@ -594,26 +603,28 @@ def pairs_of_sky(const double[:, ::1] predicted, const double[:, ::1] a, const d
     3 `sigma`) that the map moves (by more than 6): these are hot pixels."""
     index = nearest_pairs(predicted, b, radius)
     cdef const Py_ssize_t[:, ::1] pair = index
-    cdef unsigned char[::1] moving = np.ones(pair.shape[0], np.uint8)
+    keep = np.empty(pair.shape[0], np.uint8)
+    cdef unsigned char[::1] moving = keep
     cdef Py_ssize_t i, j, k, n = 0
     for k in range(pair.shape[0]):
         i, j = pair[k, 0], pair[k, 1]
         moving[k] = not (hypot(b[j, 0] - a[i, 0], b[j, 1] - a[i, 1]) < 3 * sigma
                          and hypot(predicted[i, 0] - a[i, 0], predicted[i, 1] - a[i, 1]) > 6 * sigma)
         n += moving[k]
-    return index if n == pair.shape[0] else index[np.asarray(moving).view(bool)]
+    return index if n == pair.shape[0] else index[keep.view(bool)]
 
 
 def usable_rows(const double[:, ::1] xy, flags, int unwanted):
     """Rows of finite positions without any of the `unwanted` flags, where there are flags."""
     cdef const unsigned short[::1] flag = flags
-    cdef Py_ssize_t[::1] out = np.empty(xy.shape[0], np.intp)
+    rows = np.empty(xy.shape[0], np.intp)
+    cdef Py_ssize_t[::1] out = rows
     cdef Py_ssize_t i, n = 0
     for i in range(xy.shape[0]):
         if isfinite(xy[i, 0]) and isfinite(xy[i, 1]) and (flag is None or not flag[i] & unwanted):
             out[n] = i
             n += 1
-    return np.asarray(out)[:n]
+    return rows[:n]
 
 
 def box(const double[:, ::1] xy):
@@ -1350,7 +1361,8 @@ def near_prediction(const double[:, ::1] predicted, const double[:, ::1] b, doub
     """Which points lie where a first guess has put them: within 2 `clip` times the median of their distances."""
     cdef Py_ssize_t i, n = b.shape[0]
     cdef double[:, ::1] distance = np.empty((2, n))
-    cdef unsigned char[::1] out = np.empty(n, np.uint8)
+    near = np.empty(n, np.uint8)
+    cdef unsigned char[::1] out = near
     cdef double limit
     with nogil:
         for i in range(n):
@@ -1358,7 +1370,7 @@ def near_prediction(const double[:, ::1] predicted, const double[:, ::1] b, doub
         limit = 2 * clip * fmax(middle(&distance[1, 0], n), FINEST)
         for i in range(n):
             out[i] = distance[0, i] <= limit
-    return np.asarray(out).view(bool)
+    return near.view(bool)
 
 
 cdef void add_errors(const double[::1] errors, double factor, double[::1] variance, double* room) noexcept nogil:
@@ -1551,24 +1563,26 @@ def evaluate(const double[:, :] xy, const double[:] cx, const double[:] cy, doub
     """Points (n, 2) through a polynomial map; see `types.Transform`."""
     cdef Map t
     cdef Py_ssize_t i, n = xy.shape[0]
-    cdef double[:, ::1] out = np.empty((n, 2))
+    made = np.empty((n, 2))
+    cdef double[:, ::1] out = made
     read_map(&t, cx, cy, x0, y0, scale)
     with nogil:
         for i in range(n):
             apply_map(&t, xy[i, 0], xy[i, 1], &out[i, 0])
-    return np.asarray(out)
+    return made
 
 
 def derivatives(const double[:, :] xy, const double[:] cx, const double[:] cy, double x0, double y0, double scale):
     """(n, 2, 2) derivatives of a polynomial map."""
     cdef Map t
     cdef Py_ssize_t i, n = xy.shape[0]
-    cdef double[:, :, ::1] out = np.empty((n, 2, 2))
+    made = np.empty((n, 2, 2))
+    cdef double[:, :, ::1] out = made
     read_map(&t, cx, cy, x0, y0, scale)
     with nogil:
         for i in range(n):
             derive_map(&t, xy[i, 0], xy[i, 1], &out[i, 0, 0])
-    return np.asarray(out)
+    return made
 
 
 def invert_map(const double[:, :] xy, const double[:] cx, const double[:] cy, double x0, double y0, double scale,
@@ -1577,7 +1591,8 @@ def invert_map(const double[:, :] xy, const double[:] cx, const double[:] cy, do
     cdef Map t
     cdef Py_ssize_t i, n = xy.shape[0]
     cdef int step
-    cdef double[:, ::1] out = np.empty((n, 2))
+    made = np.empty((n, 2))
+    cdef double[:, ::1] out = made
     cdef double[4] d
     cdef double[2] at
     cdef double det, dx, dy
@@ -1595,7 +1610,7 @@ def invert_map(const double[:, :] xy, const double[:] cx, const double[:] cy, do
                 out[i, 1] += dy
                 if step > 0 and fmax(fabs(dx), fabs(dy)) < precision:
                     break
-    return np.asarray(out)
+    return made
 
 
 # --- levels
@@ -1605,7 +1620,8 @@ def mesh_values(const double[:, :] level, double cell_y, double cell_x, double h
     """Mesh at points (n, 2) of the image, bilinear, and straight beyond the outermost mesh points; NaN further than
     `reach` outside the image."""
     cdef Py_ssize_t i, n = xy.shape[0], my = level.shape[0], mx = level.shape[1], ix, iy, jx, jy
-    cdef double[::1] out = np.empty(n)
+    made = np.empty(n)
+    cdef double[::1] out = made
     cdef double x, y, fx, fy, top, bottom
     with nogil:
         for i in range(n):
@@ -1621,13 +1637,14 @@ def mesh_values(const double[:, :] level, double cell_y, double cell_x, double h
             top = level[iy, ix] * (1 - fx) + level[iy, jx] * fx
             bottom = level[jy, ix] * (1 - fx) + level[jy, jx] * fx
             out[i] = top * (1 - fy) + bottom * fy
-    return np.asarray(out)
+    return made
 
 
 def medians(const double[:, ::1] values, chosen):
     """Median of the chosen values of each row; 0 where there is none."""
     cdef const unsigned char[:, ::1] mask = chosen.view(np.uint8)
-    cdef double[::1] out = np.zeros(values.shape[0])
+    made = np.zeros(values.shape[0])
+    cdef double[::1] out = made
     cdef double[::1] room = np.empty(max(values.shape[1], 1))
     cdef Py_ssize_t i, j, n
     with nogil:
@@ -1639,7 +1656,7 @@ def medians(const double[:, ::1] values, chosen):
                     n += 1
             if n:
                 out[i] = middle(&room[0], n)
-    return np.asarray(out)
+    return made
 
 
 def clipped_mean(values):

@@ -204,7 +204,11 @@ def _fixed(xa: Array, xb: Array, radius: float) -> Rows:
 
 def _is_clump(pairs: Array, every: Array) -> bool:
     """Whether the pairs fill but a corner or a row of the list; a shared sky shows all over the shared area."""
-    middle, whole = _stars.interquartile(pairs), _stars.interquartile(every)
+    middle = _stars.interquartile(pairs)
+    left, low, right, high = _stars.box(every)
+    if middle[0] >= CLUMP * (right - left) and middle[1] >= CLUMP * (high - low):
+        return False  # the middle half of the list spans even less
+    whole = _stars.interquartile(every)
     return any(part < CLUMP * all_ for part, all_ in zip(middle, whole, strict=True))
 
 
