@@ -175,7 +175,8 @@ def stack(
         Store(options.memory // _KEPT, scratch=options.scratch) as store,
     ):
         records = open_frames(sources, options, exclude=target)
-        with preload(*_needed_later(records)):
+        # numpy.ma, which NumPy's own functions load at the first frame, stands in no circle with the others
+        with preload("numpy.ma", *_needed_later(records)):
             calibration = _measure_all(records, options, reporter, executor, store)
         select.apply_limits(records, options.select)
         _need(records, "after the selection")
