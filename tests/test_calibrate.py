@@ -15,6 +15,7 @@ from reference import calibrate as twin
 from fastack import _pixels
 from fastack.calibrate import Calibration, decode, load_calibration, make_master
 from fastack.errors import CalibrationError, FrameError, OutputError
+from fastack.executor import Executor
 from fastack.files import find_frames
 from fastack.frames import open_frame
 from fastack.options import CalibrateOptions
@@ -571,6 +572,8 @@ def test_pile_up_tells_the_saturation_level(tmp_path):
         fits.PrimaryHDU(np.minimum(data, 4095).astype(np.int16)).writeto(tmp_path / f"d{i}.fits")
         frames.append(open_frame(tmp_path / f"d{i}.fits"))
     calibration = load_calibration(frames)
+    with Executor(3) as executor:
+        assert load_calibration(frames, executor=executor).saturation == calibration.saturation
     assert calibration.saturation_of(frames[0]) == 4095
     assert calibration.read(frames[0]).n_saturated == int(np.sum(fits.getdata(frames[0].path) == 4095))
     told = open_frame(tmp_path / "d0.fits", options=CalibrateOptions(saturation=4000.0))
@@ -599,6 +602,8 @@ def test_lines_at_the_edge_that_do_not_show_the_sky(tmp_path):
     calibration = load_calibration(frames)
     # the ninth row is off by 200 exp(-8/3) = 14 ADU, nearly two sigmas; a line counts from half a sigma on
     assert calibration.edges == (9, 0, 0, 2)
+    with Executor(3) as executor:
+        assert load_calibration(frames, executor=executor).edges == calibration.edges
     pixels = calibration.read(frames[0]).pixels
     assert np.isnan(pixels[:9]).all() and np.isnan(pixels[:, -2:]).all() and np.isfinite(pixels[9:, :-2]).all()
     np.testing.assert_array_equal(calibration.read(frames[0], (3, 40, 250, 280)).pixels, pixels[3:40, 250:])

@@ -187,6 +187,38 @@ def test_nearest_pairs_equal_their_twin(radius: float) -> None:
     np.testing.assert_array_equal(_stars.nearest_pairs(a, b, radius), reference.nearest_pairs(a, b, radius))
 
 
+def test_pairs_of_the_sky_equal_their_twin() -> None:
+    """300 stars that moved by 3 px, and among them 100 hot pixels that stayed."""
+    rng = np.random.default_rng(14)
+    a = rng.uniform(0, 2000, (400, 2))
+    predicted = a + np.array([3.0, 0.0])
+    b = np.concatenate([predicted[:300] + rng.normal(0, 0.3, (300, 2)), a[300:] + rng.normal(0, 0.05, (100, 2))])
+    for radius, sigma in ((1.0, 0.2), (5.0, 0.2), (5.0, 0.6), (50.0, 0.2)):
+        found = _stars.pairs_of_sky(predicted, a, b, radius, sigma)
+        np.testing.assert_array_equal(found, reference.pairs_of_sky(predicted, a, b, radius, sigma))
+    assert len(_stars.pairs_of_sky(predicted, a, b, 5.0, 0.2)) < len(_stars.nearest_pairs(predicted, b, 5.0)) - 80
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 50, 51, 301])
+def test_extents_equal_their_twins(n: int) -> None:
+    rng = np.random.default_rng(n)
+    xy = np.round(rng.normal(0, 10, (n, 2)))
+    assert _stars.box(xy) == (*xy.min(axis=0), *xy.max(axis=0))
+    some = xy.copy()
+    some[1::5, 0] = np.nan
+    for points in (xy, some):
+        assert _stars.interquartile(points) == tuple(reference.interquartile(points))
+
+
+def test_usable_rows_are_finite_and_not_flagged() -> None:
+    rng = np.random.default_rng(15)
+    xy = rng.choice([1.0, 2.0, np.nan, np.inf], (200, 2))
+    flags = rng.integers(0, 64, 200).astype(np.uint16)
+    finite = np.isfinite(xy).all(axis=1)
+    np.testing.assert_array_equal(_stars.usable_rows(xy, None, 12), np.flatnonzero(finite))
+    np.testing.assert_array_equal(_stars.usable_rows(xy, flags, 12), np.flatnonzero(finite & (flags & 12 == 0)))
+
+
 def test_refine_converges_to_the_least_squares_similarity() -> None:
     case = reference.case("mirrored", np.random.default_rng(13))
     true = reference.similarity(case.a[case.pairs[:, 0]], case.b[case.pairs[:, 1]])

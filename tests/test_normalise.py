@@ -174,3 +174,10 @@ def test_robust_mean_is_that_of_its_twin(n: int, scatter: float) -> None:
         order = np.argsort(values)
         found, expected = _stars.robust_mean(values[order], variance[order]), twins.robust_mean(values, variance)
         assert found == pytest.approx(expected, rel=1e-9)
+
+
+def test_medians_are_those_of_their_twin() -> None:
+    rng = np.random.default_rng(7)
+    values = rng.normal(size=(40, 31))
+    chosen = rng.random(values.shape) < np.linspace(0, 1, 40)[:, None]
+    np.testing.assert_array_equal(_stars.medians(values, chosen), twins.medians(values, chosen))

@@ -58,6 +58,22 @@ def test_fit_is_that_of_its_twin(model: str, outliers: float, known: bool) -> No
             np.testing.assert_allclose(found[2], twin.covariance(expected), rtol=1e-5, atol=1e-6 * size**2)
 
 
+@pytest.mark.parametrize("n", [1, 2, 7, 300])
+def test_what_a_fit_starts_from_is_that_of_its_twin(n: int) -> None:
+    rng = np.random.default_rng([6, n])
+    b = rng.uniform(0, 1000, (n, 2))
+    predicted = b + rng.standard_t(1, (n, 2))
+    np.testing.assert_array_equal(
+        _stars.near_prediction(predicted, b, 2.0), reference.near_prediction(predicted, b, 2.0)
+    )
+    errors = rng.choice([0.0, np.nan, *rng.uniform(0.01, 0.3, n)], (2, n))
+    for first, second in ((*errors,), (errors[0], None), (None, None), (np.zeros(n), np.full(n, 0.1))):
+        variance, known = _stars.variances(first, second, n, 1.5)
+        expected = reference.variances(first, second, n, 1.5)
+        assert known == expected[1]
+        np.testing.assert_allclose(variance, expected[0], rtol=1e-14)
+
+
 @pytest.mark.parametrize("outliers", [0.0, 0.1])
 @pytest.mark.parametrize("model", reference.MODELS)
 def test_corner_error_against_the_bound(model: str, outliers: float) -> None:

@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, freethreading_compatible=True
 """Loops over lists of stars: triangles, votes, pairs, and the fit of a map to the pairs."""
 
-from libc.math cimport M_PI, NAN, exp, fabs, floor, fmax, fmin, isfinite, lgamma, log, log1p, sqrt
+from libc.math cimport M_PI, NAN, exp, fabs, floor, fmax, fmin, hypot, isfinite, lgamma, log, log1p, sqrt
 from libc.stdlib cimport calloc, free, malloc
 
 import numpy as np
@@ -45,14 +45,12 @@ cdef class Cells:
     def __cinit__(self, const double[:, ::1] xy, double radius):
         cdef Py_ssize_t i, k, n = xy.shape[0]
         cdef double x1, y1
+        cdef double[4] around
         self.n = n
-        self.x0 = self.y0 = INFINITE
-        x1 = y1 = -INFINITE
-        for i in range(n):
-            self.x0, x1 = fmin(self.x0, xy[i, 0]), fmax(x1, xy[i, 0])
-            self.y0, y1 = fmin(self.y0, xy[i, 1]), fmax(y1, xy[i, 1])
+        surround(xy, around)
         if n == 0:
-            self.x0 = self.y0 = x1 = y1 = 0
+            around[0] = around[1] = around[2] = around[3] = 0
+        self.x0, self.y0, x1, y1 = around[0], around[1], around[2], around[3]
         self.cell = fmax(fmax(radius, 1e-6), sqrt((x1 - self.x0) * (y1 - self.y0) / fmax(n, 1)))
         self.cell = fmax(self.cell, fmax(x1 - self.x0, y1 - self.y0) / 4096)
         self.per_cell = 1 / self.cell
@@ -102,18 +100,29 @@ cdef class Cells:
                     d2[0], found = d, self.row[k]
         return found
 
-    cdef Py_ssize_t count(self, double x, double y, double r) noexcept nogil:
-        """How many points lie within `r`."""
+    cdef Py_ssize_t count(self, double x, double y, double inner, double outer) noexcept nogil:
+        """How many points lie within `outer`, but not within `inner`."""
         cdef Py_ssize_t box[4]
         cdef Py_ssize_t j, k, n = 0
-        cdef double dx, dy
-        if not self.window(x, y, r, box):
+        cdef double dx, dy, d
+        if not self.window(x, y, outer, box):
             return 0
         for j in range(box[2], box[3] + 1):
             for k in range(self.start[j * self.nx + box[0]], self.start[j * self.nx + box[1] + 1]):
                 dx, dy = self.xy[k, 0] - x, self.xy[k, 1] - y
-                n += dx * dx + dy * dy <= r * r
+                d = dx * dx + dy * dy
+                n += inner * inner < d <= outer * outer
         return n
+
+
+cdef void surround(const double[:, ::1] xy, double* out) noexcept nogil:
+    """Smallest upright rectangle around the points: its lower left and its upper right corner."""
+    cdef Py_ssize_t i
+    out[0] = out[1] = INFINITE
+    out[2] = out[3] = -INFINITE
+    for i in range(xy.shape[0]):
+        out[0], out[1] = min(out[0], xy[i, 0]), min(out[1], xy[i, 1])
+        out[2], out[3] = max(out[2], xy[i, 0]), max(out[3], xy[i, 1])
 
 
 cdef inline void apply(const Similarity* t, double x, double y, double* u, double* v) noexcept nogil:
@@ -153,7 +162,7 @@ cdef bint least_squares(const double[:, ::1] a, const double[:, ::1] b, const Py
         n += 1
         x, y = a[owner[j], 0], a[owner[j], 1]
         mx, my, nx, ny = mx + x, my + y, nx + b[j, 0], ny + b[j, 1]
-        left, right, low, high = fmin(left, x), fmax(right, x), fmin(low, y), fmax(high, y)
+        left, right, low, high = min(left, x), max(right, x), min(low, y), max(high, y)
     if n < 2:
         return False
     mx, my, nx, ny = mx / n, my / n, nx / n, ny / n
@@ -222,7 +231,7 @@ cdef double judge(Fit* fit, const double[:, ::1] a, const double[:, ::1] b, Cell
                 and cells.y0 - r <= y <= cells.y0 + cells.ny * cells.cell):
             inside += 1
             if local:
-                near += cells.count(x, y, width) - cells.count(x, y, tolerance)
+                near += cells.count(x, y, tolerance, width)
     if local and inside:
         density = fmax(density, near / (inside * M_PI * (width * width - tolerance * tolerance)))
     return best_odds(fit, a, b, tolerance, density, inside, owner, d2)
@@ -236,7 +245,7 @@ cdef double best_odds(Fit* fit, const double[:, ::1] a, const double[:, ::1] b, 
     for _level in range(3):
         for j in range(b.shape[0]):
             if owner[j] >= 0 and d2[j] > r * r:
-                owner[j] = -1
+                owner[j] = -2 - owner[j]  # which may be undone
         if not least_squares(a, b, owner, fit.map.parity, &tight):
             break
         best = fmax(best, odds(&tight, inside, density))
@@ -246,12 +255,10 @@ cdef double best_odds(Fit* fit, const double[:, ::1] a, const double[:, ::1] b, 
 
 cdef double extent(const double[:, ::1] xy) noexcept nogil:
     """Area of the smallest upright rectangle around the points (its sides at least a tenth of each other)."""
-    cdef Py_ssize_t i
-    cdef double left = INFINITE, right = -INFINITE, low = INFINITE, high = -INFINITE, w, h
-    for i in range(xy.shape[0]):
-        left, right = fmin(left, xy[i, 0]), fmax(right, xy[i, 0])
-        low, high = fmin(low, xy[i, 1]), fmax(high, xy[i, 1])
-    w, h = fmax(right - left, 1), fmax(high - low, 1)
+    cdef double[4] around
+    cdef double w, h
+    surround(xy, around)
+    w, h = fmax(around[2] - around[0], 1), fmax(around[3] - around[1], 1)
     return fmax(w, 0.1 * h) * fmax(h, 0.1 * w)
 
 
@@ -328,8 +335,8 @@ cdef bint same(const Similarity* s, const Similarity* t, const double[4] box, do
     cdef int i
     cdef double x, y, u, v
     for i in range(4):
-        apply(s, box[i & 1], box[2 + (i >> 1)], &x, &y)
-        apply(t, box[i & 1], box[2 + (i >> 1)], &u, &v)
+        apply(s, box[2 * (i & 1)], box[1 + 2 * (i >> 1)], &x, &y)
+        apply(t, box[2 * (i & 1)], box[1 + 2 * (i >> 1)], &u, &v)
         if fabs(x - u) > limit or fabs(y - v) > limit:
             return False
     return True
@@ -469,11 +476,7 @@ def search(const double[:, ::1] a, const double[:, ::1] b, double tolerance, dou
             raise MemoryError
         with nogil:
             q.density = b.shape[0] / extent(b)
-            q.box[0] = q.box[2] = INFINITE
-            q.box[1] = q.box[3] = -INFINITE
-            for i in range(a.shape[0]):
-                q.box[0], q.box[1] = fmin(q.box[0], a[i, 0]), fmax(q.box[1], a[i, 0])
-                q.box[2], q.box[3] = fmin(q.box[2], a[i, 1]), fmax(q.box[3], a[i, 1])
+            surround(a, q.box)
             # a candidate is refined where chance alone brings so many stars together in one of 100 at most
             expected = a.shape[0] * q.density * M_PI * (1.5 * tolerance) ** 2
             q.enough = 1
@@ -515,13 +518,19 @@ def refine(const double[:, ::1] a, const double[:, ::1] b, const double[::1] sta
     cdef double[::1] d2 = np.empty(max(b.shape[0], 1))
     cdef Fit fit
     cdef double score
-    cdef Py_ssize_t n
+    cdef Py_ssize_t j, n = 0
     fit.map.c, fit.map.s, fit.map.tx, fit.map.ty, fit.map.parity = start[0], start[1], start[2], start[3], start[4]
     with nogil:
         score = judge(&fit, a, b, cells, tolerance, b.shape[0] / extent(b), True, &owner[0], &d2[0])
-        n = pair_up(&fit.map, a, cells, tolerance, &owner[0], &d2[0])
+        if score == -INFINITE:
+            n = pair_up(&fit.map, a, cells, tolerance, &owner[0], &d2[0])
+        else:
+            for j in range(b.shape[0]):
+                if owner[j] < -1:
+                    owner[j] = -2 - owner[j]
+                n += owner[j] >= 0
     similarity = np.array([fit.map.c, fit.map.s, fit.map.tx, fit.map.ty, fit.map.parity])
-    return similarity, rows(owner, b.shape[0], n), score
+    return similarity, rows(owner, a.shape[0], b.shape[0], n), score
 
 
 def rough_fit(const double[:, ::1] a, const double[:, ::1] b, double clip):
@@ -531,7 +540,8 @@ def rough_fit(const double[:, ::1] a, const double[:, ::1] b, double clip):
     cdef Py_ssize_t[::1] owner = np.arange(n)
     cdef double[:, ::1] distance2 = np.empty((2, n))
     cdef double[::1] room = np.empty(n)
-    cdef unsigned char[::1] near = np.ones(n, np.uint8)
+    inside = np.empty(n, np.uint8)
+    cdef unsigned char[::1] near = inside
     cdef Fit[2] fits
     cdef double[2] medians
     cdef double x, y, sigma = 0
@@ -553,7 +563,7 @@ def rough_fit(const double[:, ::1] a, const double[:, ::1] b, double clip):
                 near[i] = distance2[k, i] <= clip * clip * sigma * sigma
                 owner[i] = i if near[i] else -1
     similarity = np.array([fits[k].map.c, fits[k].map.s, fits[k].map.tx, fits[k].map.ty, fits[k].map.parity])
-    return similarity, sigma, np.asarray(near).view(bool)
+    return similarity, sigma, inside.view(bool)
 
 
 def nearest_pairs(const double[:, ::1] a, const double[:, ::1] b, double radius):
@@ -566,19 +576,83 @@ def nearest_pairs(const double[:, ::1] a, const double[:, ::1] b, double radius)
     unit.c, unit.s, unit.tx, unit.ty, unit.parity = 1, 0, 0, 0, 1
     with nogil:
         n = pair_up(&unit, a, cells, radius, &owner[0], &d2[0])
-    return rows(owner, b.shape[0], n)
+    return rows(owner, a.shape[0], b.shape[0], n)
 
 
-cdef rows(Py_ssize_t[::1] owner, Py_ssize_t nb, Py_ssize_t n):
+cdef rows(Py_ssize_t[::1] owner, Py_ssize_t na, Py_ssize_t nb, Py_ssize_t n):
     """(n, 2) rows of the pairs, in the order of the first list."""
-    cdef Py_ssize_t[:, ::1] out = np.empty((n, 2), np.intp)
-    cdef Py_ssize_t j, k = 0
+    index = np.empty((n, 2), np.intp)
+    cdef Py_ssize_t[:, ::1] out = index
+    cdef Py_ssize_t[::1] partner = np.empty(na, np.intp)
+    cdef Py_ssize_t i, j, k = 0
+    for i in range(na):
+        partner[i] = -1
     for j in range(nb):
         if owner[j] >= 0:
-            out[k, 0], out[k, 1] = owner[j], j
+            partner[owner[j]] = j
+    for i in range(na):
+        if partner[i] >= 0:
+            out[k, 0], out[k, 1] = i, partner[i]
             k += 1
-    index = np.asarray(out)
-    return index[np.argsort(index[:, 0], kind="stable")]
+    return index
+
+
+def pairs_of_sky(const double[:, ::1] predicted, const double[:, ::1] a, const double[:, ::1] b, double radius,
+                 double sigma):
+    """`nearest_pairs` of `predicted`, where a map puts `a`, and `b`; without pairs at one detector position (within
+    3 `sigma`) that the map moves (by more than 6): these are hot pixels."""
+    index = nearest_pairs(predicted, b, radius)
+    cdef const Py_ssize_t[:, ::1] pair = index
+    keep = np.empty(pair.shape[0], np.uint8)
+    cdef unsigned char[::1] moving = keep
+    cdef Py_ssize_t i, j, k, n = 0
+    for k in range(pair.shape[0]):
+        i, j = pair[k, 0], pair[k, 1]
+        moving[k] = not (hypot(b[j, 0] - a[i, 0], b[j, 1] - a[i, 1]) < 3 * sigma
+                         and hypot(predicted[i, 0] - a[i, 0], predicted[i, 1] - a[i, 1]) > 6 * sigma)
+        n += moving[k]
+    return index if n == pair.shape[0] else index[keep.view(bool)]
+
+
+def usable_rows(const double[:, ::1] xy, flags, int unwanted):
+    """Rows of finite positions without any of the `unwanted` flags, where there are flags."""
+    cdef const unsigned short[::1] flag = flags
+    rows = np.empty(xy.shape[0], np.intp)
+    cdef Py_ssize_t[::1] out = rows
+    cdef Py_ssize_t i, n = 0
+    for i in range(xy.shape[0]):
+        if isfinite(xy[i, 0]) and isfinite(xy[i, 1]) and (flag is None or not flag[i] & unwanted):
+            out[n] = i
+            n += 1
+    return rows[:n]
+
+
+def box(const double[:, ::1] xy):
+    """Smallest upright rectangle around points: low x, low y, high x, high y."""
+    cdef double[4] around
+    surround(xy, around)
+    return around[0], around[1], around[2], around[3]
+
+
+def interquartile(const double[:, ::1] xy):
+    """Range (x, y) that the middle half of the finite points spans along each axis."""
+    cdef double[::1] room = np.empty(xy.shape[0])
+    cdef double[2] low, high
+    cdef Py_ssize_t i, n = 0
+    cdef int axis
+    for axis in range(2):
+        n = 0
+        for i in range(xy.shape[0]):
+            if isfinite(xy[i, 0]) and isfinite(xy[i, 1]):
+                room[n] = xy[i, axis]
+                n += 1
+        if n == 0:
+            return 0.0, 0.0
+        select(&room[0], n, n // 4)
+        low[axis] = room[n // 4]
+        select(&room[0], n, n - 1 - n // 4)
+        high[axis] = room[n - 1 - n // 4]
+    return high[0] - low[0], high[1] - low[1]
 
 
 def commonest_shift(const double[:, ::1] a, const double[:, ::1] b, double radius, double step):
@@ -662,10 +736,10 @@ cdef struct Solution:
     double* variance  # of a position per axis, the floor included
 
 
-cdef double middle(double* values, Py_ssize_t n) noexcept nogil:
-    """Median of finite values, whose order is lost."""
-    cdef Py_ssize_t k = n // 2, low = 0, high = n - 1, i, j
-    cdef double pivot, below
+cdef void select(double* values, Py_ssize_t n, Py_ssize_t k) noexcept nogil:
+    """Bring the k-th of finite values to its place, lower ones before it, higher ones behind it."""
+    cdef Py_ssize_t low = 0, high = n - 1, i, j
+    cdef double pivot
     while low < high:
         pivot = values[(low + high) // 2]
         i, j = low, high
@@ -684,6 +758,13 @@ cdef double middle(double* values, Py_ssize_t n) noexcept nogil:
             low = i
         else:
             break
+
+
+cdef double middle(double* values, Py_ssize_t n) noexcept nogil:
+    """Median of finite values, whose order is lost."""
+    cdef Py_ssize_t k = n // 2, i
+    cdef double below
+    select(values, n, k)
     if n % 2:
         return values[k]
     below = values[0]
@@ -1276,6 +1357,53 @@ cdef Solution* reach(Sample* f, int wanted, const unsigned char* start, Solution
     return s
 
 
+def near_prediction(const double[:, ::1] predicted, const double[:, ::1] b, double clip):
+    """Which points lie where a first guess has put them: within 2 `clip` times the median of their distances."""
+    cdef Py_ssize_t i, n = b.shape[0]
+    cdef double[:, ::1] distance = np.empty((2, n))
+    near = np.empty(n, np.uint8)
+    cdef unsigned char[::1] out = near
+    cdef double limit
+    with nogil:
+        for i in range(n):
+            distance[0, i] = distance[1, i] = hypot(b[i, 0] - predicted[i, 0], b[i, 1] - predicted[i, 1])
+        limit = 2 * clip * fmax(middle(&distance[1, 0], n), FINEST)
+        for i in range(n):
+            out[i] = distance[0, i] <= limit
+    return near.view(bool)
+
+
+cdef void add_errors(const double[::1] errors, double factor, double[::1] variance, double* room) noexcept nogil:
+    """Add the squares of `factor` times the errors; NaN and 0 stand for the median of the others."""
+    cdef Py_ssize_t i, k = 0
+    cdef double usual, error
+    for i in range(errors.shape[0]):
+        if isfinite(errors[i]) and errors[i] > 0:
+            room[k] = errors[i]
+            k += 1
+    usual = middle(room, k) if k else NAN
+    for i in range(errors.shape[0]):
+        error = factor * (errors[i] if isfinite(errors[i]) and errors[i] > 0 else usual)
+        variance[i] += error * error
+
+
+def variances(a, b, Py_ssize_t n, double factor):
+    """Variance of n pairs by the errors of their positions in either list, those of the first one times `factor`
+    (None where they are not known), and whether it is known; if not it is 1."""
+    out = np.zeros(n)
+    cdef double[::1] variance = out
+    cdef double[::1] room = np.empty(max(n, 1))
+    cdef Py_ssize_t i
+    cdef bint known = True
+    if a is not None:
+        add_errors(a, factor, variance, &room[0])
+    if b is not None:
+        add_errors(b, 1.0, variance, &room[0])
+    for i in range(n):
+        known &= isfinite(variance[i]) and variance[i] > 0
+    return (out, True) if known else (np.ones(n), False)
+
+
 def fit_pairs(const double[:, ::1] a, const double[:, ::1] b, const double[::1] variance, bint known, double clip,
               double x0, double y0, double scale, double parity, const unsigned char[::1] start, int wanted):
     """Robust fit of a model (or, at -1, of the one that the residuals justify) to pairs of stars.
@@ -1435,24 +1563,26 @@ def evaluate(const double[:, :] xy, const double[:] cx, const double[:] cy, doub
     """Points (n, 2) through a polynomial map; see `types.Transform`."""
     cdef Map t
     cdef Py_ssize_t i, n = xy.shape[0]
-    cdef double[:, ::1] out = np.empty((n, 2))
+    made = np.empty((n, 2))
+    cdef double[:, ::1] out = made
     read_map(&t, cx, cy, x0, y0, scale)
     with nogil:
         for i in range(n):
             apply_map(&t, xy[i, 0], xy[i, 1], &out[i, 0])
-    return np.asarray(out)
+    return made
 
 
 def derivatives(const double[:, :] xy, const double[:] cx, const double[:] cy, double x0, double y0, double scale):
     """(n, 2, 2) derivatives of a polynomial map."""
     cdef Map t
     cdef Py_ssize_t i, n = xy.shape[0]
-    cdef double[:, :, ::1] out = np.empty((n, 2, 2))
+    made = np.empty((n, 2, 2))
+    cdef double[:, :, ::1] out = made
     read_map(&t, cx, cy, x0, y0, scale)
     with nogil:
         for i in range(n):
             derive_map(&t, xy[i, 0], xy[i, 1], &out[i, 0, 0])
-    return np.asarray(out)
+    return made
 
 
 def invert_map(const double[:, :] xy, const double[:] cx, const double[:] cy, double x0, double y0, double scale,
@@ -1461,7 +1591,8 @@ def invert_map(const double[:, :] xy, const double[:] cx, const double[:] cy, do
     cdef Map t
     cdef Py_ssize_t i, n = xy.shape[0]
     cdef int step
-    cdef double[:, ::1] out = np.empty((n, 2))
+    made = np.empty((n, 2))
+    cdef double[:, ::1] out = made
     cdef double[4] d
     cdef double[2] at
     cdef double det, dx, dy
@@ -1479,7 +1610,7 @@ def invert_map(const double[:, :] xy, const double[:] cx, const double[:] cy, do
                 out[i, 1] += dy
                 if step > 0 and fmax(fabs(dx), fabs(dy)) < precision:
                     break
-    return np.asarray(out)
+    return made
 
 
 # --- levels
@@ -1489,7 +1620,8 @@ def mesh_values(const double[:, :] level, double cell_y, double cell_x, double h
     """Mesh at points (n, 2) of the image, bilinear, and straight beyond the outermost mesh points; NaN further than
     `reach` outside the image."""
     cdef Py_ssize_t i, n = xy.shape[0], my = level.shape[0], mx = level.shape[1], ix, iy, jx, jy
-    cdef double[::1] out = np.empty(n)
+    made = np.empty(n)
+    cdef double[::1] out = made
     cdef double x, y, fx, fy, top, bottom
     with nogil:
         for i in range(n):
@@ -1505,7 +1637,26 @@ def mesh_values(const double[:, :] level, double cell_y, double cell_x, double h
             top = level[iy, ix] * (1 - fx) + level[iy, jx] * fx
             bottom = level[jy, ix] * (1 - fx) + level[jy, jx] * fx
             out[i] = top * (1 - fy) + bottom * fy
-    return np.asarray(out)
+    return made
+
+
+def medians(const double[:, ::1] values, chosen):
+    """Median of the chosen values of each row; 0 where there is none."""
+    cdef const unsigned char[:, ::1] mask = chosen.view(np.uint8)
+    made = np.zeros(values.shape[0])
+    cdef double[::1] out = made
+    cdef double[::1] room = np.empty(max(values.shape[1], 1))
+    cdef Py_ssize_t i, j, n
+    with nogil:
+        for i in range(values.shape[0]):
+            n = 0
+            for j in range(values.shape[1]):
+                if mask[i, j]:
+                    room[n] = values[i, j]
+                    n += 1
+            if n:
+                out[i] = middle(&room[0], n)
+    return made
 
 
 def clipped_mean(values):

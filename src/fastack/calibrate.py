@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastack import _pixels
 from fastack.errors import CalibrationError, FrameError
+from fastack.executor import Executor
 from fastack.files import find_frames
 from fastack.frames import Frame, open_frame
 from fastack.options import CalibrateOptions
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["bias", "dark", "flat"]
 Mask = NDArray[np.bool_]
+_Start = Callable[..., Callable[[], Any]]  # begins a call, as `Executor.start` does
 
 _SMOOTH = (0, 1, 2, 4, 8, 16, 32)  # rows on either side over which the overscan level may be averaged
 _CONFIDENCE = 2.0  # sigmas on either side in the choice among them
@@ -339,7 +342,9 @@ class Master:
 # ---- masters for a run
 
 
-def load_calibration(frames: Sequence[Frame], options: CalibrateOptions | None = None) -> Calibration:
+def load_calibration(
+    frames: Sequence[Frame], options: CalibrateOptions | None = None, *, executor: Executor | None = None
+) -> Calibration:
     """Find, read and make the masters for a set of frames.
 
     Parameters
@@ -350,6 +355,8 @@ def load_calibration(frames: Sequence[Frame], options: CalibrateOptions | None =
         `bias`, `dark` and `flat` each name a master or raw calibration frames (a file, a glob pattern, a
         directory or ``@list.txt``), which are combined. Without `flat`, a master_flat.fits beside the first
         frame is used, unless `no_flat` is set.
+    executor : Executor, optional
+        Its threads in this process look at some frames for their saturation level and bad edges.
 
     Returns
     -------
@@ -367,7 +374,8 @@ def load_calibration(frames: Sequence[Frame], options: CalibrateOptions | None =
     if not frames:
         raise ValueError("no frames to calibrate")
     like = _majority(frames)
-    result = Calibration(saturation=_find_saturation(frames), binning=like.binning)
+    start: _Start = partial if executor is None else executor.start
+    result = Calibration(saturation=_find_saturation(frames, start), binning=like.binning)
     notes: list[str] = []
     if result.saturation is not None:
         notes.append(f"saturation level {result.saturation:g} from the pile-up of pixels at the highest value")
@@ -384,7 +392,7 @@ def load_calibration(frames: Sequence[Frame], options: CalibrateOptions | None =
     if flat is not None and not options.no_flat:
         result = _with_flat(result, _load("flat", flat, like, result, options), notes, options)
     if not options.keep_edges:
-        result = replace(result, edges=_find_edges([f for f in frames if f.shape == like.shape], result))
+        result = replace(result, edges=_find_edges([f for f in frames if f.shape == like.shape], result, start))
         for count, side in zip(result.edges, ("below", "above", "on the left", "on the right"), strict=True):
             if count:
                 notes.append(f"{count} rows or columns {side} do not show the sky and are left out (--keep-edges)")
@@ -538,7 +546,12 @@ def _with_flat(result: Calibration, flat: Master, notes: list[str], options: Cal
     )
 
 
-def _find_saturation(frames: Sequence[Frame]) -> float | None:
+def _sampled(frames: Sequence[Frame]) -> list[Frame]:
+    """Some frames, from the first to the last."""
+    return [frames[i] for i in sorted({round(k * (len(frames) - 1) / (_SAMPLED - 1)) for k in range(_SAMPLED)})]
+
+
+def _find_saturation(frames: Sequence[Frame], start: _Start) -> float | None:
     """Level at which pixels pile up, in frames whose header does not tell it.
 
     A converter of 12 bits in a file of 16 saturates at 4095, which no card says. The level is believed where
@@ -547,71 +560,71 @@ def _find_saturation(frames: Sequence[Frame]) -> float | None:
     guessed = [frame for frame in frames if frame.saturation_guessed and frame.bitpix > 0]
     if not guessed:
         return None
-    index = np.unique(np.linspace(0, len(guessed) - 1, _SAMPLED).round().astype(int))
-    highest, counts = [], []
-    for i in index:
-        try:
-            top, count = _highest(guessed[i])
-        except FrameError:  # the frame is left out, with its reason, when its turn comes
-            continue
-        highest.append(top)
-        counts.append(count)
+    looking = [start(_highest, frame) for frame in _sampled(guessed)]
+    found = [peak for look in looking if (peak := look()) is not None]
+    highest, counts = [top for top, _ in found], [count for _, count in found]
     if not highest or min(highest) != max(highest) or not math.isfinite(highest[0]):
         return None
     enough = min(counts) >= 3 if len(counts) > 1 else counts[0] >= 10
     return highest[0] if enough and highest[0] != guessed[0].saturation else None
 
 
-def _highest(frame: Frame) -> tuple[float, int]:
+def _highest(frame: Frame) -> tuple[float, int] | None:
     """Highest stored level of a frame and how many pixels have it, a few rows at a time."""
     raw = Calibration(use_overscan=False)
-    ready = raw.prepare(frame)
     ny, nx = frame.shape
     top, count = -math.inf, 0
     step = max(1, _AT_ONCE // nx)
-    for y in range(0, ny, step):
-        pixels = raw.read(frame, (y, min(y + step, ny), 0, nx), ready).pixels
-        here = float(np.fmax.reduce(pixels, axis=None, initial=-np.inf))
-        if here > top:
-            top, count = here, 0
-        if here == top:
-            count += int(np.count_nonzero(pixels == here))
+    try:
+        ready = raw.prepare(frame)
+        for y in range(0, ny, step):
+            pixels = raw.read(frame, (y, min(y + step, ny), 0, nx), ready).pixels
+            here = float(np.fmax.reduce(pixels, axis=None, initial=-np.inf))
+            if here > top:
+                top, count = here, 0
+            if here == top:
+                count += int(np.count_nonzero(pixels == here))
+    except FrameError:  # the frame is left out, with its reason, when its turn comes
+        return None
     return top, count
 
 
-def _find_edges(frames: Sequence[Frame], calibration: Calibration) -> tuple[int, int, int, int]:
+def _find_edges(frames: Sequence[Frame], calibration: Calibration, start: _Start) -> tuple[int, int, int, int]:
     """Rows below and above, columns left and right, whose level departs from the sky next to them.
 
     The first rows that are read out, and strips that the light does not reach, stand off by many sigmas of the noise
     within a few pixels; gradients and vignetting go on far inwards and are followed by a parabola.
     """
-    index = np.unique(np.linspace(0, len(frames) - 1, _SAMPLED).round().astype(int))
-    sides: list[list[Array | None]] = [[], [], [], []]
-    for i in index:
-        frame = frames[i]
-        ny, nx = frame.shape
-        if min(ny, nx) < 4 * _STRIP:
-            return 0, 0, 0, 0
-        (y0, y1), (x0, x1) = ((max(0, n // 2 - 256), min(n, n // 2 + 256)) for n in (ny, nx))
-        windows = (0, _STRIP, x0, x1), (ny - _STRIP, ny, x0, x1), (y0, y1, 0, _STRIP), (y0, y1, nx - _STRIP, nx)
-        try:
-            ready = calibration.prepare(frame)
-            below, above, left, right = (calibration.read(frame, window, ready).pixels for window in windows)
-        except (CalibrationError, FrameError):  # the frame is left out, with its reason, when its turn comes
-            continue
-        for side, strip in zip(sides, (below, above[::-1], left.T, right.T[::-1]), strict=True):
-            side.append(_profile(strip))
-    a, b, c, d = (_bad_lines(side) for side in sides)
+    if min(frames[0].shape) < 4 * _STRIP:
+        return 0, 0, 0, 0
+    looking = [start(_profiles, frame, calibration) for frame in _sampled(frames)]
+    known = [profiles for look in looking if (profiles := look()) is not None]
+    a, b, c, d = (_bad_lines([profiles[side] for profiles in known]) for side in range(4))
     return a, b, c, d
+
+
+def _profiles(frame: Frame, calibration: Calibration) -> list[Array | None] | None:
+    """`_profile` of the rows from below and above, of the columns from the left and the right."""
+    ny, nx = frame.shape
+    (y0, y1), (x0, x1) = ((max(0, n // 2 - 256), min(n, n // 2 + 256)) for n in (ny, nx))
+    windows = (0, _STRIP, x0, x1), (ny - _STRIP, ny, x0, x1), (y0, y1, 0, _STRIP), (y0, y1, nx - _STRIP, nx)
+    try:
+        ready = calibration.prepare(frame)
+        below, above, left, right = (calibration.read(frame, window, ready).pixels for window in windows)
+    except (CalibrationError, FrameError):  # the frame is left out, with its reason, when its turn comes
+        return None
+    return [_profile(strip) for strip in (below, above[::-1], left.T, right.T[::-1])]
 
 
 def _profile(strip: FloatImage) -> Array | None:
     """Level of each line above that of the inner ones, in sigmas of a pixel; infinite where lines are missing."""
-    some = strip[:, np.isfinite(strip[_EDGE:]).all(axis=0)]
-    if some.shape[1] < 32:
+    finite = np.isfinite(strip)
+    known = finite[_EDGE:].all(axis=0)
+    if np.count_nonzero(known) < 32:
         return None
-    some = np.where(np.isfinite(some), some, np.float32(np.inf))
-    noise = 1.4826 * float(np.median(np.abs(np.diff(some[_EDGE:], axis=1)))) / math.sqrt(2)
+    some = strip if finite.all() else np.where(finite, strip, np.float32(np.inf))[:, known]
+    steps = np.sort(np.abs(np.diff(some[_EDGE:], axis=1)), axis=None)
+    noise = 1.4826 * float(steps[(len(steps) - 1) // 2] + steps[len(steps) // 2]) / 2 / math.sqrt(2)
     # the mean of the middle half: stars hardly move it, and it has no steps where the pixels are integers
     quarter = some.shape[1] // 4
     level = np.sort(some, axis=1)[:, quarter:-quarter].mean(axis=1, dtype=float)

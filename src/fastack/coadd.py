@@ -161,19 +161,28 @@ def _starlight(used: Sequence[FrameRecord], transforms: Sequence[Transform], noi
     # some frames, evenly over the night, tell the stars of all
     some = range(0, len(used), -(-len(used) // _STAR_FRAMES))
     first = np.empty((0, 2))
-    found: list[list[Array]] = []  # x, y, flux of each star, frame by frame
+    numbers, samples = [], []  # of the stars, and their x, y, flux, frame by frame
     for k in some:
         stars = used[k].stars
         assert stars is not None
-        good = stars[~stars.has(_NO_STAR) & (stars.snr > 5)]
-        rows = np.column_stack([transforms[k].inverse(good.xy), used[k].scale * good.flux])
-        pairs = _stars.nearest_pairs(first, np.ascontiguousarray(rows[:, :2]), 1.5)
-        for i, j in pairs:
-            found[i].append(rows[j])
-        new = np.delete(rows, pairs[:, 1], axis=0)
-        first = np.concatenate([first, new[:, :2]])
-        found += [[row] for row in new]
-    table = np.array([np.median(each, axis=0) for each in found if len(each) >= max(2, len(some) // 2)]).reshape(-1, 3)
+        good = ~stars.has(_NO_STAR) & (stars.snr > 5)
+        xy = transforms[k].inverse(stars.xy[good])
+        i, j = _stars.nearest_pairs(first, xy, 1.5).T
+        number = np.full(len(xy), -1)
+        number[j] = i
+        new = number < 0
+        number[new] = len(first) + np.arange(np.count_nonzero(new))
+        first = np.concatenate([first, xy[new]])
+        numbers.append(number)
+        samples.append(np.column_stack([xy, used[k].scale * stars.flux[good]]))
+    count = np.bincount(np.concatenate(numbers), minlength=len(first))
+    every = np.full((len(first), len(some), 3), np.inf)
+    for k, (number, rows) in enumerate(zip(numbers, samples, strict=True)):
+        every[number, k] = rows
+    often = count >= max(2, len(some) // 2)
+    # what is missing stands last
+    ordered, middle, row = np.sort(every[often], axis=1), count[often], np.arange(np.count_nonzero(often))
+    table = (ordered[row, (middle - 1) // 2] + ordered[row, middle // 2]) / 2
     psfs = [r.quality.psf.scaled(1 / t.magnification) for r, t in zip(used, transforms, strict=True) if r.quality]
     least = float(np.min(noise.scale * noise.area * noise.noise))
     return Starlight.make(table[:, :2], table[:, 2], psfs, least, noise.weight)

@@ -268,8 +268,8 @@ def preload(*modules: str) -> Iterator[None]:
 
     Notes
     -----
-    Within the block, other threads may import the first of the modules alone: two that enter a circle of imports at
-    different places may see one another's modules half made.
+    Within the block, other threads may import these modules, but none that they lead to: two that enter a circle of
+    imports at different places may see one another's modules half made.
     """
 
     def load() -> None:

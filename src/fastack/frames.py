@@ -322,8 +322,9 @@ def _companions(path: Path, plane: Plane, named: dict[str, Plane], notes: list[s
                 found[kind] = named[name]
                 notes.append(f"{kind} from extension {name}")
     beside = _listing(str(path.parent), _mtime(path.parent))
-    for kind, words in _COMPANIONS.items():
-        for name in (f"{stem(path.name)}{mark}{word}" for word in words for mark in "._"):
+    own = stem(path.name)
+    for kind, words in _COMPANIONS.items() if beside else ():
+        for name in (f"{own}{mark}{word}" for word in words for mark in "._"):
             if kind not in found and name in beside:
                 found[kind] = open_frame(path.with_name(beside[name])).plane
                 notes.append(f"{kind} from {beside[name]}")

@@ -20,10 +20,11 @@ _LEAST = 1 << 16
 _SHARE = 4  # strips for each worker
 _STRIP = 1 << 20  # pixels of a strip, which stay in memory until they are written,
 _TASK = 1 << 28  # and samples, which take some seconds: progress shows, and an interrupt waits no longer
+_STEPS = 8  # points along a side of a frame
 
 
 def footprint(
-    shape: tuple[int, int], transform: Transform, steps: int = 8, edges: tuple[int, int, int, int] = (0, 0, 0, 0)
+    shape: tuple[int, int], transform: Transform, steps: int = _STEPS, edges: tuple[int, int, int, int] = (0, 0, 0, 0)
 ) -> Array:
     """Border of a frame on the reference's grid.
 
@@ -43,14 +44,18 @@ def footprint(
     (4 * steps, 2) ndarray, pixel
         Centres of border pixels, on the reference's grid.
     """
+    return transform.inverse(_border(shape, steps, edges))
+
+
+def _border(shape: tuple[int, int], steps: int, edges: tuple[int, int, int, int]) -> Array:
+    """Points along the sides of a frame, in its own pixels."""
     ny, nx = shape
     t = np.linspace(0, 1, steps, endpoint=False)
     zero, one = np.zeros_like(t), np.ones_like(t)
     sides = [(t, zero), (one, t), (1 - t, one), (zero, 1 - t)]
     below, above, left, right = edges
     size = np.array([nx - 1 - left - right, ny - 1 - below - above])
-    border = np.concatenate([np.stack([u, v], axis=1) for u, v in sides]) * size + [left, below]
-    return transform.inverse(border)
+    return np.asarray(np.concatenate([np.stack([u, v], axis=1) for u, v in sides]) * size + [left, below])
 
 
 def frame_grid(
@@ -89,7 +94,8 @@ def frame_grid(
     ny, nx = reference_shape
     if framing == "reference":
         return Grid(shape=(ny, nx))
-    borders = [footprint(s, t, edges=edges) for s, t in zip(shapes, transforms, strict=True)]
+    border = {s: _border(s, _STEPS, edges) for s in set(shapes)}
+    borders = [t.inverse(border[s]) for s, t in zip(shapes, transforms, strict=True)]
     if framing == "union":
         low = np.floor(np.min([b.min(axis=0) for b in borders], axis=0) + 1e-3).astype(int)
         high = np.ceil(np.max([b.max(axis=0) for b in borders], axis=0) - 1e-3).astype(int)

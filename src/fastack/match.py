@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import permutations
@@ -27,6 +28,7 @@ FIXED = 0.5  # tolerances: entries so close to the same detector position are ta
 FEW = 0.25  # part of the entries that moved; fewer do not speak against a sky that stood still
 FOLLOWED = 0.5  # part of the shorter list that a guess must bring together, or triangles are asked as well
 REACH = 4.0  # tolerances: how far a guess may be off
+SHARP = int(StarFlag.SHARP)  # flags are slow to look up
 
 
 def match(
@@ -77,7 +79,7 @@ def match(
     best = -np.inf
     reason = "no transform brings enough stars together"
     for rows_a, rows_b, all_rows, widen, still in _attempts(a, b, every_a, every_b, options):
-        xa, xb = every_a[rows_a], every_b[rows_b]
+        xa, xb = every_a.take(rows_a, axis=0), every_b.take(rows_b, axis=0)
         found = None
         if guess is not None:
             found = _follow(guess, xa, xb, options)
@@ -91,7 +93,7 @@ def match(
                 found = searched
         if found is None:
             continue
-        if not found.weak and _is_clump(xa[found.index[:, 0]], every_a):
+        if not found.weak and _is_clump(xa.take(found.index[:, 0], axis=0), every_a):
             reason = f"{len(found.index)} agree, but in one place: a pattern of the detector, not the sky"
             continue
         if all_rows and _rests_on_fixed(found, xa, xb, options):
@@ -100,8 +102,7 @@ def match(
         # a few pairs beside a majority that stood still: the still sky is looked at before they are believed
         if still >= min(len(xa), len(xb)) and len(found.index) < FEW * min(len(xa), len(xb)):
             continue
-        index = np.stack([rows_a[found.index[:, 0]], rows_b[found.index[:, 1]]], axis=1)
-        return Pairs(index=index, log_odds=found.odds, weak=found.weak)
+        return Pairs(index=rows_of(found.index, rows_a, rows_b), log_odds=found.odds, weak=found.weak)
     raise MatchError(
         f"{len(every_a)} and {len(every_b)} stars do not match: {reason} (best log odds {best:.1f}, "
         f"needed {options.min_log_odds:.1f}); deeper lists of stars or a guess of the transform may help"
@@ -143,6 +144,26 @@ def positions(stars: Stars | Any) -> Array:
     return np.ascontiguousarray(xy, np.float64)
 
 
+def rows_of(index: Rows, rows_a: Rows, rows_b: Rows) -> Rows:
+    """Pairs of parts of two lists as rows of the lists.
+
+    Parameters
+    ----------
+    index : (n, 2) ndarray
+        Pairs of the parts.
+    rows_a, rows_b : (k,) ndarray
+        Rows that the parts are made of.
+
+    Returns
+    -------
+    (n, 2) ndarray
+        Rows of the first and of the second list.
+    """
+    out = np.empty_like(index)
+    out[:, 0], out[:, 1] = rows_a.take(index[:, 0]), rows_b.take(index[:, 1])
+    return out
+
+
 def _attempts(
     a: Stars | Any, b: Stars | Any, xa: Array, xb: Array, options: MatchOptions
 ) -> Iterator[tuple[Rows, Rows, bool, tuple[float, ...], int]]:
@@ -153,20 +174,16 @@ def _attempts(
     told the hot pixels from the stars, a quick search without the fixed ones will do before a sky that stood
     still is believed.
     """
+    lists = ((a, xa), (b, xb))
     quick = all(isinstance(stars, Stars) and bool(np.isfinite(stars.sharpness).any()) for stars in (a, b))
-    finite = [np.isfinite(xy).all(axis=1) for xy in (xa, xb)]
-    choices = [finite]
-    soft = [
-        ok & ~stars.has(StarFlag.SHARP) if isinstance(stars, Stars) else ok
-        for stars, ok in zip((a, b), finite, strict=True)
-    ]
-    if any((s != f).any() for s, f in zip(soft, finite, strict=True)):
-        choices.insert(0, soft)
-    for mask_a, mask_b in choices:
-        rows_a, rows_b = np.flatnonzero(mask_a), np.flatnonzero(mask_b)
+    finite, soft = (
+        [_stars.usable_rows(xy, stars.flags if isinstance(stars, Stars) else None, bad) for stars, xy in lists]
+        for bad in (0, SHARP)
+    )
+    for rows_a, rows_b in (finite,) if list(map(len, soft)) == list(map(len, finite)) else (soft, finite):
         if min(len(rows_a), len(rows_b)) < 3:
             continue
-        fixed = _fixed(xa[rows_a], xb[rows_b], FIXED * options.tolerance)
+        fixed = _fixed(xa.take(rows_a, axis=0), xb.take(rows_b, axis=0), FIXED * options.tolerance)
         if not len(fixed):
             yield rows_a, rows_b, False, WIDEN, 0
             continue
@@ -180,21 +197,19 @@ def _attempts(
 def _fixed(xa: Array, xb: Array, radius: float) -> Rows:
     """Pairs at the same position of both lists, where they are more than chance would have."""
     pairs = _stars.nearest_pairs(xa, xb, radius)
-    area = np.prod(np.maximum(np.ptp(xb, axis=0), 1))
-    chance = len(xa) * len(xb) * np.pi * radius**2 / area
-    return pairs if len(pairs) > 1 + chance + 4 * np.sqrt(chance) else pairs[:0]
+    left, low, right, high = _stars.box(xb)
+    chance = len(xa) * len(xb) * math.pi * radius**2 / (max(right - left, 1) * max(high - low, 1))
+    return pairs if len(pairs) > 1 + chance + 4 * math.sqrt(chance) else pairs[:0]
 
 
 def _is_clump(pairs: Array, every: Array) -> bool:
     """Whether the pairs fill but a corner or a row of the list; a shared sky shows all over the shared area."""
-    middle, whole = (_interquartile(xy) for xy in (pairs, every))
-    return bool((middle < CLUMP * whole).any())
-
-
-def _interquartile(xy: Array) -> Array:
-    low, high = len(xy) // 4, len(xy) - 1 - len(xy) // 4
-    ordered = np.partition(xy, (low, high), axis=0)
-    return np.asarray(ordered[high] - ordered[low])
+    middle = _stars.interquartile(pairs)
+    left, low, right, high = _stars.box(every)
+    if middle[0] >= CLUMP * (right - left) and middle[1] >= CLUMP * (high - low):
+        return False  # the middle half of the list spans even less
+    whole = _stars.interquartile(every)
+    return any(part < CLUMP * all_ for part, all_ in zip(middle, whole, strict=True))
 
 
 def _rests_on_fixed(found: _Match, xa: Array, xb: Array, options: MatchOptions) -> bool:
@@ -216,7 +231,7 @@ def _follow(guess: Transform, xa: Array, xb: Array, options: MatchOptions) -> _M
     near = np.ascontiguousarray(guess(xa))
     dx, dy = _stars.commonest_shift(near, xb, reach, step)
     _, index, odds = _stars.refine(near, xb, np.array([1, 0, dx, dy, 1.0]), options.tolerance)
-    odds -= 2 * np.log(2 * reach / step)
+    odds -= 2 * math.log(2 * reach / step)
     return _Match(index, odds) if odds >= options.min_log_odds and len(index) >= 4 else None
 
 
@@ -240,16 +255,17 @@ def _step(xa: Array, xb: Array, m: int, options: MatchOptions) -> tuple[_Match |
     """Triangles of the m brightest stars, the best candidates checked on all stars."""
     some_a, some_b = xa[:m], xb[:m]
     tolerance = options.tolerance
-    span = np.ptp(some_a, axis=0)
-    hypotheses = sum(np.log(n * (n - 1.0)) for n in (len(some_a), len(some_b)))
+    left, low, right, high = _stars.box(some_a)
+    width, height = right - left, high - low
+    hypotheses = sum(math.log(n * (n - 1.0)) for n in (len(some_a), len(some_b)))
     candidates = _stars.search(
         some_a,
         some_b,
         tolerance,
         *options.scale_range,
         3 * tolerance,
-        0.08 * float(np.hypot(*span)) if m >= 20 else 0.0,
-        _largest(m, float(np.prod(span))),
+        0.08 * math.hypot(width, height) if m >= 20 else 0.0,
+        _largest(m, width * height),
         ROOM,
         BUDGET,
         OVERWHELMING + hypotheses,
@@ -257,7 +273,7 @@ def _step(xa: Array, xb: Array, m: int, options: MatchOptions) -> tuple[_Match |
     ranked: list[tuple[float, Array, Rows]] = []
     for row in candidates:
         similarity, index, odds = _stars.refine(xa, xb, np.ascontiguousarray(row[:5]), tolerance)
-        magnification = np.hypot(similarity[0], similarity[1])
+        magnification = math.hypot(similarity[0], similarity[1])
         if not options.scale_range[0] <= magnification <= options.scale_range[1] or len(index) < 4:
             continue
         ranked.append((max(odds, row[5]) - hypotheses - np.log(2 * len(WIDEN)), similarity, index))

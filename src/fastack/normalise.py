@@ -16,7 +16,7 @@ _CELL = 64  #: side of a cell of the sky surfaces, output pixel
 _QUIET = 0.2  #: surfaces whose rms stays below, in sigmas of a pixel, are not worth their cost
 _TURNS = 50  #: of common sky and planes at most; frames that overlap widely need about ten
 
-_UNFIT = StarFlag.SATURATED | StarFlag.EDGE | StarFlag.NO_FIT | StarFlag.SHARP
+_UNFIT = int(StarFlag.SATURATED | StarFlag.EDGE | StarFlag.NO_FIT | StarFlag.SHARP)
 
 
 def match_levels(records: Sequence[FrameRecord], reference: FrameRecord, *, normalise: bool = True) -> None:
@@ -90,9 +90,10 @@ def flux_scale(reference: Stars, frame: Stars) -> tuple[float, float]:
 
 def _flux_scale(reference: Stars, frame: Stars, i: NDArray[np.intp], j: NDArray[np.intp]) -> tuple[float, float]:
     """`flux_scale` of the stars in rows i of the one list and j of the other."""
-    first, second = reference.flux[i], frame.flux[j]
-    snr, other = reference.snr[i], frame.snr[j]
-    good = ((reference.flags[i] | frame.flags[j]) & int(_UNFIT)) == 0
+    first, second = reference.flux.take(i), frame.flux.take(j)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        snr, other = first / reference.flux_err.take(i), second / frame.flux_err.take(j)
+    good = ((reference.flags.take(i) | frame.flags.take(j)) & _UNFIT) == 0
     good &= (first > 0) & (second > 0) & (snr > 5) & (other > 5)
     n = int(np.count_nonzero(good))
     if n < 3:
@@ -103,7 +104,8 @@ def _flux_scale(reference: Stars, frame: Stars, i: NDArray[np.intp], j: NDArray[
     mean, error, n = _stars.robust_mean(ratio[order], variance[order])
     if not np.isfinite(mean) or error > 0.5:
         raise MatchError(f"flux scale: the ratios of {n} stars scatter too much (error {error:.2f})")
-    return float(np.exp(mean)), float(np.exp(mean)) * error
+    scale = float(np.exp(mean))
+    return scale, scale * error
 
 
 def mesh_at(background: Background, xy: Array, reach: float = 0.0) -> Array:
@@ -260,7 +262,8 @@ def sky_surfaces(
     surface = _planes(excess, known, weight, basis) @ basis.T
     rest = np.zeros_like(surface)
     if model == "mesh":
-        rest = np.where(known, excess - surface - _common_level(excess - surface, known, weight), 0.0)
+        left = excess - surface
+        rest = np.where(known, left - _common_level(left, *_shares(known, weight)), 0.0)
     size = np.sqrt(np.sum((surface + rest) ** 2, axis=1, where=known) / np.maximum(known.sum(axis=1), 1))
     if not (size > _QUIET * np.where(np.isfinite(noise), noise, 0.0)).any():
         return None
@@ -268,7 +271,7 @@ def sky_surfaces(
         padded = np.pad(rest.reshape(-1, my, mx), ((0, 0), (1, 1), (1, 1)), mode="edge")
         windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
         rest = np.median(windows, axis=(3, 4)).reshape(rest.shape)
-        surface = surface + rest - _common_level(rest, np.ones_like(known), weight)
+        surface = surface + rest - _common_level(rest, *_shares(np.ones_like(known), weight))
     whole = (my * _CELL, mx * _CELL)
     empty = np.zeros((my, mx), np.float32)
     meshes = surface.astype(np.float32).reshape(-1, my, mx)
@@ -278,12 +281,17 @@ def sky_surfaces(
     )
 
 
-def _common_level(values: Array, known: NDArray[np.bool_], weight: Array) -> Array:
+def _common_level(values: Array, shares: Array, total: Array) -> Array:
     """Weighted mean over the frames at every point; 0 where there is none."""
+    mean: Array = np.sum(shares * values, axis=0) / total
+    return mean
+
+
+def _shares(known: NDArray[np.bool_], weight: Array) -> tuple[Array, Array]:
+    """Weight of each frame at every point, and of all together (1 where there is none)."""
     shares = weight[:, None] * known
     total = shares.sum(axis=0)
-    mean: Array = np.sum(shares * values, axis=0) / np.where(total > 0, total, 1.0)
-    return mean
+    return shares, np.where(total > 0, total, 1.0)
 
 
 def _planes(excess: Array, known: NDArray[np.bool_], weight: Array, basis: Array) -> Array:
@@ -294,16 +302,17 @@ def _planes(excess: Array, known: NDArray[np.bool_], weight: Array, basis: Array
     counted = known.copy()
     for _ in range(3):
         normal = (counted.astype(float) @ products).reshape(-1, terms, terms) + 1e-9 * np.eye(terms)
+        shares = _shares(counted, weight)
         for _ in range(_TURNS):
-            left = excess - _common_level(excess - planes @ basis.T, counted, weight)
-            moment = np.where(counted, left, 0.0) @ basis
+            left = excess - _common_level(excess - planes @ basis.T, *shares)
+            moment = (left * counted) @ basis
             new = np.linalg.solve(normal, moment[..., None])[..., 0]
             new = new - weight @ new / weight.sum()
             change, planes = np.abs(new - planes).max(), np.asarray(new, float)
             if change <= 1e-4 * np.abs(planes).max():
                 break
         rest = excess - planes @ basis.T
-        rest = np.abs(rest - _common_level(rest, counted, weight))
-        limit = np.array([5 * 1.4826 * np.median(a[b]) if b.any() else 0.0 for a, b in zip(rest, counted, strict=True)])
+        rest = np.abs(rest - _common_level(rest, *shares))
+        limit = 5 * 1.4826 * _stars.medians(rest, counted)
         counted = known & (rest <= limit[:, None] + 1e-12)
     return planes

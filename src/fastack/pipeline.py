@@ -175,7 +175,8 @@ def stack(
         Store(options.memory // _KEPT, scratch=options.scratch) as store,
     ):
         records = open_frames(sources, options, exclude=target)
-        with preload(*_needed_later(records, options)):
+        # numpy.ma, which NumPy's own functions load at the first frame, stands in no circle with the others
+        with preload("numpy.ma", *_needed_later(records, options)):
             calibration = _measure_all(records, options, reporter, executor, store)
         select.apply_limits(records, options.select)
         _need(records, "after the selection")
@@ -382,7 +383,7 @@ def _measure_all(
     select.keep_majority(records, options.select)
     live = [r for r in records if r.reason is None]
     _need(records, "that could be opened")
-    calibration = calibrate.load_calibration([r.frame for r in live], options.calibrate)
+    calibration = calibrate.load_calibration([r.frame for r in live], options.calibrate, executor=executor)
     for note in calibration.notes:
         reporter.note(note)
     pixels = max(r.frame.raw_shape[0] * r.frame.raw_shape[1] for r in live)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastack import _stars
 from fastack.errors import FrameError, MatchError
-from fastack.match import match, positions
+from fastack.match import SHARP, match, positions, rows_of
 from fastack.options import MatchOptions, TransformOptions
 from fastack.types import Array, Pairs, StarFlag, Stars, Transform
 
@@ -27,6 +28,7 @@ SAMPLES = 80  # pairs of stars behind the first guess
 JURY = 80  # stars that judge it, at most
 FINEST = 1e-4  # pixel: differences below it justify nothing
 ROUNDS = 20  # of pairing again
+DOUBTFUL = int(StarFlag.SATURATED | StarFlag.EDGE)  # flags are slow to look up
 
 
 def fit(
@@ -85,34 +87,30 @@ def _fit(
     a, b = _points(reference_xy), _points(frame_xy)
     if len(a) != len(b):
         raise ValueError(f"{len(a)} reference positions but {len(b)} frame positions")
-    finite: Mask = np.asarray(np.isfinite(np.hstack([a, b])).all(axis=1))
-    wanted = options.model
-    if finite.sum() < NEED[wanted]:
-        raise MatchError(f"{finite.sum()} pairs of stars; the model {wanted!r} needs {NEED[wanted]}")
-    a, b = a[finite], b[finite]
-    low, high = a.min(axis=0), a.max(axis=0)
-    scale = float(max((high - low).max() / 2, 1e-3))
-    if wanted != "shift" and (high - low).max() < 1e-6:
+    finite: Mask = np.asarray(np.isfinite(a).all(axis=1) & np.isfinite(b).all(axis=1))
+    n, wanted = int(np.count_nonzero(finite)), options.model
+    if n < NEED[wanted]:
+        raise MatchError(f"{n} pairs of stars; the model {wanted!r} needs {NEED[wanted]}")
+    first, second = (None if e is None else _errors(e, finite) for e in (reference_err, frame_err))
+    if n < len(finite):
+        a, b = a[finite], b[finite]
+    left, low, right, high = _stars.box(a)
+    extent = max(right - left, high - low)
+    scale = max(extent / 2, 1e-3)
+    if wanted != "shift" and extent < 1e-6:
         raise MatchError(f"all {len(a)} stars stand at one point: no rotation or scale can be found")
-    origin = (float(low[0] + high[0]) / 2, float(low[1] + high[1]) / 2)
+    origin = ((left + right) / 2, (low + high) / 2)
     if guess is None:
         u, v = ((a - origin) / scale).T
         parity, size, start = _first_guess(u, v, b, options.clip)
     else:
-        distance = np.hypot(*(b - guess(a)).T)
-        start = distance <= 2 * options.clip * max(_median(distance), FINEST)
+        start = _stars.near_prediction(guess(a), b, options.clip)
         parity, size = (-1.0 if guess.mirrored else 1.0), guess.magnification * scale
-    variance = np.zeros(len(a))
-    for error, factor in ((reference_err, size / scale), (frame_err, 1.0)):
-        if error is not None:
-            variance += (factor * _errors(error, len(finite))[finite]) ** 2
-    known = bool(np.isfinite(variance).all() and variance.min() > 0)
-    if not known:
-        variance = np.ones(len(a))
+    variance, known = _stars.variances(first, second, n, size / scale)
     ladder = -1 if wanted == "auto" else LADDER.index(wanted)
     number, c, covariance, keep, squares = _stars.fit_pairs(
-        np.ascontiguousarray(a),
-        np.ascontiguousarray(b),
+        a,
+        b,
         variance,
         known,
         options.clip,
@@ -124,7 +122,7 @@ def _fit(
     )
     used = finite.copy()
     used[finite] = keep
-    n, model = int(keep.sum()), LADDER[number]
+    n, model = int(np.count_nonzero(keep)), LADDER[number]
     free = 2 * n - FREE[model]
     c = np.ascontiguousarray(c.T)
     for array in (c, covariance):
@@ -136,7 +134,7 @@ def _fit(
         origin=origin,
         scale=scale,
         model=model,
-        rms=float(np.sqrt(squares / free)) if free > 0 else float("nan"),
+        rms=math.sqrt(squares / free) if free > 0 else float("nan"),
         n=n,
         covariance=covariance,
     ), used
@@ -146,26 +144,14 @@ def _points(xy: ArrayLike) -> Array:
     points: Array = np.asarray(xy, float) if type(xy) is np.ndarray else np.ma.filled(np.ma.asarray(xy, float), np.nan)
     if points.ndim != 2 or points.shape[1] != 2:
         raise ValueError(f"positions have shape (n, 2), not {points.shape}")
-    return np.asarray(points)
+    return np.ascontiguousarray(points)
 
 
-def _errors(values: ArrayLike, n: int) -> Array:
-    errors = np.array(values, float)
-    if errors.shape != (n,):
-        raise ValueError(f"errors have shape {errors.shape}, not ({n},)")
-    good = np.isfinite(errors) & (errors > 0)
-    if not good.all():
-        errors[~good] = _median(errors[good]) if good.any() else np.nan
-    return errors
-
-
-def _median(values: Array) -> float:
-    """`numpy.median` of finite values, without its overhead."""
-    middle = len(values) // 2
-    if len(values) % 2:
-        return float(np.partition(values, middle)[middle])
-    low, high = np.partition(values, (middle - 1, middle))[middle - 1 : middle + 1]
-    return float(low + high) / 2
+def _errors(values: ArrayLike, finite: Mask) -> Array:
+    errors: Array = np.ascontiguousarray(values, float)
+    if errors.shape != finite.shape:
+        raise ValueError(f"errors have shape {errors.shape}, not {finite.shape}")
+    return errors if finite.all() else errors[finite]
 
 
 def _first_guess(u: Array, v: Array, b: Array, clip: float) -> tuple[float, float, Mask]:
@@ -239,21 +225,19 @@ def register(
     reference, frame = (s if isinstance(s, Stars) else Stars.make(positions(s)) for s in (reference, frame))
     seed = match(reference, frame, options=match_options, guess=guess)
     rows_a, rows_b = _rows(reference, frame, seed)
-    a, b = reference.xy[rows_a], frame.xy[rows_b]
+    a, b = reference.xy.take(rows_a, axis=0), frame.xy.take(rows_b, axis=0)
     index = seed.index
-    used = np.zeros(len(index), bool)
+    transform = None
     if options.model == "auto" and len(index) >= MANY:
         # the first fit only brings the pairs closer: the ladder is climbed once they are known
         transform, used = _rough(reference.xy[index[:, 0]], frame.xy[index[:, 1]], options.clip)
-    if used.mean() < UNDISTORTED:
+    if transform is None or np.count_nonzero(used) < UNDISTORTED * len(used):
         transform, used = _fit_rows(reference, frame, index, options)
     seen: set[bytes] = set()
     for _ in range(ROUNDS if len(index) > 3 else 0):
-        predicted = np.ascontiguousarray(transform(a))
         reach = min(max(5 * transform.rms, 0.5), match_options.tolerance)
-        found = _stars.nearest_pairs(predicted, np.ascontiguousarray(b), reach)
-        pairs = np.stack([rows_a[found[:, 0]], rows_b[found[:, 1]]], axis=1)
-        pairs = pairs[~_hot(reference.xy[pairs[:, 0]], frame.xy[pairs[:, 1]], transform)]
+        sigma = max(transform.rms, 0.1) if math.isfinite(transform.rms) else 0.1
+        pairs = rows_of(_stars.pairs_of_sky(transform(a), a, b, reach, sigma), rows_a, rows_b)
         key = pairs.tobytes()
         if len(pairs) < 3 or key in seen:
             break
@@ -262,9 +246,7 @@ def register(
         transform, used = _fit_rows(reference, frame, index, options, transform)
     odds = seed.log_odds
     if not seed.weak:
-        unit = np.array([1, 0, 0, 0, 1.0])
-        near = np.ascontiguousarray(transform(a))
-        odds = _stars.refine(near, np.ascontiguousarray(b), unit, match_options.tolerance)[2]
+        odds = _stars.refine(transform(a), b, np.array([1, 0, 0, 0, 1.0]), match_options.tolerance)[2]
         if odds < match_options.min_log_odds:
             raise MatchError(
                 f"{len(index)} matched stars do not stand up to the fit ({transform.model}, "
@@ -277,17 +259,16 @@ def _rough(a: Array, b: Array, clip: float) -> tuple[Transform, Mask]:
     """Similarity through pairs that a similarity has brought together, and those within the clipping limit of it."""
     (c, s, x, y, parity), sigma, near = _stars.rough_fit(a, b, clip)
     cx, cy = np.array([x, c, -parity * s]), np.array([y, s, parity * c])
-    return Transform(cx=cx, cy=cy, order=1, model="similarity", rms=sigma, n=int(near.sum())), near
+    return Transform(cx=cx, cy=cy, order=1, model="similarity", rms=sigma, n=int(np.count_nonzero(near))), near
 
 
 def _rows(reference: Stars, frame: Stars, seed: Pairs) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Rows that may be paired: not the sharp ones, unless the match rests on them."""
-    masks = []
-    for stars, rows in ((reference, seed.index[:, 0]), (frame, seed.index[:, 1])):
-        finite = np.isfinite(stars.xy).all(axis=1)
-        soft = finite & ~stars.has(StarFlag.SHARP)
-        masks.append(soft if soft[rows].all() else finite)
-    return np.flatnonzero(masks[0]), np.flatnonzero(masks[1])
+    rows_a, rows_b = (
+        _stars.usable_rows(stars.xy, stars.flags, 0 if (stars.flags.take(rows) & SHARP).any() else SHARP)
+        for stars, rows in ((reference, seed.index[:, 0]), (frame, seed.index[:, 1]))
+    )
+    return rows_a, rows_b
 
 
 def _fit_rows(
@@ -299,24 +280,14 @@ def _fit_rows(
 ) -> tuple[Transform, Mask]:
     """Fit pairs; saturated stars and those cut by an edge only where there are few others."""
     i, j = index.T
-    bad = StarFlag.SATURATED | StarFlag.EDGE
-    clean = ~(reference.has(bad)[i] | frame.has(bad)[j])
-    if clean.sum() < 10:
+    clean: Mask = (reference.flags.take(i) | frame.flags.take(j)) & DOUBTFUL == 0
+    if np.count_nonzero(clean) < 10:
         clean[:] = True
     i, j = i[clean], j[clean]
-    transform, used = _fit(reference.xy[i], frame.xy[j], reference.xy_err[i], frame.xy_err[j], options, guess)
-    mask = np.zeros(len(index), bool)
-    mask[np.flatnonzero(clean)[used]] = True
-    return transform, mask
-
-
-def _hot(a: Array, b: Array, transform: Transform) -> Mask:
-    """Pairs at one detector position, where the sky moved on."""
-    sigma = max(transform.rms, 0.1) if np.isfinite(transform.rms) else 0.1
-    stayed: Mask = np.hypot(*(b - a).T) < 3 * sigma
-    if stayed.any():
-        stayed &= np.hypot(*(transform(a) - a).T) > 6 * sigma
-    return stayed
+    a, b = reference.xy.take(i, axis=0), frame.xy.take(j, axis=0)
+    transform, used = _fit(a, b, reference.xy_err.take(i), frame.xy_err.take(j), options, guess)
+    clean[clean] = used
+    return transform, clean
 
 
 def compose(first: Transform, second: Transform) -> Transform:
@@ -440,27 +411,30 @@ def consistent(
         frames of the rarer parity stay if there are at least three of them and they are a tenth of the set,
         or if their odds are overwhelming.
     """
-    known = [k for k, t in enumerate(transforms) if t is not None]
     reasons: list[str | None] = [None] * len(transforms)
-    boxes: dict[int, Array] = {}
+    known = [(k, t) for k, t in enumerate(transforms) if t is not None]
+    if not known:
+        return reasons
+    edges = {shape: _edge(shape) for shape in set(shapes)}
+    with np.errstate(all="ignore"):
+        inside = np.stack([t.inverse(edges[shapes[k]]) for k, t in known])
+        jacobians = np.stack([t.jacobian(points) for (_, t), points in zip(known, inside, strict=True)])
+        areas = jacobians[..., 0, 0] * jacobians[..., 1, 1] - jacobians[..., 0, 1] * jacobians[..., 1, 0]
+    one_sided = (areas > 0).all(axis=1) | (areas < 0).all(axis=1)
+    kept = np.asarray(np.isfinite(inside).all(axis=(1, 2)) & one_sided)
+    stretch = np.linalg.svd(np.stack([t.matrix for _, t in known]), compute_uv=False)
+    low, high = inside.min(axis=1).tolist(), inside.max(axis=1).tolist()
+    boxes: dict[int, list[float]] = {}
     scales: dict[int, float] = {}
-    for k in known:
-        t = transforms[k]
-        assert t is not None
-        ny, nx = shapes[k]
-        edge = np.array([(x, y) for x in np.linspace(0, nx - 1, 5) for y in np.linspace(0, ny - 1, 5)])
-        with np.errstate(all="ignore"):
-            inside = t.inverse(edge)
-        determinants = np.linalg.det(t.jacobian(inside)) if np.isfinite(inside).all() else np.array([np.nan])
-        if not (np.all(determinants > 0) or np.all(determinants < 0)):
+    for i, (k, t) in enumerate(known):
+        longest, shortest = stretch[i]
+        if not kept[i]:
             reasons[k] = "the transform folds the frame over"
-            continue
-        stretch = np.linalg.svd(t.matrix, compute_uv=False)
-        if stretch[0] > (1 + max_scale) * stretch[1]:
-            reasons[k] = f"the transform stretches one direction by {100 * (stretch[0] / stretch[1] - 1):.1f} %"
-            continue
-        scales[k] = t.magnification
-        boxes[k] = np.array([inside.min(axis=0), inside.max(axis=0)])
+        elif longest > (1 + max_scale) * shortest:
+            reasons[k] = f"the transform stretches one direction by {100 * (longest / shortest - 1):.1f} %"
+        else:
+            scales[k] = t.magnification
+            boxes[k] = [*low[i], *high[i]]
     if not scales:
         return reasons
     median = float(np.median(list(scales.values())))
@@ -476,12 +450,17 @@ def consistent(
                 reasons[k] = "mirrored against the rest of the set"
     clean = [k for k in clean if reasons[k] is None]
     for k in clean:
-        others = [j for j in clean if j != k]
-        if others and not any(_overlap(boxes[k], boxes[j]) for j in others):
+        if len(clean) > 1 and not any(j != k and _overlap(boxes[k], boxes[j]) for j in clean):
             reasons[k] = "its footprint meets no other frame's"
     return reasons
 
 
-def _overlap(one: Array, other: Array) -> bool:
-    """Whether two boxes (low, high) overlap."""
-    return bool(np.all(np.minimum(one[1], other[1]) > np.maximum(one[0], other[0])))
+def _edge(shape: tuple[int, int]) -> Array:
+    """Points of a frame from edge to edge."""
+    ny, nx = shape
+    return np.array([(x, y) for x in np.linspace(0, nx - 1, 5) for y in np.linspace(0, ny - 1, 5)])
+
+
+def _overlap(one: list[float], other: list[float]) -> bool:
+    """Whether two boxes (low x, low y, high x, high y) overlap."""
+    return all(min(one[k + 2], other[k + 2]) > max(one[k], other[k]) for k in (0, 1))

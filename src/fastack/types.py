@@ -332,8 +332,9 @@ class Transform:
     @property
     def _determinant(self) -> float:
         """Of `matrix`."""
-        a, b, c, d = (float(value) / self.scale for value in (*self.cx[1:3], *self.cy[1:3]))
-        return a * d - b * c
+        _, a, b = self.cx[:3].tolist()
+        _, c, d = self.cy[:3].tolist()
+        return float((a / self.scale) * (d / self.scale) - (b / self.scale) * (c / self.scale))
 
     @property
     def rotation(self) -> float:

@@ -156,3 +156,17 @@ def nearest_pairs(a: np.ndarray, b: np.ndarray, radius: float) -> np.ndarray:
     for i in np.flatnonzero(np.isfinite(distance)):
         taken[j[i]] = min(taken.get(j[i], (np.inf, 0)), (distance[i], i))
     return np.array(sorted((i, j) for j, (_, i) in taken.items()), np.intp).reshape(-1, 2)
+
+
+def pairs_of_sky(predicted: np.ndarray, a: np.ndarray, b: np.ndarray, radius: float, sigma: float) -> np.ndarray:
+    """Twin of `_stars.pairs_of_sky`."""
+    pairs = nearest_pairs(predicted, b, radius)
+    i, j = pairs.T
+    stayed = np.linalg.norm(b[j] - a[i], axis=1) < 3 * sigma
+    return pairs[~(stayed & (np.linalg.norm(predicted[i] - a[i], axis=1) > 6 * sigma))]
+
+
+def interquartile(xy: np.ndarray) -> np.ndarray:
+    """Twin of `_stars.interquartile`."""
+    xy = np.sort(xy[np.isfinite(xy).all(axis=1)], axis=0)
+    return xy[len(xy) - 1 - len(xy) // 4] - xy[len(xy) // 4]

@@ -55,3 +55,8 @@ def robust_mean(values: np.ndarray, variance: np.ndarray) -> tuple[float, float,
     mean = np.sum(weight * values[keep]) / weight.sum()
     chi2 = np.sum(weight * (values[keep] - mean) ** 2) / max(1, keep.sum() - 1)
     return float(mean), float(np.sqrt(max(1.0, chi2) / weight.sum())), int(keep.sum())
+
+
+def medians(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Twin of `_stars.medians`."""
+    return np.array([np.median(row[some]) if some.any() else 0.0 for row, some in zip(values, chosen, strict=True)])

@@ -349,3 +349,20 @@ class Fit:
             pick = np.array([[1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, -parity]])
             return np.asarray(scale * pick @ np.linalg.pinv(normal) @ pick.T)
         return np.asarray(scale * np.linalg.pinv(basis.T * weight @ basis))
+
+
+def near_prediction(predicted: np.ndarray, b: np.ndarray, clip: float) -> np.ndarray:
+    """Twin of `_stars.near_prediction`."""
+    distance = np.linalg.norm(b - predicted, axis=1)
+    return distance <= 2 * clip * max(np.median(distance), 1e-4)
+
+
+def variances(a: np.ndarray | None, b: np.ndarray | None, n: int, factor: float) -> tuple[np.ndarray, bool]:
+    """Twin of `_stars.variances`."""
+    total = np.zeros(n)
+    for errors, times in ((a, factor), (b, 1.0)):
+        if errors is not None:
+            good = np.isfinite(errors) & (errors > 0)
+            total += (times * np.where(good, errors, np.median(errors[good]) if good.any() else np.nan)) ** 2
+    known = bool((np.isfinite(total) & (total > 0)).all())
+    return (total if known else np.ones(n)), known
