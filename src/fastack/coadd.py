@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ _REREAD = 4  # times that a frame may be read in pass 2 before it is laid out in
 _NO_STAR = StarFlag.SATURATED | StarFlag.EDGE | StarFlag.NO_FIT | StarFlag.SHARP | StarFlag.EXTENDED
 _STAR_FRAMES = 15
 _PAGE = 1024  # float32 in a page of memory
+_CLEARED = 1 << 20  # of them that are cleared at once
 _NEAREST_JITTER = 0.3  # half a pixel is up to this part of the range over 3x3
 
 
@@ -397,7 +399,9 @@ def _resample_frame(i: int, part: grid.Tile, window: Window | None, planes: _Pla
         spread *= np.float32(scale * scale)
 
 
-def take_memory(buffers: Buffers, n: int, shape: tuple[int, int], options: StackOptions, count: int) -> None:
+def take_memory(
+    buffers: Buffers, n: int, shape: tuple[int, int], options: StackOptions, count: int, enough: threading.Event
+) -> None:
     """Take the memory of pass 2 while only one thread has work: the system clears it page by page.
 
     Parameters
@@ -412,6 +416,8 @@ def take_memory(buffers: Buffers, n: int, shape: tuple[int, int], options: Stack
         Of the run.
     count : int
         Of tiles that this process will make at once.
+    enough : Event
+        Ends it before all is cleared.
     """
     if not count:
         return
@@ -419,10 +425,13 @@ def take_memory(buffers: Buffers, n: int, shape: tuple[int, int], options: Stack
     (y0, y1, x0, x1), _, _ = _with_halo((0, height, 0, width), n, options)
     size = _floats(y1 - y0, x1 - x0, n)
     with ExitStack() as held:
-        for _ in range(count):
-            # an output that is somewhat larger than its frames finds room, too
-            room = held.enter_context(buffers.lend((1, size + size // 8)))
-            room[0, :size:_PAGE] = 0
+        # an output that is somewhat larger than its frames finds room, too
+        rooms = [held.enter_context(buffers.lend((1, size + size // 8))) for _ in range(count)]
+        for first in range(0, size, _CLEARED):
+            for room in rooms:
+                if enough.is_set():
+                    return
+                room[0, first : min(first + _CLEARED, size) : _PAGE] = 0
 
 
 def _budget(memory: int, threads: int) -> int:

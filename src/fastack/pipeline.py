@@ -6,6 +6,7 @@ Pass 1 measures every frame, the meeting works on lists of stars alone, pass 2 c
 from __future__ import annotations
 
 import functools
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -186,7 +187,8 @@ def stack(
         buffers = Buffers()
         tiles = 0 if dry_run else executor.here
         live = sum(r.reason is None for r in records)
-        taking = executor.start(coadd.take_memory, buffers, live, reference.frame.shape, options, tiles)
+        enough = threading.Event()
+        taking = executor.start(coadd.take_memory, buffers, live, reference.frame.shape, options, tiles, enough)
         registration.register(records, reference, options, reporter)
         normalise.match_levels(records, reference, normalise=options.normalise)
         select.apply_transparency(records, options.select)
@@ -219,6 +221,7 @@ def stack(
         if maps:
             planes += [output.REJLOW, output.REJHIGH]
         job = coadd.Job.of(used, reference, transforms, out, calibration, options, maps, buffers)
+        enough.set()
         taking()
         if target is None:
             sink = output.MemorySink(out.shape, planes)
