@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from fastack import calibrate, coadd, grid, pipeline, registration, select, storage
+from fastack import calibrate, coadd, grid, pipeline, registration, select
 from fastack.executor import Executor
 from fastack.normalise import match_levels
 from fastack.options import StackOptions
@@ -31,7 +31,7 @@ from fastack.report import Reporter
 from fastack.storage import Store
 
 STEPS = (
-    (storage, "_pread"),
+    (calibrate, "_decode"),
     (calibrate.Calibration, "read"),
     (coadd, "resample_tile"),
 )

@@ -254,14 +254,14 @@ def stack_strip(strip: Sequence[grid.Tile], job: Job) -> list[Combined]:
     with job.buffers.lend((1, _floats(rows, columns, n))) as room:
         # variance planes that files bring count before the model
         every = _Planes.within(room, (rows, columns), n, spread=any(f.variance for f in job.frames))
-        known = 0  # rows that the tile below has left
+        height = known = 0  # rows of the tile below, and those of them that this one needs too
         for tile in strip:
+            every.move(height - known, height)
             part, _, _ = _with_halo(tile, n, job.options)
             height = part[1] - part[0]
             _resample(every.rows(known, height), (part[0] + known, *part[1:]), job)
             made.append(_combine(every.rows(0, height), tile, edge, side, job))
             known = 2 * edge
-            every.move(height - known, height)
     return made
 
 

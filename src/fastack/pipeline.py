@@ -386,11 +386,15 @@ def _measure_all(
     select.keep_majority(records, options.select)
     live = [r for r in records if r.reason is None]
     _need(records, "that could be opened")
-    calibration = calibrate.load_calibration([r.frame for r in live], options.calibrate, executor=executor)
+    opened = [r.frame for r in live]
+    fitting = _fitting(opened, options)
+    # compressed frames are whole in memory while they are sampled
+    sampling = executor if fitting >= executor.threads else None
+    calibration = calibrate.load_calibration(opened, options.calibrate, executor=sampling)
     for note in calibration.notes:
         reporter.note(note)
-    pixels = max(r.frame.raw_shape[0] * r.frame.raw_shape[1] for r in live)
-    workers = max(1, min(executor.threads, _fitting([r.frame for r in live], options)))
+    pixels = max(f.raw_shape[0] * f.raw_shape[1] for f in opened)
+    workers = max(1, min(executor.threads, fitting))
     if store is not None:
         store.expect(sum(r.frame.plane.nbytes for r in live))
     few = options.combine.reject != "none" and 1 < len(live) <= options.combine.trail_frames
@@ -412,9 +416,9 @@ def _measure_all(
     return calibration
 
 
-def _fitting(open_frames: Sequence[frames.Frame], options: StackOptions) -> int:
-    """Frames that may be in memory at once."""
-    return options.memory // max((16 * f.raw_shape[0] * f.raw_shape[1] for f in open_frames), default=1)
+def _fitting(some: Sequence[frames.Frame], options: StackOptions) -> int:
+    """Number of frames that may be in memory at once."""
+    return options.memory // max((16 * f.raw_shape[0] * f.raw_shape[1] for f in some), default=1)
 
 
 def _coming(records: Sequence[FrameRecord]) -> Iterator[frames.Frame]:

@@ -358,7 +358,7 @@ def noise_area(psfs: Sequence[PSF], share: ArrayLike = 1.0) -> float:
     float
         ``(sum P)^2 / sum(P^2)``, square pixel; ``pi alpha^2 (2 beta - 1) / (beta - 1)^2`` for a single Moffat profile.
     """
-    step = 0.05  # of ln(radius)
+    step = 0.05  # of ln(radius): good to 3e-7
     radius = max(p.fwhm for p in psfs) * np.exp(np.arange(-7, 5, step))
     parts = np.broadcast_to(np.asarray(share, float), len(psfs))
     profile = sum(part * p.profile(radius) for part, p in zip(parts, psfs, strict=True))
