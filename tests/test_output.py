@@ -35,10 +35,16 @@ def write(path, data, *, overwrite: bool = False, late: int = 0) -> None:
             sink.write(name, 32, 0, plane[32:, :48])
             sink.write(name, 32, 48, plane[32:, 48:])
             np.testing.assert_array_equal(sink.read(name, 10, 60), plane[10:60])
+            room = np.empty((50, 91), np.float32)
+            rows = sink.read(name, 10, 60, room)
+            np.testing.assert_array_equal(rows, plane[10:60])
+            assert rows.dtype == plane.dtype
+            assert np.shares_memory(rows, room) == (plane.dtype == np.float32)
         for k in range(late):
             header[f"LATE{k}"] = k
         table = fits.BinTableHDU.from_columns([fits.Column("a", "E", array=np.arange(5.0))], name="FRAMES")
-        sink.finish([table])
+        sink.append(table)
+        sink.finish()
 
 
 def test_planes_headers_and_checksums(tmp_path, data) -> None:

@@ -399,15 +399,11 @@ def _resample_frame(i: int, part: grid.Tile, window: Window | None, planes: _Pla
         spread *= np.float32(scale * scale)
 
 
-def take_memory(
-    buffers: Buffers, n: int, shape: tuple[int, int], options: StackOptions, count: int, enough: threading.Event
-) -> None:
-    """Take the memory of pass 2 while only one thread has work: the system clears it page by page.
+def room(n: int, shape: tuple[int, int], options: StackOptions, count: int) -> int:
+    """Size of a `Buffers` image that holds the samples of a tile.
 
     Parameters
     ----------
-    buffers : Buffers
-        That `Job.of` will be given.
     n : int
         Number of frames.
     shape : tuple of int
@@ -416,22 +412,41 @@ def take_memory(
         Of the run.
     count : int
         Of tiles that this process will make at once.
-    enough : Event
-        Ends it before all is cleared.
+
+    Returns
+    -------
+    int
+        Pixels; 0 where it makes none.
     """
     if not count:
-        return
+        return 0
     height, width = grid.tile_shape(n, shape, _budget(options.memory, count), 0.0, count)
     (y0, y1, x0, x1), _, _ = _with_halo((0, height, 0, width), n, options)
     size = _floats(y1 - y0, x1 - x0, n)
+    return size + size // 8  # an output that is somewhat larger than its frames finds room, too
+
+
+def take_memory(buffers: Buffers, size: int, count: int, enough: threading.Event) -> None:
+    """Take the memory of pass 2 while only one thread has work: the system clears it page by page.
+
+    Parameters
+    ----------
+    buffers : Buffers
+        That `Job.of` will be given.
+    size : int
+        Pixels of each image that are needed.
+    count : int
+        Of images.
+    enough : Event
+        Ends it before all is cleared.
+    """
     with ExitStack() as held:
-        # an output that is somewhat larger than its frames finds room, too
-        rooms = [held.enter_context(buffers.lend((1, size + size // 8))) for _ in range(count)]
+        rooms = [held.enter_context(buffers.lend((1, size))) for _ in range(count)]
         for first in range(0, size, _CLEARED):
-            for room in rooms:
+            for each in rooms:
                 if enough.is_set():
                     return
-                room[0, first : min(first + _CLEARED, size) : _PAGE] = 0
+                each[0, first : min(first + _CLEARED, size) : _PAGE] = 0
 
 
 def _budget(memory: int, threads: int) -> int:

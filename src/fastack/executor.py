@@ -55,9 +55,15 @@ class Buffers:
     """Images that one task leaves to the next: fresh memory is cleared page by page before it can be written.
 
     At most as many are there as tasks ran at once. Sent to another process they become that process's own.
+
+    Parameters
+    ----------
+    least : int
+        Pixels that each image has room for; what is not written takes no memory.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, least: int = 0) -> None:
+        self.least = least
         self._idle: list[FloatImage] = []
 
     def __reduce__(self) -> tuple[Callable[[], Buffers], tuple[()]]:
@@ -83,13 +89,18 @@ class Buffers:
         except IndexError:
             whole = None
         if whole is None or whole.size < size:
-            raw = np.empty(size + _LINE, np.float32)
+            room = max(size, self.least)
+            raw = np.empty(room + _LINE, np.float32)
             first = -(raw.ctypes.data // raw.itemsize) % _LINE
-            whole = raw[first : first + size]
+            whole = raw[first : first + room]
         try:
             yield whole[:size].reshape(shape)
         finally:
             self._idle.append(whole)
+
+    def trim(self) -> None:
+        """Let go of images that are larger than `least`; none may be lent."""
+        self._idle = [image for image in self._idle if image.size <= self.least]
 
 
 @functools.cache

@@ -151,11 +151,17 @@ def tile_shape(
     share = max(_LEAST // 2, shape[0] * shape[1] // (_SHARE * workers))
     area = min(_AREA, share, max(_LEAST, _SAMPLES // (5 * n_frames)), max(ANCHOR * ANCHOR, budget // (5 * n_frames)))
     slope = abs(math.sin(math.radians(rotation)))
-    # a tile of height h and width w reads h + w * slope rows: w / h = 1 / slope balances the two
-    width = max(ANCHOR, min(int(math.sqrt(area / max(slope, 1 / 64))), area // ANCHOR) // ANCHOR * ANCHOR)
-    columns = -(-shape[1] // width)
-    width = -(-shape[1] // (columns * ANCHOR)) * ANCHOR  # alike, so that no narrow column is left over
-    height = max(ANCHOR, min(area // width, -(-shape[0] // ANCHOR) * ANCHOR) // ANCHOR * ANCHOR)
+    best = (math.inf, ANCHOR, ANCHOR)
+    for columns in range(1, -(-shape[1] // ANCHOR) + 1):
+        width = -(-shape[1] // (columns * ANCHOR)) * ANCHOR  # alike, so that no narrow column is left over
+        height = max(ANCHOR, min(area // width, -(-shape[0] // ANCHOR) * ANCHOR) // ANCHOR * ANCHOR)
+        if width * height > area:
+            continue
+        # what is done twice, as part of the whole: rows above and below are read and judged, columns at the sides are
+        # resampled, and of a file whole rows are read, of turned frames more of them
+        twice = (4 + slope * width / 16) / height + (20 + shape[1] / 32) / width
+        best = min(best, (twice, height, width))
+    _, height, width = best
     return height, width
 
 
@@ -181,6 +187,8 @@ def strips(n_frames: int, shape: tuple[int, int], size: tuple[int, int], workers
     rows, columns = -(-shape[0] // size[0]), -(-shape[1] // size[1])
     least = -(-_SHARE * workers // columns)
     count = min(rows, max(least, -(-rows * size[0] * size[1] // min(_STRIP, max(1, _TASK // n_frames)))))
+    # as many for each worker, so that none waits for the others with the last one
+    count = next((c for c in range(count, min(rows, count + workers) + 1) if not c * columns % workers), count)
     for k in range(count):
         first, last = rows * k // count, rows * (k + 1) // count
         for x in range(0, shape[1], size[1]):

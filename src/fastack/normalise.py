@@ -301,18 +301,21 @@ def _planes(excess: Array, known: NDArray[np.bool_], weight: Array, basis: Array
     planes: Array = np.zeros((len(excess), terms))
     counted = known.copy()
     for _ in range(3):
-        normal = (counted.astype(float) @ products).reshape(-1, terms, terms) + 1e-9 * np.eye(terms)
-        shares = _shares(counted, weight)
+        mask = counted.astype(float)
+        normal = (mask @ products).reshape(-1, terms, terms) + 1e-9 * np.eye(terms)
+        shares, total = _shares(counted, weight)
+        part = (shares / total).T
+        fixed = ((excess - _common_level(excess, shares, total)) * mask) @ basis
         for _ in range(_TURNS):
-            left = excess - _common_level(excess - planes @ basis.T, *shares)
-            moment = (left * counted) @ basis
+            common = ((part @ planes) * basis).sum(axis=1)  # level of the planes themselves
+            moment = fixed + mask @ (common[:, None] * basis)
             new = np.linalg.solve(normal, moment[..., None])[..., 0]
             new = new - weight @ new / weight.sum()
             change, planes = np.abs(new - planes).max(), np.asarray(new, float)
             if change <= 1e-4 * np.abs(planes).max():
                 break
         rest = excess - planes @ basis.T
-        rest = np.abs(rest - _common_level(rest, *shares))
+        rest = np.abs(rest - _common_level(rest, shares, total))
         limit = 5 * 1.4826 * _stars.medians(rest, counted)
         counted = known & (rest <= limit[:, None] + 1e-12)
     return planes

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import io
 import os
-import secrets
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import numpy as np
 
 from fastack.errors import OutputError
+from fastack.types import FloatImage
 
 if TYPE_CHECKING:
     from astropy.io import fits
@@ -53,8 +53,8 @@ class Sink(Protocol):
     def write(self, name: str, y: int, x: int, block: np.ndarray) -> None:
         """Store a block of plane `name` with its first pixel at [y, x]; from any thread."""
 
-    def read(self, name: str, y0: int, y1: int) -> np.ndarray:
-        """Rows of a plane, native byte order."""
+    def read(self, name: str, y0: int, y1: int, room: FloatImage | None = None) -> np.ndarray:
+        """Rows of a plane, native byte order; those of a plane of floats may be put into `room`."""
 
 
 class MemorySink:
@@ -75,8 +75,8 @@ class MemorySink:
         """Store a block; see `Sink`."""
         self.planes[name][y : y + block.shape[0], x : x + block.shape[1]] = block
 
-    def read(self, name: str, y0: int, y1: int) -> np.ndarray:
-        """Rows of a plane."""
+    def read(self, name: str, y0: int, y1: int, room: FloatImage | None = None) -> np.ndarray:
+        """Rows of a plane; `room` is not needed."""
         return self.planes[name][y0:y1]
 
 
@@ -181,7 +181,7 @@ class FitsSink:
             end += size + _padded(np.dtype(plane.dtype).itemsize * shape[0] * shape[1])
         self._end = end
         self._sums: dict[str, int] = {}
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
         # before the file is there: whenever an interrupt comes, from here to the end of the `with`, it is removed
         self._discard = weakref.finalize(self, self._temporary.unlink, missing_ok=True)
         try:
@@ -225,15 +225,17 @@ class FitsSink:
         except OSError as error:
             raise self._error(error) from error
 
-    def read(self, name: str, y0: int, y1: int) -> np.ndarray:
-        """Rows of a plane, native byte order."""
+    def read(self, name: str, y0: int, y1: int, room: FloatImage | None = None) -> np.ndarray:
+        """Rows of a plane; see `Sink`."""
         dtype = np.dtype(">" + self._planes[name].dtype)
-        row = self.shape[1] * dtype.itemsize
-        raw = os.pread(self._fd, (y1 - y0) * row, self._at[name][1] + y0 * row)
-        data = np.frombuffer(raw, dtype).reshape(y1 - y0, self.shape[1])
+        if room is None or dtype.kind != "f":
+            room = np.empty((y1 - y0, self.shape[1]), dtype)
+        _pread(self._fd, room, self._at[name][1] + y0 * self.shape[1] * dtype.itemsize)
+        data = room.view(dtype)
         if dtype.kind == "u" and dtype.itemsize == 2:
             return data.astype(np.uint16) ^ np.uint16(0x8000)
-        return data.astype(dtype.newbyteorder("="))
+        native = data.dtype.newbyteorder("=")
+        return data if data.dtype == native else data.byteswap(inplace=True).view(native)
 
     def add_up(self) -> None:
         """Sum the planes for DATASUM, once all tiles are written; `finish` does it where nobody has."""
@@ -244,21 +246,37 @@ class FitsSink:
             except OSError as error:
                 raise self._error(error) from error
 
-    def finish(self, tables: Sequence[fits.BinTableHDU] = ()) -> None:
-        """Write headers, checksums and tables, and give the file its name.
+    def append(self, table: fits.BinTableHDU) -> None:
+        """Write a table after the planes, and all that is there to the disk.
 
         Parameters
         ----------
-        tables : sequence of astropy.io.fits.BinTableHDU
-            Appended after the planes.
+        table : astropy.io.fits.BinTableHDU
+            With its header.
+
+        Raises
+        ------
+        OutputError
+            If it cannot be written.
+        """
+        from astropy.io import fits
+
+        buffer = io.BytesIO()
+        fits.HDUList([fits.PrimaryHDU(), table]).writeto(buffer, checksum=True)
+        try:
+            self._end += _pwrite(self._fd, buffer.getvalue()[_BLOCK:], self._end)
+            os.fsync(self._fd)
+        except OSError as error:
+            raise self._error(error) from error
+
+    def finish(self) -> None:
+        """Write headers and checksums, and give the file its name.
 
         Raises
         ------
         OutputError
             If anything cannot be written; an older file of that name stays as it is.
         """
-        from astropy.io import fits
-
         try:
             if not self._sums:
                 self.add_up()
@@ -266,12 +284,7 @@ class FitsSink:
                 start, data = self._at[plane.name]
                 head = self._head(plane, datasum=self._sums[plane.name], size=data - start)
                 _pwrite(self._fd, head, start)
-            at = self._end
-            for table in tables:
-                buffer = io.BytesIO()
-                fits.HDUList([fits.PrimaryHDU(), table]).writeto(buffer, checksum=True)
-                at += _pwrite(self._fd, buffer.getvalue()[_BLOCK:], at)
-            os.ftruncate(self._fd, at)
+            os.ftruncate(self._fd, self._end)
             os.fsync(self._fd)
             self._open = False
             os.close(self._fd)
@@ -341,10 +354,11 @@ class FitsSink:
         return block
 
     def _sum(self, at: int, size: int) -> int:
-        total = 0
-        for start in range(0, size, 1 << 23):
-            raw = os.pread(self._fd, min(1 << 23, size - start), at + start)
-            total = _checksum(np.frombuffer(raw, ">u4"), total)
+        total, room = 0, np.empty(min(1 << 18, size // 4), ">u4")
+        for start in range(0, size, room.nbytes):
+            words = room[: (size - start) // 4]
+            _pread(self._fd, words, at + start)
+            total = _checksum(words, total)
         return total
 
 
@@ -361,6 +375,15 @@ def _pwrite(fd: int, data: bytes, at: int) -> int:
     while done < len(view):
         done += os.pwrite(fd, view[done:], at + done)
     return done
+
+
+def _pread(fd: int, target: np.ndarray, at: int) -> None:
+    view = target.reshape(-1).view(np.uint8).data
+    while view:
+        count = os.preadv(fd, [view], at)
+        if not count:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        view, at = view[count:], at + count
 
 
 def _checksum(words: np.ndarray, start: int = 0) -> int:

@@ -39,7 +39,7 @@ from fastack.detect import detect, find_artefacts, survey
 from fastack.errors import FastackError, FrameError, StackError
 from fastack.executor import Buffers, Executor, make_executor, preload
 from fastack.measure import measure
-from fastack.options import StackOptions
+from fastack.options import MeasureOptions, StackOptions
 from fastack.storage import Store
 from fastack.trails import Trail, find_trails, passing
 from fastack.types import (
@@ -72,10 +72,20 @@ class StackResult:
     path: Path | None  #: file, where one was written
     sink: output.Sink | None = field(repr=False, default=None)
     quality: FrameQuality | None = None  #: the stack itself, measured
-    stars: Stars | None = field(repr=False, default=None)  #: detections of the stack
     seconds: float = 0.0
     options: StackOptions = field(default_factory=StackOptions, repr=False)
     notes: tuple[str, ...] = ()
+    _stars: list[Stars] = field(init=False, repr=False, default_factory=list)
+
+    @property
+    def stars(self) -> Stars:
+        """All detections of the stack, measured when they are first asked for."""
+        if not self._stars:
+            image = np.ascontiguousarray(self.data, np.float32)
+            sky = background.estimate(image, options=self.options.background)
+            found = detect(image, background=sky, options=self.options.detect)
+            self._stars.append(measure(image, found, background=sky, options=self.options.measure)[0])
+        return self._stars[0]
 
     def plane(self, name: str = "") -> np.ndarray:
         """One plane: "" is the average, then UNCERT, NCOMB, WEIGHT, FLAGS (REJLOW, REJHIGH where asked for).
@@ -176,19 +186,19 @@ def stack(
         Store(options.memory // _KEPT, scratch=options.scratch) as store,
     ):
         records = open_frames(sources, options, exclude=target)
+        tiles = 0 if dry_run else executor.here
+        buffers = Buffers(_room(records, options, tiles))
         # numpy.ma, which NumPy's own functions load at the first frame, stands in no circle with the others
         with preload("numpy.ma", *_needed_later(records, options)):
-            calibration = _measure_all(records, options, reporter, executor, store)
+            calibration = _measure_all(records, options, reporter, executor, store, buffers)
         select.apply_limits(records, options.select)
         _need(records, "after the selection")
         gain = _estimate_gain([r for r in records if r.reason is None], options, reporter)
         calibration = replace(calibration, notes=(*calibration.notes, *gain))
         reference = select.choose_reference(records, options.reference)
-        buffers = Buffers()
-        tiles = 0 if dry_run else executor.here
-        live = sum(r.reason is None for r in records)
+        buffers.trim()
         enough = threading.Event()
-        taking = executor.start(coadd.take_memory, buffers, live, reference.frame.shape, options, tiles, enough)
+        taking = executor.start(coadd.take_memory, buffers, _room(records, options, tiles), tiles, enough)
         registration.register(records, reference, options, reporter)
         normalise.match_levels(records, reference, normalise=options.normalise)
         select.apply_transparency(records, options.select)
@@ -226,20 +236,19 @@ def stack(
         if target is None:
             sink = output.MemorySink(out.shape, planes)
             coadd.coadd(job, sink, executor, reporter, store)
-            measured = _measure_stack(sink, out, reference, options)
+            quality = _measure_stack(sink, out, options, buffers)
         else:
             with output.FitsSink(target, out.shape, planes, primary, overwrite=overwrite) as file:
                 coadd.coadd(job, file, executor, reporter, store)
-                measuring = executor.start(_measure_stack, file, out, reference, options)
+                measuring = executor.start(_measure_stack, file, out, options, buffers)
                 file.add_up()
-                table = report.frames_hdu(records)
-                measured = measuring()
-                header.quality_cards(primary, measured[1])
-                file.finish([table])
+                file.append(report.frames_hdu(records))
+                quality = measuring()
+                header.quality_cards(primary, quality)
+                file.finish()
             sink = None
     if target is None:
-        header.quality_cards(primary, measured[1])
-    stars, quality = measured
+        header.quality_cards(primary, quality)
     return StackResult(
         shape=out.shape,
         header=primary,
@@ -249,11 +258,16 @@ def stack(
         path=target,
         sink=sink,
         quality=quality,
-        stars=stars,
         seconds=time.perf_counter() - started,
         options=options,
         notes=calibration.notes,
     )
+
+
+def _room(records: Sequence[FrameRecord], options: StackOptions, tiles: int) -> int:
+    """Pixels of a tile's samples, when so many tiles are made at once from all frames that are left."""
+    live = [r.frame.shape for r in records if r.reason is None]
+    return coadd.room(len(live), max(live), options, tiles) if live else 0
 
 
 def _estimate_gain(live: Sequence[FrameRecord], options: StackOptions, reporter: report.Reporter) -> list[str]:
@@ -372,7 +386,7 @@ def measure_frames(
         with make_executor(options.threads, options.scheduler) as made:
             return measure_frames(sources, options, reporter, made, exclude, store)
     records = open_frames(sources, options, exclude)
-    return records, _measure_all(records, options, reporter, executor, store)
+    return records, _measure_all(records, options, reporter, executor, store, Buffers())
 
 
 def _measure_all(
@@ -381,6 +395,7 @@ def _measure_all(
     reporter: report.Reporter,
     executor: Executor,
     store: Store | None,
+    buffers: Buffers,
 ) -> calibrate.Calibration:
     """Pass 1 for frames that are open."""
     select.keep_majority(records, options.select)
@@ -399,7 +414,7 @@ def _measure_all(
         store.expect(sum(r.frame.plane.nbytes for r in live))
     few = options.combine.reject != "none" and 1 < len(live) <= options.combine.trail_frames
     work = functools.partial(
-        _measure_one, calibration=calibration, store=store, options=options, trails=few, buffers=Buffers()
+        _measure_one, calibration=calibration, store=store, options=options, trails=few, buffers=buffers
     )
     reporter.start("measure", len(live), pixels)
     for record, result in zip(live, executor.map(work, _coming(live), ahead=workers), strict=True):
@@ -478,20 +493,9 @@ def _measure_section(
     sky = background.estimate(image, options=options.background)
     level = _saturation_level(section)
     found, traces = survey(image, background=sky, options=replace(options.detect, saturation=level))
-    clean = np.flatnonzero(~found.has(StarFlag.SHARP))
-    stars, quality = measure(
-        image,
-        found[clean[: options.max_stars]],
-        background=sky,
-        options=replace(options.measure, gain=frame.gain, saturation=level),
-        n_saturated=section.n_saturated,
-    )
-    quality = replace(
-        quality,
-        n_stars=len(clean),
-        n_sharp=len(found) - len(clean),
-        noise=_pixel_noise(image, calibration.inv_flat),
-    )
+    how = replace(options.measure, gain=frame.gain, saturation=level)
+    stars, quality = _measure_brightest(image, found, sky, options.max_stars, how, section.n_saturated)
+    quality = replace(quality, noise=_pixel_noise(image, calibration.inv_flat))
     stars = _flag_saturated(stars, section, quality.fwhm)
     width = quality.fwhm if np.isfinite(quality.fwhm) else 2.0
     artefacts = find_artefacts(image, background=sky, fwhm=width, options=options.detect, traces=traces)
@@ -504,6 +508,20 @@ def _measure_section(
         artefacts=artefacts,
         trails=find_trails(image, background=sky, fwhm=width) if trails else (),
     )
+
+
+def _measure_brightest(
+    image: FloatImage,
+    found: Stars,
+    sky: Background,
+    most: int,
+    options: MeasureOptions,
+    n_saturated: int | None = None,
+) -> tuple[Stars, FrameQuality]:
+    """Measure so many of the detections that look like stars; all of them are counted."""
+    clean = np.flatnonzero(~found.has(StarFlag.SHARP))
+    stars, quality = measure(image, found[clean[:most]], background=sky, options=options, n_saturated=n_saturated)
+    return stars, replace(quality, n_stars=len(clean), n_sharp=len(found) - len(clean))
 
 
 _NOISE_PIXELS = 1 << 16  # that tell a frame's noise to half a per cent
@@ -641,24 +659,19 @@ def output_grid(
     return replace(out, wcs=wcs), [t.shifted(dx, dy) for t in own]
 
 
-def _measure_stack(
-    sink: output.Sink, out: Grid, reference: FrameRecord, options: StackOptions
-) -> tuple[Stars | None, FrameQuality | None]:
-    """Stars and quality of the stack itself, from its middle where it is large."""
+def _measure_stack(sink: output.Sink, out: Grid, options: StackOptions, buffers: Buffers) -> FrameQuality | None:
+    """Quality of the stack itself, as a frame's, from its middle where it is large."""
     ny, nx = out.shape
     rows = min(ny, max(512, (1 << 24) // nx))
     y0 = (ny - rows) // 2
-    image = np.ascontiguousarray(sink.read("", y0, y0 + rows), np.float32)
     try:
-        sky = background.estimate(image, options=options.background)
-        found = detect(image, background=sky, options=options.detect)
-        stars, quality = measure(image, found, background=sky, options=options.measure)
+        with buffers.lend((rows, nx)) as room:
+            image = np.ascontiguousarray(sink.read("", y0, y0 + rows, room), np.float32)
+            sky = background.estimate(image, options=options.background)
+            found = detect(image, background=sky, options=options.detect)
+            return _measure_brightest(image, found, sky, options.max_stars, options.measure)[1]
     except FastackError:
-        return None, None
-    moved = np.array(stars.xy)
-    moved[:, 1] += y0
-    moved.setflags(write=False)
-    return replace(stars, xy=moved), quality
+        return None
 
 
 def _need(records: Sequence[FrameRecord], when: str) -> None:

@@ -9,7 +9,6 @@ import contextlib
 import io
 import os
 import resource
-import tempfile
 import threading
 import zlib
 from collections import OrderedDict
@@ -341,6 +340,8 @@ class Store:
         OutputError
             If there is no room.
         """
+        import tempfile  # slow to start, and few runs need it
+
         try:
             with self._lock:
                 if self._file is None:
