@@ -593,3 +593,22 @@ def test_lowell_night_is_calibrated_and_registered(data_root: Path) -> None:
         residual = (r.stars.xy[nearest] - predicted)[hit]
         assert np.median(np.abs(residual)) < 0.05, r.name
     assert evenness(result.data)[0] < 0.02
+
+
+def test_a_star_that_a_cosmic_ray_hides_in_one_of_two_frames_keeps_its_profile(tmp_path: Path) -> None:
+    steady = {"sky_spread": 0.0, "transparency_spread": 0.0, "dither": 0.0, "drift": (0.0, 0.0), "rotation": 0.0}
+    stars = {"n_stars": 30, "separation": 40.0, "flux": (80_000.0, 200_000.0), "fwhm": (2.2, 6.0)}
+    options = NightOptions(n_frames=2, shape=(256, 320), seed=4, **stars, **steady)
+    simulate_night(options).write(tmp_path)
+    clean = fastack.stack(str(tmp_path), framing="intersection", register="none", reject="none").data
+    night = simulate_night(options)
+    inside = (np.abs(night.truth.xy - [160, 128]) < [120, 90]).all(axis=1)
+    x, y = np.rint(night.truth.xy[np.flatnonzero(inside)[0]]).astype(int)
+    with fits.open(tmp_path / "d0002.fits", mode="update") as file:
+        file[0].data[y + 1, x - 2 : x + 6] += 3000
+    result = fastack.stack(str(tmp_path), framing="intersection", register="none")
+    hit = (slice(y, y + 3), slice(x - 1, x + 3))
+    assert (result.plane("NCOMB")[hit] == 1).any()
+    assert (np.abs(result.data - clean)[hit] < 6 * result.uncertainty[hit]).all()
+    # which the sharper frame alone would miss by far
+    assert (clean[hit] - result.quality.sky > 20 * result.uncertainty[hit]).any()

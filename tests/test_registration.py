@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fastack.options import StackOptions
-from fastack.registration import register
+from fastack.options import MOST_JITTER, StackOptions
+from fastack.registration import jitter, register
 from fastack.report import Reporter
-from fastack.types import FrameRecord, Stars
+from fastack.types import FrameRecord, Stars, Transform
 
 SIDE = 1000
 
@@ -62,3 +62,45 @@ def test_a_distortion_of_many_frames_stays() -> None:
 
 def test_a_model_that_was_asked_for_is_kept() -> None:
     assert orders(night([0.0] * 5, noise=0.1, seed=3), model="quadratic")[1:] == [2] * 4
+
+
+def measured(n: int = 6, *, moved: float = 0.0, elongated: float = 0.0, widths: float = 0.02) -> list[FrameRecord]:
+    """Registered frames of 200 stars of SNR 200 whose errors are known; the last one's may be unlike the others'."""
+    rng = np.random.default_rng(8)
+    sky, error = rng.uniform(0, SIDE, (200, 2)), 0.01
+    records = []
+    for k in range(n):
+        odd = k == n - 1
+        xy = sky + rng.normal(0, np.hypot(error, moved * odd), sky.shape)
+        one = np.ones(len(xy))
+        stars = Stars.make(
+            xy,
+            flux=1e5 * one,
+            flux_err=500 * one,
+            xy_err=error * one,
+            ellipticity=np.abs(rng.normal(0, 0.01, len(xy))) + elongated * odd,
+            theta=rng.uniform(-0.2, 0.2, len(xy)),
+        )
+        quality = SimpleNamespace(fwhm=3.0, fwhm_err=3.0 * (widths if odd else 0.02) / 10, n_fitted=100)
+        record = FrameRecord(path=Path(f"d{k}.fits"), name=f"d{k}.fits", stars=stars)
+        record.transform, record.quality = Transform.identity(), quality
+        records.append(record)
+    return records
+
+
+def test_samples_of_frames_that_agree_may_differ_by_little() -> None:
+    records = measured()
+    assert 0.01 < jitter(records, records[0]) < 0.02
+
+
+@pytest.mark.parametrize("unlike", [{"moved": 0.05}, {"elongated": 0.3}, {"widths": 0.12}])
+def test_samples_of_frames_that_differ_may_differ_as_before(unlike: dict[str, float]) -> None:
+    records = measured(2, **unlike)
+    assert jitter(records, records[0]) == MOST_JITTER
+
+
+def test_few_stars_do_not_tell_how_well_frames_agree() -> None:
+    records = measured()
+    records[2].stars = records[2].stars[:8]
+    assert jitter(records, records[0]) == MOST_JITTER
+    assert jitter(records[:1], records[0]) == MOST_JITTER

@@ -102,7 +102,11 @@ _SETTINGS: dict[str, tuple[str, Any, str]] = {
     "trail_frames": ("Combination", int, "leave satellite trails out of stacks of at most so many frames; 0: never"),
     "grow": ("Combination", int, "noise: pixels around a faint trail or other group that go with it"),
     "star_error": ("Combination", float, "noise: part of what seeing changes in a star that may be wrong"),
-    "jitter": ("Combination", float, "noise: part of the local range that sampling may move a sample"),
+    "jitter": (
+        "Combination",
+        float,
+        "noise: part of the local range by which samples may differ [what the stars show, at most 0.06]",
+    ),
     "max_outliers": ("Combination", float, "esd: part of the samples that may be outliers"),
     "significance": ("Combination", float, "esd: significance of the test"),
     "combine_rounds": ("Combination", int, "rounds of rejection at most"),

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastack import _pixels, _stars, calibrate, frames, grid, normalise, output, report, uncertainty
 from fastack.combine import PANEL, Combined, NoiseModel, Starlight, combine_tile, halo
@@ -24,6 +25,7 @@ from fastack.types import Array, FloatImage, FrameRecord, Grid, StarFlag, Transf
 _REREAD = 4  # times that a frame may be read in pass 2 before it is laid out in tiles
 _NO_STAR = StarFlag.SATURATED | StarFlag.EDGE | StarFlag.NO_FIT | StarFlag.SHARP | StarFlag.EXTENDED
 _STAR_FRAMES = 15
+_HIDING = 3.0  # pixels from a star, or its FWHM, within which an artefact may hide it
 _PAGE = 1024  # float32 in a page of memory
 _CLEARED = 1 << 20  # of them that are cleared at once
 _NEAREST_JITTER = 0.3  # half a pixel is up to this part of the range over 3x3
@@ -69,7 +71,7 @@ class Job:
             return np.array([np.nan if v is None else v for v in values], float)
 
         if options.resample.kernel == "nearest":  # moves a star's light by up to half a pixel
-            jitter = max(options.combine.jitter, _NEAREST_JITTER)
+            jitter = max(options.combine.jitter or 0.0, _NEAREST_JITTER)
             options = replace(options, combine=replace(options.combine, jitter=jitter))
         levels = column(r.sky for r in used)
         measured = column(r.quality.noise if r.quality else None for r in used)
@@ -182,12 +184,29 @@ def _starlight(used: Sequence[FrameRecord], transforms: Sequence[Transform], noi
     for k, (number, rows) in enumerate(zip(numbers, samples, strict=True)):
         every[number, k] = rows
     often = count >= max(2, len(some) // 2)
+    if len(used) == 2:
+        often |= _hidden(used, transforms, first, numbers)
     # what is missing stands last
     ordered, middle, row = np.sort(every[often], axis=1), count[often], np.arange(np.count_nonzero(often))
     table = (ordered[row, (middle - 1) // 2] + ordered[row, middle // 2]) / 2
     psfs = [r.quality.psf.scaled(1 / t.magnification) for r, t in zip(used, transforms, strict=True) if r.quality]
     least = float(np.min(noise.scale * noise.area * noise.noise))
     return Starlight.make(table[:, :2], table[:, 2], psfs, least, noise.weight)
+
+
+def _hidden(
+    used: Sequence[FrameRecord], transforms: Sequence[Transform], xy: Array, numbers: Sequence[Array]
+) -> NDArray[np.bool_]:
+    """Stars that one of two frames lacks where it has an artefact: a cosmic ray that hit a star may hide it."""
+    hidden = np.zeros(len(xy), bool)
+    for r, to_frame, found in zip(used, transforms, numbers, strict=True):
+        lost = np.setdiff1d(np.arange(len(xy)), found)
+        if r.artefacts is None or not len(r.artefacts) or r.quality is None:
+            continue
+        reach = max(r.quality.fwhm, _HIDING)
+        for star, place in zip(lost, to_frame(xy[lost]), strict=True):
+            hidden[star] = (np.abs(r.artefacts - place).max(axis=1) < reach).any()
+    return hidden
 
 
 def _split_noise(noise: Array, gain: Array, rdnoise: Array, level: Array) -> tuple[Array, Array]:

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastack import _pixels
 from fastack.executor import Executor
-from fastack.options import CombineOptions
+from fastack.options import MOST_JITTER, CombineOptions
 from fastack.types import PSF, Array, FloatImage, PixelFlag
 
 #: Columns of a panel, see `combine_tile`.
@@ -474,14 +474,15 @@ def _constants(noise: NoiseModel, options: CombineOptions) -> tuple[FloatImage, 
     finite = np.isfinite(fwhm) & (fwhm > 0)
     radius = 2
     seeing, tolerance = np.zeros(len(noise)), np.zeros(len(noise))
-    jitter = np.full(len(noise), options.jitter)
+    most = MOST_JITTER if options.jitter is None else options.jitter
+    jitter = np.full(len(noise), most)
     if finite.any():
         # The robust first stack is a lower median: of two frames it shows the wider one's cores.
         typical = float(np.sort(fwhm[finite])[np.count_nonzero(finite) // 2])
         radius = 1 if typical < 2.5 else 2 if typical < 5 else 3
         for i in np.flatnonzero(finite):
             seeing[i], tolerance[i] = _seeing(round(float(fwhm[i]), 2), round(typical, 2), radius)
-        jitter = np.where(finite, options.jitter * (1 + np.clip(3 * (_UNDERSAMPLED - fwhm), 0, 3)), jitter)
+        jitter = np.where(finite, most * (1 + np.clip(3 * (_UNDERSAMPLED - fwhm), 0, 3)), jitter)
     rows = [noise.weight, unit / gain, noise.sky * unit, unit**2 * read, seeing, tolerance, jitter]
     return np.ascontiguousarray(rows, np.float32), radius
 

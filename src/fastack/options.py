@@ -90,6 +90,9 @@ class ResampleOptions:
     max_lost: float = 0.5  #: sum|k| over missing pixels / sum|k| above which the output pixel is missing
 
 
+MOST_JITTER = 0.06  #: of an undistorted star; a run allows less where the frames' stars agree better
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CombineOptions:
     """Rejecting outliers and averaging."""
@@ -103,7 +106,7 @@ class CombineOptions:
     kappa_group: float = 5.0  #: noise: sigmas of the mean of 3x3 pixels of one of few frames; 0: no such test
     grow: int = 0  #: noise: pixels around such a group that go with it; from 1 on with any number of frames
     trail_frames: int = 40  #: trails that cross a frame are left out of stacks of at most so many; 0: never
-    jitter: float = 0.06  #: noise: part of the local range that registration and sampling may move a sample
+    jitter: float | None = None  #: noise: part of the local range by which samples may differ; None: see `MOST_JITTER`
     star_error: float = 0.2  #: noise: part of what seeing changes in a known star that its model may have wrong
     rounds: int = 4  #: of rejection, at most
     n_low: int = 1  #: minmax: samples dropped at the lower end

@@ -209,6 +209,9 @@ def stack(
             if r.reason is not None:
                 reporter.left_out(r.name, r.reason)
         used = [r for r in records if r.used]
+        if options.combine.jitter is None:
+            jitter = registration.jitter(used, reference)
+            options = replace(options, combine=replace(options.combine, jitter=jitter))
         if dry_run:
             from astropy.io import fits
 

@@ -8,15 +8,26 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fastack import report, transform
+from fastack import _stars, report, transform
 from fastack import wcs as coordinates
 from fastack.errors import MatchError, StackError
-from fastack.options import StackOptions, TransformOptions
-from fastack.types import FrameRecord, Transform
+from fastack.options import MOST_JITTER, StackOptions, TransformOptions
+from fastack.types import FrameRecord, StarFlag, Transform
 
 _SET = 4  # frames whose models can be compared
 _FEW = 0.25  # of the frames: a distortion of the optics would show in more
 _HARDLY = 1.25  # times the residuals, with a map that leaves the distortion out
+
+_SEEN = 15  # frames that tell how well all agree
+_CLEAR = 50.0  # SNR of stars that tell it
+_CLEAR_STARS = 10  # at least
+_STEADY = 0.01  # of the local range: what no frame is better than
+_SLOPE = 3.0  # part of the local range by which a star's samples change where it moves by a pixel, times sigmas
+_SHAPE = 0.5  # the same of an ellipticity
+_WIDTHS = 0.06  # scatter of the stars' widths in a frame that their noise may explain
+_NOT_CLEAR = (
+    StarFlag.SATURATED | StarFlag.EDGE | StarFlag.NO_FIT | StarFlag.SHARP | StarFlag.EXTENDED | StarFlag.BLENDED
+)
 
 
 def register(
@@ -210,3 +221,62 @@ def _register_by_table(live: Sequence[FrameRecord], reference: FrameRecord, path
             r.transform = Transform.identity()
         elif r.transform is not None:
             r.transform = transform.compose(back, r.transform)
+
+
+def jitter(used: Sequence[FrameRecord], reference: FrameRecord) -> float:
+    """Part of the local range by which a star's samples may differ between frames, from the stars themselves.
+
+    Parameters
+    ----------
+    used : sequence of FrameRecord
+        Registered frames.
+    reference : FrameRecord
+        Whose pixels the transforms start from.
+
+    Returns
+    -------
+    float
+        At most `MOST_JITTER`, which it is where the stars do not tell: less only where the places of bright stars
+        differ by no more than their errors, the frames' stars are alike in shape, and those of one frame in width.
+
+    Notes
+    -----
+    Places: the median absolute residual of stars with an SNR of 50 or more, less twice what their errors and its own
+    scatter (1.17/sqrt(m) of m residuals) explain. Undersampled stars, whose centroids depend on the pixel's phase,
+    show in it. Shapes: ellipticity as a vector, median of each frame's stars.
+    """
+    if len(used) < 2 or any(r.transform is None or r.stars is None or r.quality is None for r in used):
+        return MOST_JITTER
+    some = used[:: -(-len(used) // _SEEN)]
+    moved = [_misplaced(r, reference) for r in some if r is not reference]
+    if not moved or None in moved:
+        return MOST_JITTER
+    shift, unsure = np.array(moved, float).T
+    shapes = np.array([_shape(r) for r in some])
+    alike = np.abs(shapes - np.median(shapes.real) - 1j * np.median(shapes.imag))
+    widths = np.array([r.quality.fwhm_err * np.sqrt(r.quality.n_fitted) / r.quality.fwhm for r in some if r.quality])
+    beyond = np.sqrt(np.maximum(widths**2 - _WIDTHS**2, 0.0))
+    found = _STEADY + _SLOPE * np.quantile(shift, 0.9) + np.median(unsure) + _SHAPE * alike.max() + beyond.max()
+    return float(min(found, MOST_JITTER)) if np.isfinite(found) else MOST_JITTER
+
+
+def _misplaced(record: FrameRecord, reference: FrameRecord) -> tuple[float, float] | None:
+    """Pixels by which stars lie elsewhere than their errors explain, and the error of the whole transform."""
+    assert record.stars is not None and record.transform is not None and reference.stars is not None
+    a, b = (s[~s.has(_NOT_CLEAR) & (s.snr > _CLEAR)] for s in (reference.stars, record.stars))
+    predicted = record.transform(a.xy)
+    i, j = _stars.nearest_pairs(predicted, np.ascontiguousarray(b.xy), 1.0).T
+    if len(i) < _CLEAR_STARS:
+        return None
+    residual = 1.4826 * float(np.median(np.abs(predicted[i] - b.xy[j])))
+    error = float(np.sqrt(np.median(a.xy_err[i] ** 2 + b.xy_err[j] ** 2)))
+    explained = error**2 * (1 + 2 * 2 * 1.17 / np.sqrt(2 * len(i)))
+    return float(np.sqrt(max(residual**2 - explained, 0.0))), error / float(np.sqrt(len(i)))
+
+
+def _shape(record: FrameRecord) -> complex:
+    """Median ellipticity of a frame's stars, as a vector at twice its angle."""
+    assert record.stars is not None
+    stars = record.stars[np.isfinite(record.stars.ellipticity)]
+    vector = stars.ellipticity * np.exp(2j * stars.theta)
+    return complex(np.median(vector.real), np.median(vector.imag)) if len(stars) else complex("nan")
