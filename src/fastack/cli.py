@@ -105,7 +105,7 @@ _SETTINGS: dict[str, tuple[str, Any, str]] = {
     "jitter": (
         "Combination",
         float,
-        "noise: part of the local range by which samples may differ [what the stars show, at most 0.06]",
+        "noise: part of the local range by which samples may differ [from the stars]",
     ),
     "max_outliers": ("Combination", float, "esd: part of the samples that may be outliers"),
     "significance": ("Combination", float, "esd: significance of the test"),
