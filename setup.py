@@ -92,10 +92,12 @@ pixels = Extension(
     include_dirs=[pybind11.get_include(), sysconfig.get_path("include")],
     language="c++",
 )
-stars = Extension("fastack._stars", ["src/fastack/_stars.pyx"], extra_compile_args=["-O3"])
-sky = Extension("fastack._sky", ["src/fastack/_sky.pyx"], extra_compile_args=["-O3"])
+loops = [
+    Extension(f"fastack.{name}", [f"src/fastack/{name}.pyx"], extra_compile_args=["-O3"])
+    for name in ("_levels", "_maps", "_match", "_transform", "_sky")
+]
 
 setup(
-    ext_modules=[pixels, *cythonize([stars, sky], build_dir="build/cython", language_level=3)],
+    ext_modules=[pixels, *cythonize(loops, build_dir="build/cython", language_level=3)],
     cmdclass={"build_ext": BuildExt},
 )

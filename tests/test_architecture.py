@@ -16,7 +16,7 @@ from fastack.options import flat_names, sky_names
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "fastack"
-NATIVE = {"_pixels", "_stars", "_sky"}
+NATIVE = {"_pixels", "_levels", "_maps", "_match", "_transform", "_sky"}
 
 
 def imports_of(module: str) -> set[str]:

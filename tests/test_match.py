@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import match as reference
 
-from fastack import _stars
+from fastack import _match
 from fastack.errors import MatchError
 from fastack.match import match
 from fastack.options import MatchOptions
@@ -184,7 +184,7 @@ def test_input_forms() -> None:
 def test_nearest_pairs_equal_their_twin(radius: float) -> None:
     rng = np.random.default_rng(12)
     a, b = rng.uniform(0, 500, (300, 2)), rng.uniform(50, 700, (200, 2))
-    np.testing.assert_array_equal(_stars.nearest_pairs(a, b, radius), reference.nearest_pairs(a, b, radius))
+    np.testing.assert_array_equal(_match.nearest_pairs(a, b, radius), reference.nearest_pairs(a, b, radius))
 
 
 def test_pairs_of_the_sky_equal_their_twin() -> None:
@@ -194,20 +194,20 @@ def test_pairs_of_the_sky_equal_their_twin() -> None:
     predicted = a + np.array([3.0, 0.0])
     b = np.concatenate([predicted[:300] + rng.normal(0, 0.3, (300, 2)), a[300:] + rng.normal(0, 0.05, (100, 2))])
     for radius, sigma in ((1.0, 0.2), (5.0, 0.2), (5.0, 0.6), (50.0, 0.2)):
-        found = _stars.pairs_of_sky(predicted, a, b, radius, sigma)
+        found = _match.pairs_of_sky(predicted, a, b, radius, sigma)
         np.testing.assert_array_equal(found, reference.pairs_of_sky(predicted, a, b, radius, sigma))
-    assert len(_stars.pairs_of_sky(predicted, a, b, 5.0, 0.2)) < len(_stars.nearest_pairs(predicted, b, 5.0)) - 80
+    assert len(_match.pairs_of_sky(predicted, a, b, 5.0, 0.2)) < len(_match.nearest_pairs(predicted, b, 5.0)) - 80
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 50, 51, 301])
 def test_extents_equal_their_twins(n: int) -> None:
     rng = np.random.default_rng(n)
     xy = np.round(rng.normal(0, 10, (n, 2)))
-    assert _stars.box(xy) == (*xy.min(axis=0), *xy.max(axis=0))
+    assert _match.box(xy) == (*xy.min(axis=0), *xy.max(axis=0))
     some = xy.copy()
     some[1::5, 0] = np.nan
     for points in (xy, some):
-        assert _stars.interquartile(points) == tuple(reference.interquartile(points))
+        assert _match.interquartile(points) == tuple(reference.interquartile(points))
 
 
 def test_usable_rows_are_finite_and_not_flagged() -> None:
@@ -215,15 +215,15 @@ def test_usable_rows_are_finite_and_not_flagged() -> None:
     xy = rng.choice([1.0, 2.0, np.nan, np.inf], (200, 2))
     flags = rng.integers(0, 64, 200).astype(np.uint16)
     finite = np.isfinite(xy).all(axis=1)
-    np.testing.assert_array_equal(_stars.usable_rows(xy, None, 12), np.flatnonzero(finite))
-    np.testing.assert_array_equal(_stars.usable_rows(xy, flags, 12), np.flatnonzero(finite & (flags & 12 == 0)))
+    np.testing.assert_array_equal(_match.usable_rows(xy, None, 12), np.flatnonzero(finite))
+    np.testing.assert_array_equal(_match.usable_rows(xy, flags, 12), np.flatnonzero(finite & (flags & 12 == 0)))
 
 
 def test_refine_converges_to_the_least_squares_similarity() -> None:
     case = reference.case("mirrored", np.random.default_rng(13))
     true = reference.similarity(case.a[case.pairs[:, 0]], case.b[case.pairs[:, 1]])
     start = np.array([true[0, 0], true[1, 0], true[0, 2] + 1, true[1, 2] - 1, -1.0])
-    (c, s, tx, ty, parity), index, odds = _stars.refine(case.a, case.b, start, 2.0)
+    (c, s, tx, ty, parity), index, odds = _match.refine(case.a, case.b, start, 2.0)
     found = reference.similarity(case.a[index[:, 0]], case.b[index[:, 1]])
     np.testing.assert_allclose([[c, -s * parity, tx], [s, c * parity, ty]], found, atol=1e-7)
     assert odds > 50

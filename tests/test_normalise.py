@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import normalise as twins
 
-from fastack import _stars, normalise
+from fastack import _levels, normalise
 from fastack.errors import MatchError
 from fastack.types import Background, FrameQuality, FrameRecord, StarFlag, Stars, Transform
 
@@ -154,14 +154,14 @@ def test_mesh_is_that_of_its_twin(my: int, mx: int, reach: float, seed: int) -> 
     level = rng.normal(1000, 50, (my, mx))
     xy = rng.uniform(-100, 640, (50, 2))
     xy[:4] = [(-0.5, -0.5), (shape[1] - 0.5, shape[0] - 0.5), (31.5, 29.5), (np.nan, 3)]
-    found = _stars.mesh_values(level, *cell, *shape, xy, reach)
+    found = _levels.mesh_values(level, *cell, *shape, xy, reach)
     np.testing.assert_allclose(found, twins.mesh_values(level, cell, shape, np.nan_to_num(xy, nan=-1e9), reach))
 
 
 @given(st.lists(st.one_of(st.floats(-1e6, 1e6), st.just(float("nan"))), max_size=40), st.booleans())
 def test_clipped_mean_is_that_of_its_twin(values: list[float], outlier: bool) -> None:
     array = np.array([*values, *([1e9] if outlier else [])], float)
-    np.testing.assert_allclose(_stars.clipped_mean(array), twins.clipped_mean(array), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(_levels.clipped_mean(array), twins.clipped_mean(array), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("n", [3, 4, 5, 20, 300])
@@ -172,7 +172,7 @@ def test_robust_mean_is_that_of_its_twin(n: int, scatter: float) -> None:
         variance = rng.uniform(0.001, 0.1, n) ** 2
         values = 0.3 + scatter * np.sqrt(variance) * rng.standard_t(2, n)
         order = np.argsort(values)
-        found, expected = _stars.robust_mean(values[order], variance[order]), twins.robust_mean(values, variance)
+        found, expected = _levels.robust_mean(values[order], variance[order]), twins.robust_mean(values, variance)
         assert found == pytest.approx(expected, rel=1e-9)
 
 
@@ -180,4 +180,4 @@ def test_medians_are_those_of_their_twin() -> None:
     rng = np.random.default_rng(7)
     values = rng.normal(size=(40, 31))
     chosen = rng.random(values.shape) < np.linspace(0, 1, 40)[:, None]
-    np.testing.assert_array_equal(_stars.medians(values, chosen), twins.medians(values, chosen))
+    np.testing.assert_array_equal(_levels.medians(values, chosen), twins.medians(values, chosen))

@@ -12,7 +12,7 @@ from reference import match as star_lists
 from reference import transform as reference
 from scipy import ndimage, special
 
-from fastack import _stars
+from fastack import _transform
 from fastack.errors import FrameError, MatchError
 from fastack.options import TransformOptions
 from fastack.transform import compose, consistent, fit, from_wcs, register
@@ -48,7 +48,9 @@ def test_fit_is_that_of_its_twin(model: str, outliers: float, known: bool) -> No
             if wanted is not None and n < reference.WIDTH[wanted]:
                 continue
             number = -1 if wanted is None else reference.MODELS.index(wanted)
-            found = _stars.fit_pairs(a, b, variance, known, 4.0, *origin, scale, parity, start.view(np.uint8), number)
+            found = _transform.fit_pairs(
+                a, b, variance, known, 4.0, *origin, scale, parity, start.view(np.uint8), number
+            )
             expected = twin.climb() if wanted is None else twin.reach(wanted)
             assert reference.MODELS[found[0]] == expected.model
             np.testing.assert_array_equal(found[3], expected.keep)
@@ -64,11 +66,11 @@ def test_what_a_fit_starts_from_is_that_of_its_twin(n: int) -> None:
     b = rng.uniform(0, 1000, (n, 2))
     predicted = b + rng.standard_t(1, (n, 2))
     np.testing.assert_array_equal(
-        _stars.near_prediction(predicted, b, 2.0), reference.near_prediction(predicted, b, 2.0)
+        _transform.near_prediction(predicted, b, 2.0), reference.near_prediction(predicted, b, 2.0)
     )
     errors = rng.choice([0.0, np.nan, *rng.uniform(0.01, 0.3, n)], (2, n))
     for first, second in ((*errors,), (errors[0], None), (None, None), (np.zeros(n), np.full(n, 0.1))):
-        variance, known = _stars.variances(first, second, n, 1.5)
+        variance, known = _transform.variances(first, second, n, 1.5)
         expected = reference.variances(first, second, n, 1.5)
         assert known == expected[1]
         np.testing.assert_allclose(variance, expected[0], rtol=1e-14)
@@ -379,8 +381,8 @@ def test_tails_are_those_of_scipy(more):
     """To 1e-9 of themselves, over all that a field of 3 to 5000 stars may ask for."""
     for free in (1, 3, 20, 900, 10_000):
         for value in (1e-3, 0.5, 1.0, 3.0, 30.0, 1e4):
-            assert _stars.f_tail(more, free, value) == pytest.approx(special.fdtrc(more, free, value), rel=1e-9)
+            assert _transform.f_tail(more, free, value) == pytest.approx(special.fdtrc(more, free, value), rel=1e-9)
         for excess in (1.2, 2.0, 10.0):
             value = excess * free + 2.1
-            assert _stars.chi2_tail(free, value) == pytest.approx(special.chdtrc(free, value), rel=1e-9)
-        assert _stars.chi2_tail(free, free) == 1
+            assert _transform.chi2_tail(free, value) == pytest.approx(special.chdtrc(free, value), rel=1e-9)
+        assert _transform.chi2_tail(free, free) == 1

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastack import _pixels, _stars, calibrate, frames, grid, normalise, output, report, uncertainty
+from fastack import _match, _pixels, calibrate, frames, grid, normalise, output, report, uncertainty
 from fastack.combine import PANEL, Combined, NoiseModel, Starlight, combine_tile, halo
 from fastack.executor import Buffers, Executor
 from fastack.options import StackOptions
@@ -171,7 +171,7 @@ def _starlight(used: Sequence[FrameRecord], transforms: Sequence[Transform], noi
         assert stars is not None
         good = ~stars.has(_NO_STAR) & (stars.snr > 5)
         xy = transforms[k].inverse(stars.xy[good])
-        i, j = _stars.nearest_pairs(first, xy, 1.5).T
+        i, j = _match.nearest_pairs(first, xy, 1.5).T
         number = np.full(len(xy), -1)
         number[j] = i
         new = number < 0

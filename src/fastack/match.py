@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastack import _stars
+from fastack import _match
 from fastack.errors import MatchError
 from fastack.options import MatchOptions
 from fastack.types import Array, Pairs, StarFlag, Stars, Transform
@@ -177,7 +177,7 @@ def _attempts(
     lists = ((a, xa), (b, xb))
     quick = all(isinstance(stars, Stars) and bool(np.isfinite(stars.sharpness).any()) for stars in (a, b))
     finite, soft = (
-        [_stars.usable_rows(xy, stars.flags if isinstance(stars, Stars) else None, bad) for stars, xy in lists]
+        [_match.usable_rows(xy, stars.flags if isinstance(stars, Stars) else None, bad) for stars, xy in lists]
         for bad in (0, SHARP)
     )
     for rows_a, rows_b in (finite,) if list(map(len, soft)) == list(map(len, finite)) else (soft, finite):
@@ -196,19 +196,19 @@ def _attempts(
 
 def _fixed(xa: Array, xb: Array, radius: float) -> Rows:
     """Pairs at the same position of both lists, where they are more than chance would have."""
-    pairs = _stars.nearest_pairs(xa, xb, radius)
-    left, low, right, high = _stars.box(xb)
+    pairs = _match.nearest_pairs(xa, xb, radius)
+    left, low, right, high = _match.box(xb)
     chance = len(xa) * len(xb) * math.pi * radius**2 / (max(right - left, 1) * max(high - low, 1))
     return pairs if len(pairs) > 1 + chance + 4 * math.sqrt(chance) else pairs[:0]
 
 
 def _is_clump(pairs: Array, every: Array) -> bool:
     """Whether the pairs fill but a corner or a row of the list; a shared sky shows all over the shared area."""
-    middle = _stars.interquartile(pairs)
-    left, low, right, high = _stars.box(every)
+    middle = _match.interquartile(pairs)
+    left, low, right, high = _match.box(every)
     if middle[0] >= CLUMP * (right - left) and middle[1] >= CLUMP * (high - low):
         return False  # the middle half of the list spans even less
-    whole = _stars.interquartile(every)
+    whole = _match.interquartile(every)
     return any(part < CLUMP * all_ for part, all_ in zip(middle, whole, strict=True))
 
 
@@ -229,8 +229,8 @@ def _follow(guess: Transform, xa: Array, xb: Array, options: MatchOptions) -> _M
         return None
     reach, step = REACH * options.tolerance, options.tolerance / 2
     near = np.ascontiguousarray(guess(xa))
-    dx, dy = _stars.commonest_shift(near, xb, reach, step)
-    _, index, odds = _stars.refine(near, xb, np.array([1, 0, dx, dy, 1.0]), options.tolerance)
+    dx, dy = _match.commonest_shift(near, xb, reach, step)
+    _, index, odds = _match.refine(near, xb, np.array([1, 0, dx, dy, 1.0]), options.tolerance)
     odds -= 2 * math.log(2 * reach / step)
     return _Match(index, odds) if odds >= options.min_log_odds and len(index) >= 4 else None
 
@@ -255,10 +255,10 @@ def _step(xa: Array, xb: Array, m: int, options: MatchOptions) -> tuple[_Match |
     """Triangles of the m brightest stars, the best candidates checked on all stars."""
     some_a, some_b = xa[:m], xb[:m]
     tolerance = options.tolerance
-    left, low, right, high = _stars.box(some_a)
+    left, low, right, high = _match.box(some_a)
     width, height = right - left, high - low
     hypotheses = sum(math.log(n * (n - 1.0)) for n in (len(some_a), len(some_b)))
-    candidates = _stars.search(
+    candidates = _match.search(
         some_a,
         some_b,
         tolerance,
@@ -272,7 +272,7 @@ def _step(xa: Array, xb: Array, m: int, options: MatchOptions) -> tuple[_Match |
     )
     ranked: list[tuple[float, Array, Rows]] = []
     for row in candidates:
-        similarity, index, odds = _stars.refine(xa, xb, np.ascontiguousarray(row[:5]), tolerance)
+        similarity, index, odds = _match.refine(xa, xb, np.ascontiguousarray(row[:5]), tolerance)
         magnification = math.hypot(similarity[0], similarity[1])
         if not options.scale_range[0] <= magnification <= options.scale_range[1] or len(index) < 4:
             continue

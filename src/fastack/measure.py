@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastack import _pixels, _stars
+from fastack import _levels, _pixels
 from fastack.options import MeasureOptions
 from fastack.types import PSF, Array, Background, FloatImage, FrameQuality, StarFlag, Stars
 
@@ -344,7 +344,7 @@ def _at(background: Background, xy: Array) -> tuple[Array, Array]:
         values = mesh.astype(np.float64)
         if not (known := np.isfinite(values)).all():
             values = np.where(known, values, _middle(values))
-        return _stars.mesh_values(values, *background.cell, *background.shape, inside, np.inf)
+        return _levels.mesh_values(values, *background.cell, *background.shape, inside, np.inf)
 
     return at(background.level), at(background.noise)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fastack import _stars, background
+from fastack import _levels, _match, background
 from fastack.errors import MatchError
 from fastack.types import Array, Background, FloatImage, FrameRecord, StarFlag, Stars, Transform
 
@@ -56,7 +56,7 @@ def match_levels(records: Sequence[FrameRecord], reference: FrameRecord, *, norm
 
 def _common(reference: Stars, frame: Stars, to_frame: Transform) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Rows of the stars of both lists that a transform brings together."""
-    pairs = _stars.nearest_pairs(np.ascontiguousarray(to_frame(reference.xy)), np.ascontiguousarray(frame.xy), 1.5)
+    pairs = _match.nearest_pairs(np.ascontiguousarray(to_frame(reference.xy)), np.ascontiguousarray(frame.xy), 1.5)
     return pairs[:, 0], pairs[:, 1]
 
 
@@ -101,7 +101,7 @@ def _flux_scale(reference: Stars, frame: Stars, i: NDArray[np.intp], j: NDArray[
     ratio = np.log(first[good] / second[good])
     order = np.argsort(ratio, kind="stable")
     variance = 1 / snr[good] ** 2 + 1 / other[good] ** 2
-    mean, error, n = _stars.robust_mean(ratio[order], variance[order])
+    mean, error, n = _levels.robust_mean(ratio[order], variance[order])
     if not np.isfinite(mean) or error > 0.5:
         raise MatchError(f"flux scale: the ratios of {n} stars scatter too much (error {error:.2f})")
     scale = float(np.exp(mean))
@@ -126,7 +126,7 @@ def mesh_at(background: Background, xy: Array, reach: float = 0.0) -> Array:
         NaN outside the image.
     """
     level = np.asarray(background.level, float)
-    return _stars.mesh_values(level, *background.cell, *background.shape, np.asarray(xy, float), reach)
+    return _levels.mesh_values(level, *background.cell, *background.shape, np.asarray(xy, float), reach)
 
 
 def sky_level(reference: Background, frame: Background, transform: Transform, scale: float) -> float:
@@ -164,7 +164,7 @@ def _mesh_points(reference: Background) -> tuple[Array, Array]:
 
 def _sky_level(points: Array, known: Array, frame: Background, transform: Transform, scale: float) -> float:
     gain = scale * transform.magnification**2
-    level = _stars.clipped_mean(mesh_at(frame, transform(points)) - known / gain)
+    level = _levels.clipped_mean(mesh_at(frame, transform(points)) - known / gain)
     return level if np.isfinite(level) else frame.sky
 
 
@@ -316,6 +316,6 @@ def _planes(excess: Array, known: NDArray[np.bool_], weight: Array, basis: Array
                 break
         rest = excess - planes @ basis.T
         rest = np.abs(rest - _common_level(rest, shares, total))
-        limit = 5 * 1.4826 * _stars.medians(rest, counted)
+        limit = 5 * 1.4826 * _levels.medians(rest, counted)
         counted = known & (rest <= limit[:, None] + 1e-12)
     return planes

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fastack import _stars, report, transform
+from fastack import _match, report, transform
 from fastack import wcs as coordinates
 from fastack.errors import MatchError, StackError
 from fastack.options import MOST_JITTER, StackOptions, TransformOptions
@@ -265,7 +265,7 @@ def _misplaced(record: FrameRecord, reference: FrameRecord) -> tuple[float, floa
     assert record.stars is not None and record.transform is not None and reference.stars is not None
     a, b = (s[~s.has(_NOT_CLEAR) & (s.snr > _CLEAR)] for s in (reference.stars, record.stars))
     predicted = record.transform(a.xy)
-    i, j = _stars.nearest_pairs(predicted, np.ascontiguousarray(b.xy), 1.0).T
+    i, j = _match.nearest_pairs(predicted, np.ascontiguousarray(b.xy), 1.0).T
     if len(i) < _CLEAR_STARS:
         return None
     residual = 1.4826 * float(np.median(np.abs(predicted[i] - b.xy[j])))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastack import _stars
+from fastack import _match, _transform
 from fastack.errors import FrameError, MatchError
 from fastack.match import SHARP, match, positions, rows_of
 from fastack.options import MatchOptions, TransformOptions
@@ -94,7 +94,7 @@ def _fit(
     first, second = (None if e is None else _errors(e, finite) for e in (reference_err, frame_err))
     if n < len(finite):
         a, b = a[finite], b[finite]
-    left, low, right, high = _stars.box(a)
+    left, low, right, high = _match.box(a)
     extent = max(right - left, high - low)
     scale = max(extent / 2, 1e-3)
     if wanted != "shift" and extent < 1e-6:
@@ -104,11 +104,11 @@ def _fit(
         u, v = ((a - origin) / scale).T
         parity, size, start = _first_guess(u, v, b, options.clip)
     else:
-        start = _stars.near_prediction(guess(a), b, options.clip)
+        start = _transform.near_prediction(guess(a), b, options.clip)
         parity, size = (-1.0 if guess.mirrored else 1.0), guess.magnification * scale
-    variance, known = _stars.variances(first, second, n, size / scale)
+    variance, known = _transform.variances(first, second, n, size / scale)
     ladder = -1 if wanted == "auto" else LADDER.index(wanted)
-    number, c, covariance, keep, squares = _stars.fit_pairs(
+    number, c, covariance, keep, squares = _transform.fit_pairs(
         a,
         b,
         variance,
@@ -237,7 +237,7 @@ def register(
     for _ in range(ROUNDS if len(index) > 3 else 0):
         reach = min(max(5 * transform.rms, 0.5), match_options.tolerance)
         sigma = max(transform.rms, 0.1) if math.isfinite(transform.rms) else 0.1
-        pairs = rows_of(_stars.pairs_of_sky(transform(a), a, b, reach, sigma), rows_a, rows_b)
+        pairs = rows_of(_match.pairs_of_sky(transform(a), a, b, reach, sigma), rows_a, rows_b)
         key = pairs.tobytes()
         if len(pairs) < 3 or key in seen:
             break
@@ -246,7 +246,7 @@ def register(
         transform, used = _fit_rows(reference, frame, index, options, transform)
     odds = seed.log_odds
     if not seed.weak:
-        odds = _stars.refine(transform(a), b, np.array([1, 0, 0, 0, 1.0]), match_options.tolerance)[2]
+        odds = _match.refine(transform(a), b, np.array([1, 0, 0, 0, 1.0]), match_options.tolerance)[2]
         if odds < match_options.min_log_odds:
             raise MatchError(
                 f"{len(index)} matched stars do not stand up to the fit ({transform.model}, "
@@ -257,7 +257,7 @@ def register(
 
 def _rough(a: Array, b: Array, clip: float) -> tuple[Transform, Mask]:
     """Similarity through pairs that a similarity has brought together, and those within the clipping limit of it."""
-    (c, s, x, y, parity), sigma, near = _stars.rough_fit(a, b, clip)
+    (c, s, x, y, parity), sigma, near = _transform.rough_fit(a, b, clip)
     cx, cy = np.array([x, c, -parity * s]), np.array([y, s, parity * c])
     return Transform(cx=cx, cy=cy, order=1, model="similarity", rms=sigma, n=int(np.count_nonzero(near))), near
 
@@ -265,7 +265,7 @@ def _rough(a: Array, b: Array, clip: float) -> tuple[Transform, Mask]:
 def _rows(reference: Stars, frame: Stars, seed: Pairs) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Rows that may be paired: not the sharp ones, unless the match rests on them."""
     rows_a, rows_b = (
-        _stars.usable_rows(stars.xy, stars.flags, 0 if (stars.flags.take(rows) & SHARP).any() else SHARP)
+        _match.usable_rows(stars.xy, stars.flags, 0 if (stars.flags.take(rows) & SHARP).any() else SHARP)
         for stars, rows in ((reference, seed.index[:, 0]), (frame, seed.index[:, 1]))
     )
     return rows_a, rows_b

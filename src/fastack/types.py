@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastack import _stars
+from fastack import _maps
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -299,7 +299,7 @@ class Transform:
         (n, 2) ndarray, pixel
             Positions in the frame.
         """
-        return _stars.evaluate(np.asarray(xy, float).reshape(-1, 2), *self._map)
+        return _maps.evaluate(np.asarray(xy, float).reshape(-1, 2), *self._map)
 
     def inverse(self, xy: Any) -> Array:
         """Pixels of the frame to output pixels, by Newton's method (to 1e-9 pixel).
@@ -314,11 +314,11 @@ class Transform:
         (n, 2) ndarray, pixel
             Positions on the output grid.
         """
-        return _stars.invert_map(np.asarray(xy, float).reshape(-1, 2), *self._map, 1e-9, 20 if self.order > 1 else 1)
+        return _maps.invert_map(np.asarray(xy, float).reshape(-1, 2), *self._map, 1e-9, 20 if self.order > 1 else 1)
 
     def jacobian(self, xy: Any) -> Array:
         """(n, 2, 2) derivatives d(frame x, y) / d(output x, y)."""
-        return _stars.derivatives(np.asarray(xy, float).reshape(-1, 2), *self._map)
+        return _maps.derivatives(np.asarray(xy, float).reshape(-1, 2), *self._map)
 
     @property
     def _map(self) -> tuple[Array, Array, float, float, float]:

@@ -150,7 +150,7 @@ def verdict(case: Case, pairs: np.ndarray | None) -> str:
 
 
 def nearest_pairs(a: np.ndarray, b: np.ndarray, radius: float) -> np.ndarray:
-    """Twin of `_stars.nearest_pairs`: each of `a` takes its nearest of `b`, the closest taker keeps it."""
+    """Twin of `_match.nearest_pairs`: each of `a` takes its nearest of `b`, the closest taker keeps it."""
     distance, j = cKDTree(b).query(a, distance_upper_bound=radius)
     taken: dict[int, tuple[float, int]] = {}
     for i in np.flatnonzero(np.isfinite(distance)):
@@ -159,7 +159,7 @@ def nearest_pairs(a: np.ndarray, b: np.ndarray, radius: float) -> np.ndarray:
 
 
 def pairs_of_sky(predicted: np.ndarray, a: np.ndarray, b: np.ndarray, radius: float, sigma: float) -> np.ndarray:
-    """Twin of `_stars.pairs_of_sky`."""
+    """Twin of `_match.pairs_of_sky`."""
     pairs = nearest_pairs(predicted, b, radius)
     i, j = pairs.T
     stayed = np.linalg.norm(b[j] - a[i], axis=1) < 3 * sigma
@@ -167,6 +167,6 @@ def pairs_of_sky(predicted: np.ndarray, a: np.ndarray, b: np.ndarray, radius: fl
 
 
 def interquartile(xy: np.ndarray) -> np.ndarray:
-    """Twin of `_stars.interquartile`."""
+    """Twin of `_match.interquartile`."""
     xy = np.sort(xy[np.isfinite(xy).all(axis=1)], axis=0)
     return xy[len(xy) - 1 - len(xy) // 4] - xy[len(xy) // 4]

@@ -8,7 +8,7 @@ import numpy as np
 def mesh_values(
     level: np.ndarray, cell: tuple[float, float], shape: tuple[int, int], xy: np.ndarray, reach: float
 ) -> np.ndarray:
-    """Twin of `_stars.mesh_values`: bilinear between mesh points, straight beyond them."""
+    """Twin of `_levels.mesh_values`: bilinear between mesh points, straight beyond them."""
     places, inside = [], np.ones(len(xy), bool)
     for axis in (0, 1):
         n, size = level.shape[1 - axis], shape[1 - axis]
@@ -23,7 +23,7 @@ def mesh_values(
 
 
 def clipped_mean(values: np.ndarray) -> float:
-    """Twin of `_stars.clipped_mean`."""
+    """Twin of `_levels.clipped_mean`."""
     values = values[np.isfinite(values)]
     if not len(values):
         return float("nan")
@@ -38,7 +38,7 @@ def clipped_mean(values: np.ndarray) -> float:
 
 
 def robust_mean(values: np.ndarray, variance: np.ndarray) -> tuple[float, float, int]:
-    """Twin of `_stars.robust_mean`, for values in any order."""
+    """Twin of `_levels.robust_mean`, for values in any order."""
     keep, extra = np.ones(len(values), bool), 0.0
     for _ in range(10):
         weight = 1 / (variance[keep] + extra)
@@ -58,5 +58,5 @@ def robust_mean(values: np.ndarray, variance: np.ndarray) -> tuple[float, float,
 
 
 def medians(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Twin of `_stars.medians`."""
+    """Twin of `_levels.medians`."""
     return np.array([np.median(row[some]) if some.any() else 0.0 for row, some in zip(values, chosen, strict=True)])

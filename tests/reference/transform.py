@@ -137,7 +137,7 @@ class Solution:
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """Twin of `_stars.fit_pairs`: pairs of stars with all that the models share."""
+    """Twin of `_transform.fit_pairs`: pairs of stars with all that the models share."""
 
     basis: np.ndarray  #: (n, 10) monomials of the normalised reference positions
     b: np.ndarray  #: (n, 2)
@@ -352,13 +352,13 @@ class Fit:
 
 
 def near_prediction(predicted: np.ndarray, b: np.ndarray, clip: float) -> np.ndarray:
-    """Twin of `_stars.near_prediction`."""
+    """Twin of `_transform.near_prediction`."""
     distance = np.linalg.norm(b - predicted, axis=1)
     return distance <= 2 * clip * max(np.median(distance), 1e-4)
 
 
 def variances(a: np.ndarray | None, b: np.ndarray | None, n: int, factor: float) -> tuple[np.ndarray, bool]:
-    """Twin of `_stars.variances`."""
+    """Twin of `_transform.variances`."""
     total = np.zeros(n)
     for errors, times in ((a, factor), (b, 1.0)):
         if errors is not None:

@@ -1,0 +1,13 @@
+"""Types of the Cython loops in `_levels.pyx`; arrays are C-contiguous float64."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastack.types import Array
+
+def mesh_values(
+    level: Array, cell_y: float, cell_x: float, height_: float, width_: float, xy: Array, reach: float
+) -> Array: ...
+def medians(values: Array, chosen: NDArray[np.bool_]) -> Array: ...
+def clipped_mean(values: Array) -> float: ...
+def robust_mean(values: Array, variance: Array) -> tuple[float, float, int]: ...

@@ -1,0 +1,9 @@
+"""Types of the Cython loops in `_maps.pyx`."""
+
+from fastack.types import Array
+
+def evaluate(xy: Array, cx: Array, cy: Array, x0: float, y0: float, scale: float) -> Array: ...
+def derivatives(xy: Array, cx: Array, cy: Array, x0: float, y0: float, scale: float) -> Array: ...
+def invert_map(
+    xy: Array, cx: Array, cy: Array, x0: float, y0: float, scale: float, precision: float, steps: int
+) -> Array: ...
