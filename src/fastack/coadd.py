@@ -441,8 +441,7 @@ def room(n: int, shape: tuple[int, int], options: StackOptions, count: int) -> i
         return 0
     height, width = grid.tile_shape(n, shape, _budget(options.memory, count), 0.0, count)
     (y0, y1, x0, x1), _, _ = _with_halo((0, height, 0, width), n, options)
-    size = _floats(y1 - y0, x1 - x0, n)
-    return size + size // 8  # an output that is somewhat larger than its frames finds room, too
+    return _floats(y1 - y0, x1 - x0, n)
 
 
 def take_memory(buffers: Buffers, size: int, count: int, enough: threading.Event) -> None:

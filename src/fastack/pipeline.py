@@ -187,7 +187,8 @@ def stack(
     ):
         records = open_frames(sources, options, exclude=target)
         tiles = 0 if dry_run else executor.here
-        buffers = Buffers(_room(records, options, tiles))
+        size = _room(records, options, tiles)
+        buffers = Buffers(size + size // 8)  # an output that is somewhat larger than its frames finds room, too
         # numpy.ma, which NumPy's own functions load at the first frame, stands in no circle with the others
         with preload("numpy.ma", *_needed_later(records, options)):
             calibration = _measure_all(records, options, reporter, executor, store, buffers)
