@@ -612,3 +612,16 @@ def test_a_star_that_a_cosmic_ray_hides_in_one_of_two_frames_keeps_its_profile(t
     assert (np.abs(result.data - clean)[hit] < 6 * result.uncertainty[hit]).all()
     # which the sharper frame alone would miss by far
     assert (clean[hit] - result.quality.sky > 20 * result.uncertainty[hit]).any()
+
+
+def test_the_stars_of_a_stack_are_measured_when_they_are_asked_for(night: Path, tmp_path: Path) -> None:
+    in_memory = fastack.stack(str(night), max_stars=20)
+    in_file = fastack.stack(str(night), max_stars=20, output_path=tmp_path / "mosaic.fits")
+    assert in_file.stars is in_file.stars
+    np.testing.assert_array_equal(in_memory.stars.xy, in_file.stars.xy)
+    # all of them, while the quality rests on as many as that of a frame
+    assert len(in_file.stars) > 40
+    assert in_file.quality.n_stars == np.count_nonzero(~in_file.stars.has(StarFlag.SHARP))
+    assert in_file.quality.n_fitted <= 20
+    with pytest.raises(StackError, match="dry run"):
+        _ = fastack.stack(str(night), dry_run=True).stars

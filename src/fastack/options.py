@@ -90,7 +90,7 @@ class ResampleOptions:
     max_lost: float = 0.5  #: sum|k| over missing pixels / sum|k| above which the output pixel is missing
 
 
-MOST_JITTER = 0.06  #: of an undistorted star; a run allows less where the frames' stars agree better
+MOST_JITTER = 0.06  #: default; a run allows less where the frames' stars agree better (`registration.jitter`)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -79,7 +79,15 @@ class StackResult:
 
     @property
     def stars(self) -> Stars:
-        """All detections of the stack, measured when they are first asked for."""
+        """All detections of the stack, in its pixels and ADU of the reference; measured when they are first asked for.
+
+        Raises
+        ------
+        StackError
+            After a dry run.
+        FastackError
+            If the stack has no background to measure them on.
+        """
         if not self._stars:
             image = np.ascontiguousarray(self.data, np.float32)
             sky = background.estimate(image, options=self.options.background)
@@ -210,7 +218,7 @@ def stack(
             if r.reason is not None:
                 reporter.left_out(r.name, r.reason)
         used = [r for r in records if r.used]
-        if options.combine.jitter is None:
+        if options.combine.reject == "noise" and options.combine.jitter is None:
             jitter = registration.jitter(used, reference)
             options = replace(options, combine=replace(options.combine, jitter=jitter))
         if dry_run:

@@ -241,9 +241,10 @@ def jitter(used: Sequence[FrameRecord], reference: FrameRecord) -> float:
 
     Notes
     -----
-    Places: the median absolute residual of stars with an SNR of 50 or more, less twice what their errors and its own
-    scatter (1.17/sqrt(m) of m residuals) explain. Undersampled stars, whose centroids depend on the pixel's phase,
-    show in it. Shapes: ellipticity as a vector, median of each frame's stars.
+    Places: variance of the residuals of stars with an SNR of 50 or more, from their median absolute deviation, less
+    that of their errors and two sigmas of its own (1.17/sqrt(m) of a sigma from m residuals: Rousseeuw & Croux 1993,
+    JASA 88, 1273). Undersampled stars, whose centroids depend on the pixel's phase, show in it. Shapes: ellipticity as
+    a vector, median of each frame's stars.
     """
     if len(used) < 2 or any(r.transform is None or r.stars is None or r.quality is None for r in used):
         return MOST_JITTER
@@ -269,7 +270,7 @@ def _misplaced(record: FrameRecord, reference: FrameRecord) -> tuple[float, floa
     if len(i) < _CLEAR_STARS:
         return None
     residual = 1.4826 * float(np.median(np.abs(predicted[i] - b.xy[j])))
-    error = float(np.sqrt(np.median(a.xy_err[i] ** 2 + b.xy_err[j] ** 2)))
+    error = float(np.sqrt(np.median((a.xy_err[i] * record.transform.magnification) ** 2 + b.xy_err[j] ** 2)))
     explained = error**2 * (1 + 2 * 2 * 1.17 / np.sqrt(2 * len(i)))
     return float(np.sqrt(max(residual**2 - explained, 0.0))), error / float(np.sqrt(len(i)))
 
