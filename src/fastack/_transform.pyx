@@ -68,10 +68,18 @@ cdef Py_ssize_t count(const unsigned char* mask, Py_ssize_t n) noexcept nogil:
     return total
 
 
+cdef inline void rotate_away(double difference, double product, double* cos, double* sin) noexcept nogil:
+    """The smaller of Jacobi's rotations that bring a product of two axes to zero; difference of their squares."""
+    cdef double t = difference / (2 * product)
+    t = (1.0 if t >= 0 else -1.0) / (fabs(t) + sqrt(t * t + 1))
+    cos[0] = 1 / sqrt(t * t + 1)
+    sin[0] = t * cos[0]
+
+
 cdef void eigen(double* a, double* v, int m) noexcept nogil:
     """Cyclic Jacobi: the eigenvalues of a symmetric matrix on its diagonal, the vectors in the columns of `v`."""
     cdef int _sweep, p, q, k
-    cdef double apq, t, c, s, x, y
+    cdef double apq, c, s, x, y
     cdef bint done
     for p in range(m):
         for q in range(m):
@@ -84,10 +92,7 @@ cdef void eigen(double* a, double* v, int m) noexcept nogil:
                 if fabs(apq) <= 1e-17 * sqrt(fabs(a[p * m + p] * a[q * m + q])):
                     continue
                 done = False
-                t = (a[q * m + q] - a[p * m + p]) / (2 * apq)
-                t = (1.0 if t >= 0 else -1.0) / (fabs(t) + sqrt(t * t + 1))
-                c = 1 / sqrt(t * t + 1)
-                s = t * c
+                rotate_away(a[q * m + q] - a[p * m + p], apq, &c, &s)
                 for k in range(m):
                     x, y = a[k * m + p], a[k * m + q]
                     a[k * m + p], a[k * m + q] = c * x - s * y, s * x + c * y
@@ -209,7 +214,7 @@ cdef void least_norm(Sample* f, int m, const unsigned char* keep, const double* 
     cdef double[100] v
     cdef double[10] size
     cdef double* a = f.wide  # columns one after the other
-    cdef double alpha, beta, gamma, t, cos, sin, x, y, largest = 0, px, py
+    cdef double alpha, beta, gamma, cos, sin, x, y, largest = 0, px, py
     cdef Py_ssize_t i, r, rows = count(keep, f.n)
     cdef int p, q, k, _sweep
     cdef bint done
@@ -233,10 +238,7 @@ cdef void least_norm(Sample* f, int m, const unsigned char* keep, const double* 
                 if fabs(gamma) <= 1e-16 * sqrt(alpha * beta):
                     continue
                 done = False
-                t = (beta - alpha) / (2 * gamma)
-                t = (1.0 if t >= 0 else -1.0) / (fabs(t) + sqrt(t * t + 1))
-                cos = 1 / sqrt(t * t + 1)
-                sin = t * cos
+                rotate_away(beta - alpha, gamma, &cos, &sin)
                 for r in range(rows):
                     x, y = a[p * rows + r], a[q * rows + r]
                     a[p * rows + r], a[q * rows + r] = cos * x - sin * y, sin * x + cos * y
