@@ -54,15 +54,15 @@ def servers() -> Iterator[Servers]:
 
 @pytest.fixture
 def catalogue_options(servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CatalogueOptions:
-    """Ask the servers on loopback, impatiently."""
+    """Ask the servers on loopback; only who meets the mood "slow" need be `impatient`."""
     monkeypatch.delenv("FASTACK_CATALOGUES", raising=False)
     return CatalogueOptions(
         vizier_server=servers.url,
         gaia_server=f"{servers.url}/tap-server/tap",
         sesame_server=f"{servers.url}/sesame/",
         cache_path=str(tmp_path / "cache"),
-        timeout=1.0,
-        job_timeout=15.0,
+        timeout=15.0,
+        job_timeout=30.0,
         retries=1,
         backoff=0.01,
     )

@@ -222,6 +222,9 @@ class Servers:
         self.server.shutdown()
         self.server.server_close()
         self.thread.join()
+        for thread in threading.enumerate():
+            if thread.name == "fastack-request":  # given up, and ended by the end of its connection
+                thread.join(timeout=30)
 
     def mood(self) -> str:
         return self.script.pop(0) if len(self.script) > 1 else self.script[0]

@@ -6,6 +6,7 @@ import gc
 import os
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,11 @@ def real_rows(servers, data_root):
     servers.tables["I/322A/out"] = ucac4_table(folder / "ucac4_vizier_cygx1.csv")
     source, vizier = gaia_tables(folder / "gaia_dr2_chunk_03687.fits")
     servers.tables |= {"gaiadr3.gaia_source": source, "I/355/gaiadr3": vizier}
+
+
+def impatient(options, mood):
+    """A time-out that passes soon where the mood lets it pass, and never on a busy machine elsewhere."""
+    return replace(options, timeout=2.0) if mood == "slow" else options
 
 
 def ask(name, options, radius=0.1, **kwargs):
@@ -84,7 +90,7 @@ def test_vizier_stands_in_for_the_gaia_archive(servers, options, mood):
     whole = ask("gaia", options)
     servers.asked.clear()
     servers.script = [mood] * (1 if mood == "400" else 2) + ["ok"]
-    stars = ask("gaia", options)
+    stars = ask("gaia", impatient(options, mood))
     assert [request["service"] for request in servers.asked][-1] == "vizier"
     assert (stars.name, stars.epoch, stars.band) == ("Gaia DR3", 2016.0, "G")
     np.testing.assert_array_equal(stars.ra, whole.ra)
@@ -111,14 +117,14 @@ def test_bad_answers_are_one_line_and_no_half_catalogue(servers, options, tmp_pa
     servers.script = [mood]
     start = time.monotonic()
     with pytest.raises(CatalogueError, match=BAD[mood]) as caught:
-        load(name, ra=PLACES[name][0], dec=PLACES[name][1], radius=0.1, options=options)
+        load(name, ra=PLACES[name][0], dec=PLACES[name][1], radius=0.1, options=impatient(options, mood))
     message = str(caught.value)
     assert "\n" not in message
     assert "127.0.0.1" in message
     assert message.endswith("try again later, or use a local file, or a store filled by 'fastack catalogue fetch'")
     # asked again once, each of them, and given up
     assert len(servers.asked) == (2 if name == "ucac4" else 4)
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 30
     assert not list(tmp_path.rglob("*.npz"))
 
 
@@ -128,13 +134,11 @@ def test_a_second_attempt_mends_it(servers, options, name, mood):
     whole = ask(name, options)
     servers.asked.clear()
     servers.script = [mood, "ok"]
-    same(ask(name, options), whole)
+    same(ask(name, impatient(options, mood)), whole)
     assert [r["service"] for r in servers.asked] == 2 * ["vizier" if name == "ucac4" else "gaia"]
 
 
 def test_pauses_double(servers, options, monkeypatch):
-    from dataclasses import replace
-
     pauses = []
     monkeypatch.setattr(network.time, "sleep", pauses.append)
     servers.script = ["500"]
@@ -153,8 +157,6 @@ def test_a_refused_request_is_not_repeated(servers, options, name, services):
 
 @pytest.mark.parametrize("name", ["ucac4", "gaia"])
 def test_row_limits_are_noticed(servers, options, name):
-    from dataclasses import replace
-
     n = len(ask(name, options))
     # the margin around the circle brings a few more than it holds
     assert len(ask(name, replace(options, row_limit=n + 10))) == n
@@ -189,8 +191,6 @@ def test_rows_that_are_no_numbers_are_no_stars(servers, options, name, mood):
 
 
 def test_a_job_that_does_not_end(servers, options):
-    from dataclasses import replace
-
     servers.polls = 10**6
     stars = ask("gaia", replace(options, timeout=10.0, job_timeout=3.0))
     assert [r["service"] for r in servers.asked] == ["gaia", "vizier"]
@@ -200,8 +200,6 @@ def test_a_job_that_does_not_end(servers, options):
 @pytest.mark.parametrize(("name", "services"), [("ucac4", ["vizier"]), ("gaia", ["gaia", "vizier"])])
 def test_a_server_that_sends_a_byte_at_a_time_has_a_deadline(servers, options, tmp_path, name, services):
     """A socket's time-out never passes: there is always a byte in time."""
-    from dataclasses import replace
-
     servers.script = ["drip"]
     patient = replace(options, timeout=10.0, job_timeout=1.5)
     start = time.monotonic()
@@ -241,8 +239,8 @@ def test_names_are_resolved_in_time_or_not_at_all(servers, options):
     for mood in ("slow", "drip"):
         servers.script = [mood]
         start = time.monotonic()
-        assert resolve("M27", options=options) is None
-        assert time.monotonic() - start < 5
+        assert resolve("M27", options=replace(options, timeout=1.0)) is None
+        assert time.monotonic() - start < 10
     servers.close()
     assert resolve("M27", options=options) is None
     gc.collect()  # here, where the filter holds
