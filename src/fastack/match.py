@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fastack import _match
 from fastack.errors import MatchError
 from fastack.options import MatchOptions
-from fastack.types import Array, Pairs, StarFlag, Stars, Transform
+from fastack.types import Array, Pairs, StarFlag, Stars, Transform, positions
 
 Rows = NDArray[np.intp]
 
@@ -114,34 +114,6 @@ class _Match:
     index: Rows
     odds: float
     weak: bool = False
-
-
-def positions(stars: Stars | Any) -> Array:
-    """Positions of a list of stars.
-
-    Parameters
-    ----------
-    stars : Stars or (n, 2) array_like, pixel
-        Masked values are missing.
-
-    Returns
-    -------
-    (n, 2) ndarray
-        NaN where a position is missing.
-
-    Raises
-    ------
-    ValueError
-        If the list has another shape.
-    """
-    xy = stars.xy if isinstance(stars, Stars) else stars
-    if type(xy) is not np.ndarray:
-        xy = np.ma.filled(np.ma.asarray(xy, float), np.nan)
-    if xy.size == 0:
-        return np.empty((0, 2))
-    if xy.ndim != 2 or xy.shape[1] != 2:
-        raise ValueError(f"a list of stars has shape (n, 2), not {xy.shape}")
-    return np.ascontiguousarray(xy, np.float64)
 
 
 def rows_of(index: Rows, rows_a: Rows, rows_b: Rows) -> Rows:

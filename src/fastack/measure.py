@@ -149,7 +149,7 @@ def measure(
     fitted again with the neighbours' light taken away.
     """
     pixels = _as_image(image)
-    table = stars if isinstance(stars, Stars) else Stars.make(_as_positions(stars))
+    table = stars if isinstance(stars, Stars) else Stars.make(stars)
     xy = np.ascontiguousarray(table.xy)
     noise: Array
     if background is None:
@@ -312,15 +312,6 @@ def _as_image(image: ArrayLike) -> FloatImage:
     if pixels.ndim != 2:
         raise ValueError(f"image must have two dimensions, not {pixels.ndim}")
     return pixels
-
-
-def _as_positions(positions: ArrayLike) -> Array:
-    xy = np.asarray(positions, dtype=np.float64)
-    if xy.size == 0:
-        return xy.reshape(0, 2)
-    if xy.ndim != 2 or xy.shape[1] != 2:
-        raise ValueError(f"stars must be Stars or positions of the shape (n, 2), not {xy.shape}")
-    return xy
 
 
 def _median(values: Array | FloatImage) -> float:

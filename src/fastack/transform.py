@@ -12,9 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastack import _match, _transform
 from fastack.errors import FrameError, MatchError
-from fastack.match import SHARP, match, positions, rows_of
+from fastack.match import SHARP, match, rows_of
 from fastack.options import MatchOptions, TransformOptions
-from fastack.types import Array, Pairs, StarFlag, Stars, Transform
+from fastack.types import Array, Pairs, StarFlag, Stars, Transform, positions
 
 Mask = NDArray[np.bool_]
 
@@ -84,7 +84,7 @@ def _fit(
     guess: Transform | None = None,
 ) -> tuple[Transform, Mask]:
     """`fit`, from a first guess where there is one, and which of the stars are behind it."""
-    a, b = _points(reference_xy), _points(frame_xy)
+    a, b = positions(reference_xy), positions(frame_xy)
     if len(a) != len(b):
         raise ValueError(f"{len(a)} reference positions but {len(b)} frame positions")
     finite: Mask = np.asarray(np.isfinite(a).all(axis=1) & np.isfinite(b).all(axis=1))
@@ -138,13 +138,6 @@ def _fit(
         n=n,
         covariance=covariance,
     ), used
-
-
-def _points(xy: ArrayLike) -> Array:
-    points: Array = np.asarray(xy, float) if type(xy) is np.ndarray else np.ma.filled(np.ma.asarray(xy, float), np.nan)
-    if points.ndim != 2 or points.shape[1] != 2:
-        raise ValueError(f"positions have shape (n, 2), not {points.shape}")
-    return np.ascontiguousarray(points)
 
 
 def _errors(values: ArrayLike, finite: Mask) -> Array:
@@ -222,7 +215,7 @@ def register(
     residuals, until the pairs stay the same. A pair that coincides on the detector within three sigma, where
     the transform moves it by more than six, is a hot pixel and left out.
     """
-    reference, frame = (s if isinstance(s, Stars) else Stars.make(positions(s)) for s in (reference, frame))
+    reference, frame = (s if isinstance(s, Stars) else Stars.make(s) for s in (reference, frame))
     seed = match(reference, frame, options=match_options, guess=guess)
     rows_a, rows_b = _rows(reference, frame, seed)
     a, b = reference.xy.take(rows_a, axis=0), frame.xy.take(rows_b, axis=0)

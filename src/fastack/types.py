@@ -86,8 +86,15 @@ class Stars:
         -------
         Stars
             In the given order.
+
+        Raises
+        ------
+        ValueError
+            If `xy` or a column has another shape.
+        TypeError
+            If there is no such column.
         """
-        xy = _frozen(np.asarray(xy, float).reshape(-1, 2), np.float64)
+        xy = _frozen(positions(xy), np.float64)
         n = len(xy)
         values: dict[str, Any] = {}
         for item in fields(cls):
@@ -141,6 +148,34 @@ class Stars:
             column = getattr(self, item.name)
             table[item.name] = column * unit[item.name] if item.name in unit else column
         return table
+
+
+def positions(stars: Any) -> Array:
+    """Positions of a list of stars.
+
+    Parameters
+    ----------
+    stars : Stars or (n, 2) array_like, pixel
+        Masked values are missing.
+
+    Returns
+    -------
+    (n, 2) ndarray
+        NaN where a position is missing.
+
+    Raises
+    ------
+    ValueError
+        If the list has another shape.
+    """
+    xy = stars.xy if isinstance(stars, Stars) else stars
+    if type(xy) is not np.ndarray:
+        xy = np.ma.filled(np.ma.asarray(xy, float), np.nan)
+    if xy.size == 0:
+        return np.empty((0, 2))
+    if xy.ndim != 2 or xy.shape[1] != 2:
+        raise ValueError(f"a list of stars has shape (n, 2), not {xy.shape}")
+    return np.ascontiguousarray(xy, np.float64)
 
 
 def _view(array: Any) -> Any:
