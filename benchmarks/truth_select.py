@@ -103,6 +103,7 @@ def lowell(data: Path) -> Iterator[tuple[str, float, float, float]]:
             more = {"grid": str(target), "weights": "weight", "weight_table": str(Path(directory) / "weights.ecsv")}
             halves = [fastack.stack(files[k::2], reference=files[k].name, **masters, **more) for k in (0, 1)]
             data = whole.data
+            stars = stars or whole.stars
         scale = {r.name: r.scale for r in whole.used}
         total = [sum(r.weight for r in whole.used if r.path in files[k::2]) for k in (0, 1)]
         parts = [h.data * scale[h.reference] for h in halves]
@@ -120,7 +121,6 @@ def lowell(data: Path) -> Iterator[tuple[str, float, float, float]]:
         psf = render_stars((2 * HALF + 1,) * 2, [(HALF, HALF)], [1.0], fwhm=whole.quality.fwhm, beta=whole.quality.beta)
         value, error = scatter(difference, psf, dark)
         # the noise through that filter, but the area of the stars themselves: these are undersampled
-        stars = stars or whole.stars
         measured = 5 * value * np.sqrt((psf**2).sum() * star_area(data, stars))
         yield weights, predicted.limit, measured, error
 
