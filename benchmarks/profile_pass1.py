@@ -19,7 +19,7 @@ from fastack.options import StackOptions
 
 STAGES = (
     (pipeline, "open_frames"),
-    (calibrate, "load_calibration"),
+    (pipeline, "load_calibration"),
     (calibrate.Calibration, "read"),
     (background, "estimate"),
     (background, "pixel_noise"),

@@ -38,10 +38,10 @@ from scipy.spatial import cKDTree
 
 import fastack
 from fastack import report
-from fastack.calibrate import load_calibration
 from fastack.errors import CalibrationError, FastackWarning
 from fastack.files import find_frames
 from fastack.frames import open_frame
+from fastack.load_calibration import load_calibration
 from fastack.masters import camera_gain
 from fastack.types import PixelFlag
 from fastack.uncertainty import NoiseCorrelation, aperture_error

@@ -13,11 +13,13 @@ from astropy.io import fits
 from reference import calibrate as twin
 
 from fastack import _pixels
-from fastack.calibrate import Calibration, decode, load_calibration, make_master
+from fastack.calibrate import Calibration, decode
 from fastack.errors import CalibrationError, FrameError, OutputError
 from fastack.executor import Executor
 from fastack.files import find_frames
 from fastack.frames import open_frame
+from fastack.load_calibration import load_calibration
+from fastack.make_master import make_master
 from fastack.options import CalibrateOptions
 from fastack.simulate import NightOptions, simulate_night
 from fastack.storage import Plane, Store, failed
@@ -311,7 +313,7 @@ def test_a_cosmic_ray_does_not_reach_the_master(masters, level):
 
 
 def test_clipped_mean_against_the_twin():
-    from fastack.calibrate import _clipped_mean
+    from fastack.make_master import _clipped_mean
 
     cube = np.random.default_rng(3).normal(100, 5, (7, 16, 40)).astype(np.float32)
     cube[2, 3, 4] = 1e4

@@ -9,9 +9,10 @@ import pytest
 from astropy.io import fits
 
 from fastack import masters
-from fastack.calibrate import Master, load_calibration
+from fastack.calibrate import Master
 from fastack.errors import CalibrationError, FrameError, OutputError
 from fastack.frames import open_frame
+from fastack.load_calibration import load_calibration
 from fastack.options import CalibrateOptions
 
 SHAPE = (60, 80)

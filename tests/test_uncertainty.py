@@ -276,9 +276,9 @@ def test_a_steady_sky_tells_no_gain() -> None:
 
 @pytest.mark.real
 def test_gain_of_a_real_night_agrees_with_its_flats(data_root: Path) -> None:
-    from fastack.calibrate import load_calibration
     from fastack.files import find_frames
     from fastack.frames import open_frame
+    from fastack.load_calibration import load_calibration
     from fastack.options import CalibrateOptions
 
     def read(folder: str, step: int) -> list[np.ndarray]:

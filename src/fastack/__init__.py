@@ -24,6 +24,9 @@ STAGES = (
     "detector",
     "frames",
     "calibrate",
+    "characterise",
+    "make_master",
+    "load_calibration",
     "background",
     "detect",
     "measure",
@@ -65,8 +68,8 @@ _PUBLIC = {
     "open_frame": "frames",
     "find_frames": "files",
     "decode": "calibrate",
-    "load_calibration": "calibrate",
-    "make_master": "calibrate",
+    "load_calibration": "load_calibration",
+    "make_master": "make_master",
     "estimate_background": "background.estimate",
     "detect": "detect",
     "measure": "measure",
@@ -87,11 +90,13 @@ _PUBLIC = {
 if TYPE_CHECKING:
     from fastack.astrometry import solve
     from fastack.background import estimate as estimate_background
-    from fastack.calibrate import decode, load_calibration, make_master
+    from fastack.calibrate import decode
     from fastack.combine import combine
     from fastack.detect import detect
     from fastack.files import find_frames
     from fastack.frames import open_frame
+    from fastack.load_calibration import load_calibration
+    from fastack.make_master import make_master
     from fastack.match import match
     from fastack.measure import measure
     from fastack.options import StackOptions

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastack import __version__, calibrate, output, uncertainty
+from fastack import __version__, output, uncertainty
 from fastack.calibrate import Kind, Master
 from fastack.errors import FrameError, StackError
 from fastack.files import find_frames
 from fastack.frames import Frame, open_frame
+from fastack.load_calibration import load_calibration
+from fastack.make_master import make_master
 from fastack.options import CalibrateOptions
 from fastack.types import FloatImage
 from fastack.uncertainty import GainEstimate
@@ -96,9 +98,9 @@ def make(
         base = replace(
             options, bias=given.get("bias"), dark=given.get("dark"), flat=None, no_flat=True, keep_edges=True
         )
-        basis = calibrate.load_calibration(frames, base)
+        basis = load_calibration(frames, base)
         bias, dark = basis.bias, basis if basis.dark is not None else None
-    master = calibrate.make_master(kind, frames, bias=bias, dark=dark, options=options)  # type: ignore[arg-type]
+    master = make_master(kind, frames, bias=bias, dark=dark, options=options)  # type: ignore[arg-type]
     bad = None if kind == "bias" else bad_pixels(master)
     made = MasterFile(master=master, bad=bad, unreadable=tuple(unreadable))
     output.write_hdus(target, hdus(made), overwrite=overwrite)
@@ -246,7 +248,7 @@ def camera_gain(frames: Sequence[Frame], options: CalibrateOptions = CalibrateOp
     chosen = [frames[k] for k in np.unique(np.linspace(0, len(frames) - 1, min(len(frames), _MOST_FRAMES)).astype(int))]
     if len(chosen) < 3:
         raise StackError(f"a gain cannot be estimated from {len(chosen)} frames: at least three are needed")
-    calibration = calibrate.load_calibration(chosen, replace(options, flat=None, no_flat=True, keep_edges=True))
+    calibration = load_calibration(chosen, replace(options, flat=None, no_flat=True, keep_edges=True))
     return uncertainty.estimate_gain([calibration.read(f, _middle(f.shape)).pixels for f in chosen])
 
 

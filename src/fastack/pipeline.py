@@ -38,6 +38,7 @@ from fastack.cards import Cards
 from fastack.detect import detect, find_artefacts, survey
 from fastack.errors import FastackError, FrameError, StackError
 from fastack.executor import Buffers, Executor, make_executor, preload
+from fastack.load_calibration import load_calibration
 from fastack.measure import measure
 from fastack.options import MeasureOptions, StackOptions
 from fastack.storage import Store
@@ -417,7 +418,7 @@ def _measure_all(
     fitting = _fitting(opened, options)
     # compressed frames are whole in memory while they are sampled
     sampling = executor if fitting >= executor.threads else None
-    calibration = calibrate.load_calibration(opened, options.calibrate, executor=sampling)
+    calibration = load_calibration(opened, options.calibrate, executor=sampling)
     for note in calibration.notes:
         reporter.note(note)
     pixels = max(f.raw_shape[0] * f.raw_shape[1] for f in opened)
