@@ -429,7 +429,7 @@ def test_an_interrupt_leaves_nothing_half_written(night: Path, monkeypatch: pyte
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(coadd, "stack_strip", interrupt)
+    monkeypatch.setattr(coadd, "stack_tiles", interrupt)
     with pytest.raises(KeyboardInterrupt):
         fastack.stack(str(night), output_path=target, overwrite=True)
     assert target.read_bytes() == b"precious"

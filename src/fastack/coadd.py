@@ -250,7 +250,7 @@ def _by_row(pixels: np.ndarray | None) -> np.ndarray:
     return np.ascontiguousarray(pixels[np.lexsort((pixels[:, 0], pixels[:, 1]))], np.int32)
 
 
-def stack_strip(strip: Sequence[grid.Tile], job: Job) -> list[Combined]:
+def stack_tiles(strip: Sequence[grid.Tile], job: Job) -> Iterator[Combined]:
     """Pass 2 for tiles that follow each other along y: read, calibrate, resample and normalise, then combine.
 
     Parameters
@@ -260,16 +260,15 @@ def stack_strip(strip: Sequence[grid.Tile], job: Job) -> list[Combined]:
     job : Job
         The whole task.
 
-    Returns
-    -------
-    list of Combined
+    Yields
+    ------
+    Combined
         The planes of each tile.
     """
     n = len(job.frames)
     _, edge, side = _with_halo(strip[0], n, job.options)
     rows = max(y1 - y0 for y0, y1, _, _ in strip) + 2 * edge
     columns = strip[0][3] - strip[0][2] + 2 * side
-    made = []
     with job.buffers.lend((1, _floats(rows, columns, n))) as room:
         # variance planes that files bring count before the model
         every = _Planes.within(room, (rows, columns), n, spread=any(f.variance for f in job.frames))
@@ -279,9 +278,19 @@ def stack_strip(strip: Sequence[grid.Tile], job: Job) -> list[Combined]:
             part, _, _ = _with_halo(tile, n, job.options)
             height = part[1] - part[0]
             _resample(every.rows(known, height), (part[0] + known, *part[1:]), job)
-            made.append(_combine(every.rows(0, height), tile, edge, side, job))
+            yield _combine(every.rows(0, height), tile, edge, side, job)
             known = 2 * edge
-    return made
+
+
+def stack_strip(strip: Sequence[grid.Tile], job: Job) -> list[Combined]:
+    """All tiles of a strip at once; parameters as those of `stack_tiles`."""
+    return list(stack_tiles(strip, job))
+
+
+def _stack_and_write(strip: Sequence[grid.Tile], job: Job, sink: output.Sink) -> None:
+    """Put a strip's planes into a sink of this process."""
+    for tile, made in zip(strip, stack_tiles(strip, job), strict=True):
+        _write(sink, tile, made, maps=job.maps)
 
 
 def _resample(planes: _Planes, part: grid.Tile, job: Job) -> None:
@@ -509,14 +518,27 @@ def coadd(job: Job, sink: output.Sink, executor: Executor, reporter: report.Repo
     strips = list(grid.strips(len(job.frames), job.shape, size, executor.threads))
     _retile(job, [tile for strip in strips for tile in strip], store)
     reporter.start("combine", sum(map(len, strips)), size[0] * size[1] * len(job.frames))
-    work = functools.partial(stack_strip, job=job)
-    for strip, results in zip(strips, executor.map(work, strips), strict=True):
-        for tile, result in zip(strip, results, strict=True):
-            _write(sink, tile, result, maps=job.maps)
+    for strip in _written(strips, job, sink, executor):
+        for _ in strip:
             reporter.advance()
     for frame in job.frames:
         frame.check_unchanged()
     reporter.finish()
+
+
+def _written(
+    strips: Sequence[list[grid.Tile]], job: Job, sink: output.Sink, executor: Executor
+) -> Iterator[list[grid.Tile]]:
+    """The strips, one after the other, as they are in the sink: who makes a tile writes it, but for other processes."""
+    if executor.here:
+        work = functools.partial(_stack_and_write, job=job, sink=sink)
+        for strip, _ in zip(strips, executor.map(work, strips), strict=True):
+            yield strip
+        return
+    for strip, made in zip(strips, executor.map(functools.partial(stack_strip, job=job), strips), strict=True):
+        for tile, planes in zip(strip, made, strict=True):
+            _write(sink, tile, planes, maps=job.maps)
+        yield strip
 
 
 def _write(sink: output.Sink, tile: grid.Tile, result: Combined, *, maps: bool) -> None:

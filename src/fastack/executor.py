@@ -135,7 +135,8 @@ class Executor(AbstractContextManager["Executor"]):
         tasks : iterable
             Taken one by one, as there is room.
         ahead : int, optional
-            Tasks under way at once; default the number of threads plus one.
+            Tasks under way at once, if there are to be fewer than threads. By default so many wait that no thread
+            does, where the caller is busy or an earlier task takes longer.
 
         Yields
         ------
@@ -145,7 +146,7 @@ class Executor(AbstractContextManager["Executor"]):
         if self._pool is None:
             yield from map(function, tasks)
             return
-        room = ahead or self.threads + 1
+        room = ahead or 2 * self.threads
         waiting: deque[Future[R]] = deque()
         try:
             for task in tasks:

@@ -18,7 +18,7 @@ _AREA = 1 << 18  # pixels of a tile: larger ones save little
 _SAMPLES = 70_000_000  # bytes of a tile's samples beyond which a tile of `_LEAST` pixels is not enlarged
 _LEAST = 1 << 16
 _SHARE = 4  # strips for each worker
-_STRIP = 1 << 20  # pixels of a strip, which stay in memory until they are written,
+_STRIP = 1 << 20  # pixels of a strip, whose planes another process sends back at once,
 _TASK = 1 << 28  # and samples, which take some seconds: progress shows, and an interrupt waits no longer
 _STEPS = 8  # points along a side of a frame
 

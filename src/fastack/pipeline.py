@@ -422,7 +422,7 @@ def _measure_all(
     for note in calibration.notes:
         reporter.note(note)
     pixels = max(f.raw_shape[0] * f.raw_shape[1] for f in opened)
-    workers = max(1, min(executor.threads, fitting))
+    fewer = max(1, fitting) if fitting < executor.threads else None
     if store is not None:
         store.expect(sum(r.frame.plane.nbytes for r in live))
     few = options.combine.reject != "none" and 1 < len(live) <= options.combine.trail_frames
@@ -430,7 +430,7 @@ def _measure_all(
         _measure_one, calibration=calibration, store=store, options=options, trails=few, buffers=buffers
     )
     reporter.start("measure", len(live), pixels)
-    for record, result in zip(live, executor.map(work, _coming(live), ahead=workers), strict=True):
+    for record, result in zip(live, executor.map(work, _coming(live), ahead=fewer), strict=True):
         if isinstance(result, str):
             record.reason = result
         else:
