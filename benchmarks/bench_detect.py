@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
-from fastack import background, simulate
+from fastack import background, render
 from fastack.detect import detect, find_artefacts
 from fastack.options import DetectOptions
 
@@ -21,7 +21,7 @@ def scene():
     rng = np.random.default_rng(2)
     xy = rng.uniform(8, SHAPE[0] - 8, (STARS, 2))
     flux = 10 ** rng.uniform(3.3, 5.5, STARS)
-    image = simulate.render_stars(SHAPE, xy, flux, fwhm=FWHM, pixel="sampled", radius=20)
+    image = render.render_stars(SHAPE, xy, flux, fwhm=FWHM, pixel="sampled", radius=20)
     return (image + SKY + NOISE * rng.standard_normal(SHAPE)).astype(np.float32), xy
 
 

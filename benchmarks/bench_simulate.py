@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from reference.simulate import render_stars as slow_render_stars
 
-from fastack.simulate import NightOptions, moffat_alpha, render_stars, simulate_night
+from fastack.render import moffat_alpha, render_stars
+from fastack.simulate import NightOptions, simulate_night
 
 SIDE, N, FWHM, BETA, RADIUS = 1024, 500, 3.0, 3.0, 20
 

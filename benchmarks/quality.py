@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 from scipy import ndimage, optimize
 
-from fastack.simulate import Night, render_stars
+from fastack.render import render_stars
+from fastack.simulate import Night
 
 LAGS = 4
 EDGE = 12  # pixels next to the border of the area that all frames share, left out

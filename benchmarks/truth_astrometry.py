@@ -30,7 +30,7 @@ from fastack.errors import SolveError
 from fastack.guess import Guess
 from fastack.platesolve import SolvedFile, solve_file
 from fastack.positions import proper_motion
-from fastack.simulate import render_stars
+from fastack.render import render_stars
 from fastack.solution import Solution
 from fastack.tables import read_file
 

@@ -16,9 +16,10 @@ import numpy as np
 from scipy.spatial import cKDTree
 from scipy.stats import beta
 
-from fastack import background, simulate
+from fastack import background
 from fastack.detect import detect, find_artefacts
 from fastack.options import DetectOptions
+from fastack.render import moffat, render_stars
 from fastack.types import StarFlag
 
 SKY, NOISE, SNR, SIZE = 500.0, 10.0, 10.0, 1024
@@ -37,8 +38,8 @@ def render(rng, fwhm, n):
     cells = rng.permutation(side * side)[:n]
     xy = (np.stack([cells % side, cells // side], axis=1) + 0.5 + rng.uniform(-0.2, 0.2, (len(cells), 2))) * step
     y, x = np.mgrid[-40:41, -40:41].astype(float)
-    flux = SNR * NOISE / np.sqrt((simulate.moffat(x, y, fwhm=fwhm, beta=3.0) ** 2).sum())
-    image = simulate.render_stars((SIZE, SIZE), xy, flux, fwhm=fwhm, pixel="sampled", radius=6 * fwhm)
+    flux = SNR * NOISE / np.sqrt((moffat(x, y, fwhm=fwhm, beta=3.0) ** 2).sum())
+    image = render_stars((SIZE, SIZE), xy, flux, fwhm=fwhm, pixel="sampled", radius=6 * fwhm)
     image = image + SKY + NOISE * rng.standard_normal(image.shape)
     every, strong = np.zeros(image.shape, bool), np.zeros(image.shape, bool)
     for _ in range(2 * len(xy)):

@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from reference import resample as twin
 
 from fastack.options import ResampleOptions
+from fastack.render import moffat, render_stars
 from fastack.resample import autocorrelation, resample, resample_tile
-from fastack.simulate import moffat, render_stars
 from fastack.types import Transform
 
 

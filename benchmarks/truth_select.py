@@ -29,8 +29,8 @@ from scipy.spatial import cKDTree
 from truth_stack import Stacked, clean, hard
 
 import fastack
+from fastack.render import render_stars
 from fastack.select import WEIGHTS, predict_depth
-from fastack.simulate import render_stars
 from fastack.types import Stars
 
 LIMIT = 0.03

@@ -37,7 +37,8 @@ from scipy.spatial import cKDTree
 
 import fastack
 from fastack.executor import available_threads
-from fastack.simulate import NightOptions, render_stars, simulate_night
+from fastack.render import render_stars
+from fastack.simulate import NightOptions, simulate_night
 
 
 @dataclass(frozen=True)

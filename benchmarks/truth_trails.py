@@ -17,7 +17,8 @@ import numpy as np
 from truth_stack import clean, hard
 
 from fastack import background
-from fastack.simulate import moffat_alpha, simulate_night
+from fastack.render import moffat_alpha
+from fastack.simulate import simulate_night
 from fastack.trails import find_trails
 
 PEAKS = (0.0, 1.0, 1.5, 2.0, 3.0, 5.0, 20.0)  # on the line, sigmas of a pixel

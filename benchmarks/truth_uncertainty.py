@@ -37,8 +37,9 @@ from scipy.spatial import cKDTree
 import fastack
 from fastack.combine import HALO, Combined, NoiseModel, combine_tile
 from fastack.options import CombineOptions, Kernel, ResampleOptions
+from fastack.render import render_stars
 from fastack.resample import resample_tile
-from fastack.simulate import NightOptions, render_stars, simulate_night
+from fastack.simulate import NightOptions, simulate_night
 from fastack.types import Transform
 from fastack.uncertainty import aperture_error, noise_correlation, read_guide, rms_map
 

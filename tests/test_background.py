@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from reference import background as slow
 
-from fastack import _pixels, background, simulate
+from fastack import _pixels, background, render
 from fastack.options import BackgroundOptions
 
 SIGMA = 10.0
@@ -64,7 +64,7 @@ def test_faint_stars_do_not_raise_the_level():
     rng = np.random.default_rng(3)
     shape = (512, 512)
     xy = rng.uniform(0, 512, (3000, 2))
-    stars = simulate.render_stars(shape, xy, 10 ** rng.uniform(1.5, 3.5, 3000), fwhm=3, pixel="sampled", radius=12)
+    stars = render.render_stars(shape, xy, 10 ** rng.uniform(1.5, 3.5, 3000), fwhm=3, pixel="sampled", radius=12)
     image = noise_frame(shape, 4) + stars
     cells = image.reshape(8, 64, 8, 64).swapaxes(1, 2).reshape(64, -1)
     clipped = np.median([slow.cell_statistics(cell)[0] for cell in cells])

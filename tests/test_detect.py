@@ -7,7 +7,7 @@ import pytest
 from reference import detect as slow
 from scipy.spatial import cKDTree
 
-from fastack import _pixels, background, simulate
+from fastack import _pixels, background, render
 from fastack.detect import detect, find_artefacts, survey
 from fastack.errors import DetectionError
 from fastack.options import DetectOptions
@@ -19,7 +19,7 @@ SKY, NOISE = 500.0, 10.0
 def flux_of(snr, fwhm, beta=3.0):
     """Flux of a star whose best possible signal-to-noise ratio is `snr` (background noise alone)."""
     y, x = np.mgrid[-40:41, -40:41].astype(float)
-    return np.asarray(snr) * NOISE / np.sqrt((simulate.moffat(x, y, fwhm=fwhm, beta=beta) ** 2).sum())
+    return np.asarray(snr) * NOISE / np.sqrt((render.moffat(x, y, fwhm=fwhm, beta=beta) ** 2).sum())
 
 
 def jittered_grid(rng, n, size, step):
@@ -50,7 +50,7 @@ def add_hits(image, rng, n):
 
 
 def star_frame(rng, xy, flux, fwhm, *, shape=(512, 512), **psf):
-    image = simulate.render_stars(shape, xy, flux, fwhm=fwhm, pixel="sampled", radius=8 * fwhm, **psf)
+    image = render.render_stars(shape, xy, flux, fwhm=fwhm, pixel="sampled", radius=8 * fwhm, **psf)
     return (image + SKY + NOISE * rng.standard_normal(shape)).astype(np.float32)
 
 
@@ -135,7 +135,7 @@ def test_stars_are_not_sharp_and_not_hits(fwhm, ellipticity):
     rng = np.random.default_rng(5)
     xy = jittered_grid(rng, 400, 768, max(28, int(6 * fwhm)))
     flux = flux_of(10 ** rng.uniform(0.9, 3.6, len(xy)), fwhm)
-    model = SKY + simulate.render_stars(
+    model = SKY + render.render_stars(
         (768, 768), xy, flux, fwhm=fwhm, pixel="sampled", radius=8 * fwhm, ellipticity=ellipticity, theta=0.6
     )
     image = (rng.poisson(2 * model) / 2).astype(np.float32)
@@ -266,7 +266,7 @@ def filtered_flux(xy, fwhm):
     dx, dy = x - (xy[0] - np.rint(xy[0])), y - (xy[1] - np.rint(xy[1]))
     sigma = fwhm / 2.3548
     gauss = np.exp(-(dx**2 + dy**2) / (2 * sigma**2)) * (np.maximum(abs(x), abs(y)) <= np.ceil(0.85 * fwhm))
-    return 2 * np.pi * sigma**2 * (gauss * simulate.moffat(dx, dy, fwhm=fwhm, beta=3.0)).sum() / (gauss**2).sum()
+    return 2 * np.pi * sigma**2 * (gauss * render.moffat(dx, dy, fwhm=fwhm, beta=3.0)).sum() / (gauss**2).sum()
 
 
 def test_three_stars_in_order_with_fluxes():

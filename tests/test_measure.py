@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from reference import measure as reference
 
-from fastack import _pixels, simulate
+from fastack import _pixels, render
 from fastack.measure import measure
 from fastack.options import MeasureOptions
 from fastack.types import StarFlag, Stars
@@ -263,7 +263,7 @@ def test_neighbours_are_taken_away() -> None:
     frame = reference.isolated_stars(rng, 64, 100, fwhm=3.0, pixel="integrated")
     angle = rng.uniform(0, 2 * np.pi, 30)
     near = frame.xy[:30] + 5.0 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    light = simulate.render_stars(frame.image.shape, near, frame.flux[:30] / 2, fwhm=3.0).astype(float)
+    light = render.render_stars(frame.image.shape, near, frame.flux[:30] / 2, fwhm=3.0).astype(float)
     frame.image = frame.image + light.astype(np.float32)
     frame.first = np.concatenate([frame.first, near])
     stars, _ = run(frame)
@@ -278,7 +278,7 @@ def test_saturated_stars_keep_a_position() -> None:
     rng = np.random.default_rng(11)
     frame = reference.isolated_stars(rng, 100, 100, fwhm=3.0, pixel="integrated")
     frame.flux[::2] *= 20
-    light = simulate.render_stars(frame.image.shape, frame.xy, frame.flux, fwhm=3.0).astype(float)
+    light = render.render_stars(frame.image.shape, frame.xy, frame.flux, fwhm=3.0).astype(float)
     level = 0.4 * light.max()
     frame.image = np.minimum(reference.expose(light, rng), np.float32(level))
     stars, quality = run(frame, MeasureOptions(gain=reference.GAIN, saturation=level))
@@ -364,7 +364,7 @@ def test_positions_at_and_beyond_the_border() -> None:
 
 def test_noise_free_image() -> None:
     xy = np.array([[20.3, 20.6], [60.1, 22.9], [40.5, 60.0]])
-    image = simulate.render_stars((80, 80), xy, [1000.0, 2000.0, 500.0], fwhm=3.0, pixel="sampled")
+    image = render.render_stars((80, 80), xy, [1000.0, 2000.0, 500.0], fwhm=3.0, pixel="sampled")
     stars, quality = measure(image, xy.round())
     assert np.abs(stars.xy - xy).max() < 0.01
     assert quality.fwhm == pytest.approx(3.0, rel=0.01)

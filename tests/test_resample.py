@@ -13,8 +13,8 @@ from reference import resample as twin
 
 from fastack.background import render
 from fastack.options import ResampleOptions
+from fastack.render import moffat, render_stars
 from fastack.resample import autocorrelation, input_window, resample, resample_tile
-from fastack.simulate import moffat, render_stars
 from fastack.types import Background, PixelFlag, Transform
 
 SEPARABLE = ["nearest", "bilinear", "bicubic", "lanczos2", "lanczos3", "lanczos4"]

@@ -10,8 +10,9 @@ import pytest
 
 from fastack import detect, measure, select
 from fastack.options import SelectOptions
+from fastack.render import render_stars
 from fastack.select import noise_area, predict_depth
-from fastack.simulate import NightOptions, render_stars, simulate_night
+from fastack.simulate import NightOptions, simulate_night
 from fastack.types import PSF, FrameQuality, FrameRecord
 
 

@@ -15,15 +15,8 @@ from reference.simulate import render_stars as slow_render_stars
 from scipy import integrate, ndimage, stats
 from scipy.spatial.distance import pdist
 
-from fastack.simulate import (
-    NightOptions,
-    _poisson,
-    effective_fwhm,
-    moffat,
-    read_night,
-    render_stars,
-    simulate_night,
-)
+from fastack.render import effective_fwhm, moffat, render_stars
+from fastack.simulate import NightOptions, _poisson, read_night, simulate_night
 
 SMALL = NightOptions(n_frames=6, shape=(256, 320), n_stars=60)
 

@@ -10,7 +10,8 @@ from astropy.io import fits
 
 import fastack
 from fastack import background, trails
-from fastack.simulate import NightOptions, moffat_alpha, simulate_night
+from fastack.render import moffat_alpha
+from fastack.simulate import NightOptions, simulate_night
 from fastack.trails import Trail, find_trails, passing
 from fastack.types import Transform
 

@@ -58,6 +58,7 @@ STAGES = (
     "registration",
     "coadd",
     "platesolve",
+    "render",
     "simulate",
     "pipeline",
     "cli",

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import brentq, least_squares
 
-from fastack import simulate
+from fastack import render
 from fastack.types import Array, Background, FloatImage
 
 NODE = 0.5 / np.sqrt(3)
@@ -106,7 +106,7 @@ def flux_of_snr(snr: float, stamp: Array) -> float:
 
 
 def stamp_of(**psf: Any) -> Array:
-    return simulate.render_stars((121, 121), [[60.0, 60.0]], [1.0], **psf).astype(float)
+    return render.render_stars((121, 121), [[60.0, 60.0]], [1.0], **psf).astype(float)
 
 
 def expose(light: Array, rng: np.random.Generator) -> FloatImage:
@@ -121,7 +121,7 @@ def isolated_stars(rng: np.random.Generator, n: int, snr: float, **psf: Any) -> 
     grid = (np.arange(side) + 0.5) * step
     xy = np.stack(np.meshgrid(grid, grid), axis=-1).reshape(-1, 2)[:n] + rng.uniform(-0.5, 0.5, (n, 2))
     flux = np.full(n, flux_of_snr(snr, stamp_of(**psf)))
-    light = simulate.render_stars((side * step, side * step), xy, flux, **psf).astype(float)
+    light = render.render_stars((side * step, side * step), xy, flux, **psf).astype(float)
     return Frame(expose(light, rng), xy, flux, NOISE, SKY, GAIN, xy + rng.normal(0, 0.2, xy.shape))
 
 
@@ -134,7 +134,7 @@ def crowded_stars(rng: np.random.Generator, n: int, size: int, **psf: Any) -> Fr
     stamp = stamp_of(**psf)
     faintest = flux_of_snr(2, stamp)
     flux = np.sort(np.minimum(faintest / rng.uniform(0, 1, n), flux_of_snr(2000, stamp)))[::-1]
-    light = simulate.render_stars((size, size), xy, flux, **psf).astype(float)
+    light = render.render_stars((size, size), xy, flux, **psf).astype(float)
     listed = flux > flux_of_snr(8, stamp)
     for i in range(n):
         near = np.hypot(*(xy[:i] - xy[i]).T) < 1.2 * psf["fwhm"]
@@ -151,7 +151,7 @@ def cramer_rao(flux: float, phases: Array, **psf: Any) -> tuple[float, float]:
         centre = size // 2 + phase
 
         def star(x: float, y: float, size: int = size) -> Array:
-            stars = simulate.render_stars((size, size), [[x, y]], [flux], **psf)
+            stars = render.render_stars((size, size), [[x, y]], [flux], **psf)
             return stars.astype(float)
 
         light, h = star(*centre), 0.02
@@ -185,7 +185,7 @@ def effective_psf(
 
     def value(r: float, angle: float) -> float:
         dx, dy = x + r * np.cos(angle), y + r * np.sin(angle)
-        star = simulate.moffat(dx, dy, fwhm=fwhm, beta=beta, ellipticity=ellipticity, theta=theta)
+        star = render.moffat(dx, dy, fwhm=fwhm, beta=beta, ellipticity=ellipticity, theta=theta)
         return float(np.sum(weight * star))
 
     half = value(0, 0) / 2
@@ -202,6 +202,6 @@ def trailed_stars(rng: np.random.Generator, n: int, snr: float, trail: float, th
     light = np.zeros(frame.image.shape)
     for step in steps * trail:
         shift = np.array([np.cos(theta), np.sin(theta)]) * step
-        light += simulate.render_stars(light.shape, frame.xy + shift, frame.flux, **psf)
+        light += render.render_stars(light.shape, frame.xy + shift, frame.flux, **psf)
     frame.image = expose(light / len(steps), rng)
     return frame

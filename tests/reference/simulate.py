@@ -1,4 +1,4 @@
-"""Slow float64 twin of `fastack.simulate.render_stars`: 5x5 Gauss-Legendre points in every pixel."""
+"""Slow float64 twin of `fastack.render.render_stars`: 5x5 Gauss-Legendre points in every pixel."""
 
 from __future__ import annotations
 
