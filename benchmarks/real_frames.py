@@ -41,8 +41,8 @@ from fastack import report
 from fastack.errors import CalibrationError, FastackWarning
 from fastack.files import find_frames
 from fastack.frames import open_frame
+from fastack.gain import camera_gain
 from fastack.load_calibration import load_calibration
-from fastack.masters import camera_gain
 from fastack.types import PixelFlag
 from fastack.uncertainty import NoiseCorrelation, aperture_error
 

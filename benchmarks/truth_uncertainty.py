@@ -36,12 +36,13 @@ from scipy.spatial import cKDTree
 
 import fastack
 from fastack.combine import HALO, Combined, NoiseModel, combine_tile
+from fastack.error_guide import read_guide, rms_map
 from fastack.options import CombineOptions, Kernel, ResampleOptions
 from fastack.render import render_stars
 from fastack.resample import resample_tile
 from fastack.simulate import NightOptions, simulate_night
 from fastack.types import Transform
-from fastack.uncertainty import aperture_error, noise_correlation, read_guide, rms_map
+from fastack.uncertainty import aperture_error, noise_correlation
 
 PAD = 48  # pixels of a frame beyond the output, so that every frame covers it
 LOW, HIGH = 0.97, 1.03

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 import fastack
 from fastack import report
+from fastack.error_guide import read_guide, rms_map
 from fastack.errors import FrameError, StackError
 from fastack.frames import open_frame
-from fastack.masters import camera_gain
+from fastack.gain import camera_gain, estimate_gain
 from fastack.options import CombineOptions, ResampleOptions
 from fastack.resample import autocorrelation
 from fastack.simulate import NightOptions, simulate_night
@@ -25,12 +26,9 @@ from fastack.uncertainty import (
     NoiseCorrelation,
     aperture_error,
     bias_level,
-    estimate_gain,
     master_noise,
     noise_correlation,
     noise_covariance,
-    read_guide,
-    rms_map,
 )
 
 KERNELS = ("nearest", "bilinear", "bicubic", "lanczos2", "lanczos3", "lanczos4")

@@ -444,16 +444,16 @@ def errors(
     stack_file: str, radius: float | None, rms_map: str | None, overwrite: bool, gain_from: tuple[str, ...]
 ) -> None:
     """Tell what to type into GAIA, SExtractor and photutils for right errors on STACK."""
-    from fastack import masters, output, uncertainty
+    from fastack import error_guide, gain, output
 
-    guide = uncertainty.read_guide(stack_file)
+    guide = error_guide.read_guide(stack_file)
     if rms_map:
-        output.write_hdus(Path(rms_map), uncertainty.rms_map(stack_file, radius), overwrite=overwrite)
+        output.write_hdus(Path(rms_map), error_guide.rms_map(stack_file, radius), overwrite=overwrite)
     print(guide.text(radius))
     if rms_map:
         print(f"wrote {rms_map}")
     if gain_from:
-        print(masters.gain_text(list(gain_from)))
+        print(gain.gain_text(list(gain_from)))
 
 
 @cli.command()

@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastack import __version__, output, uncertainty
+from fastack import __version__, output
 from fastack.calibrate import Kind, Master
-from fastack.errors import FrameError, StackError
+from fastack.errors import FrameError
 from fastack.files import find_frames
-from fastack.frames import Frame, open_frame
+from fastack.frames import open_frame
 from fastack.load_calibration import load_calibration
 from fastack.make_master import make_master
 from fastack.options import CalibrateOptions
 from fastack.types import FloatImage
-from fastack.uncertainty import GainEstimate
 
 if TYPE_CHECKING:
     from astropy.io import fits
@@ -31,8 +30,6 @@ _FLAT_LIMIT = 8.0  # robust sigmas of a flat's pixels about their neighbours bey
 _FLAT_LEAST = 0.15  # deviation from the neighbours that a bad pixel of a flat has at least, part of them
 _COLUMN_PART = 0.5  # of a column's pixels that are bad where all of it is
 _NEIGHBOURS = 7  # side of the median box that a flat's pixel is compared with
-_MOST_FRAMES = 10  # frames that a gain is estimated from
-_MOST_SIDE = 1024  # of the part of a frame that is read for it, pixel
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -221,73 +218,3 @@ def summary(made: MasterFile, path: str | Path) -> str:
         lines.append(f"  bad pixels: {count[0]} hot, {count[1]} cold, {columns} columns")
     lines += [f"  note: {note}" for note in master.notes]
     return "\n".join(lines)
-
-
-def camera_gain(frames: Sequence[Frame], options: CalibrateOptions = CalibrateOptions()) -> GainEstimate:
-    """Estimate the gain of a camera from its light frames.
-
-    Parameters
-    ----------
-    frames : sequence of Frame
-        Raw light frames; of many, 10 spread evenly over them are read, of large ones the middle.
-    options : CalibrateOptions
-        Of the calibration. The flat is not applied: it changes the noise of a level.
-
-    Returns
-    -------
-    GainEstimate
-        See `uncertainty.estimate_gain`.
-
-    Raises
-    ------
-    FrameError
-        If a file cannot be read.
-    StackError
-        With fewer than three frames, or where nothing can be measured.
-    """
-    chosen = [frames[k] for k in np.unique(np.linspace(0, len(frames) - 1, min(len(frames), _MOST_FRAMES)).astype(int))]
-    if len(chosen) < 3:
-        raise StackError(f"a gain cannot be estimated from {len(chosen)} frames: at least three are needed")
-    calibration = load_calibration(chosen, replace(options, flat=None, no_flat=True, keep_edges=True))
-    return uncertainty.estimate_gain([calibration.read(f, _middle(f.shape)).pixels for f in chosen])
-
-
-def _middle(shape: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Window in the middle of a frame."""
-    (y0, y1), (x0, x1) = ((max(0, n // 2 - _MOST_SIDE // 2), min(n, n // 2 + _MOST_SIDE // 2)) for n in shape)
-    return y0, y1, x0, x1
-
-
-def gain_text(sources: Sequence[str | Path], options: CalibrateOptions = CalibrateOptions()) -> str:
-    """Estimate the gain of a camera from its light frames and say how sure that is.
-
-    Parameters
-    ----------
-    sources : sequence of str or Path
-        Raw light frames.
-    options : CalibrateOptions
-        Of the calibration.
-
-    Returns
-    -------
-    str
-        One or two lines.
-
-    Raises
-    ------
-    FrameError
-        If a file cannot be read.
-    StackError
-        With fewer than three frames.
-    """
-    frames = [open_frame(path, options=options) for path in find_frames(list(sources))]
-    estimate = camera_gain(frames, options)
-    low, high = estimate.levels
-    text = f"gain estimated from {estimate.pairs + 1} frames, levels {low:.0f} to {high:.0f} adu:"
-    if not estimate.usable:
-        return f"{text} nothing: {estimate.reason}\nuse flats of different levels, or the camera's manual"
-    text += f" {estimate.gain:.3g} +- {estimate.error:.2g} e-/adu"
-    known = [f.gain for f in frames if f.gain]
-    if known and abs(known[0] - estimate.gain) > max(3 * estimate.error, 0.1 * estimate.gain):
-        text += f"\nthe headers say {known[0]:g}, which does not fit the noise of the frames"
-    return f"{text}\nto use it: fastack stack --gain {estimate.gain:.3g}"

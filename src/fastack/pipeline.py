@@ -23,9 +23,9 @@ from fastack import (
     dates,
     files,
     frames,
+    gain,
     grid,
     header,
-    masters,
     normalise,
     output,
     registration,
@@ -203,8 +203,8 @@ def stack(
             calibration = _measure_all(records, options, reporter, executor, store, buffers)
         select.apply_limits(records, options.select)
         _need(records, "after the selection")
-        gain = _estimate_gain([r for r in records if r.reason is None], options, reporter)
-        calibration = replace(calibration, notes=(*calibration.notes, *gain))
+        gain_notes = _estimate_gain([r for r in records if r.reason is None], options, reporter)
+        calibration = replace(calibration, notes=(*calibration.notes, *gain_notes))
         reference = select.choose_reference(records, options.reference)
         buffers.trim()
         enough = threading.Event()
@@ -294,7 +294,7 @@ def _estimate_gain(live: Sequence[FrameRecord], options: StackOptions, reporter:
     else:
         order = np.argsort(sky, kind="stable")
         try:
-            estimate = masters.camera_gain([live[k].frame for k in order], options.calibrate)
+            estimate = gain.camera_gain([live[k].frame for k in order], options.calibrate)
         except FastackError as error:
             reason = str(error)
         else:
