@@ -71,11 +71,12 @@ def test_a_wcs_of_strings_with_tpv_terms_under_tan(data_root: Path) -> None:
 
 
 def test_axes_that_are_no_sky(data_root: Path) -> None:
-    for path in sorted((data_root / "lowell_night").glob("*/*.fz")):
-        frame = open_frame(path)
-        if "Linear" in str(frame.header.get("CTYPE1")):
-            assert read_wcs(frame.header) is None, path
-            assert "WCS" not in first_guess(frame.header, shape=frame.shape).source, path
+    frames = [open_frame(path) for path in sorted((data_root / "lowell_night").glob("*/*.fz"))]
+    linear = [frame for frame in frames if "Linear" in str(frame.header.get("CTYPE1"))]
+    assert linear
+    for frame in linear:
+        assert read_wcs(frame.header) is None, frame.path
+        assert "WCS" not in first_guess(frame.header, shape=frame.shape).source, frame.path
 
 
 def test_cdelt_with_crota_and_a_wrong_scale(data_root: Path) -> None:
