@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import sys
 import threading
@@ -73,6 +74,40 @@ def test_the_first_error_ends_the_map() -> None:
     with Executor(2) as executor, pytest.raises(ValueError, match="three"):
         list(executor.map(work, range(1000)))
     assert len(done) < 20
+
+
+def test_nothing_runs_any_more_when_the_map_has_ended() -> None:
+    """What the tasks write to is closed after it."""
+    running, both = set(), threading.Barrier(2)
+
+    def work(k: int) -> None:
+        running.add(k)
+        if k < 2:
+            both.wait(timeout=10)
+        if k == 0:
+            running.discard(k)
+            raise ValueError("zero")
+        time.sleep(0.2)
+        running.discard(k)
+
+    with Executor(2) as executor:
+        with pytest.raises(ValueError, match="zero"):
+            list(executor.map(work, range(100)))
+        assert not running
+        with contextlib.closing(executor.map(lambda k: work(k + 1000), range(100))) as results:
+            next(results)
+        assert not running
+
+
+def test_threads_have_work_while_the_caller_is_busy() -> None:
+    done = threading.Semaphore(0)
+
+    with Executor(2) as executor:
+        results = executor.map(lambda _: done.release(), range(100))
+        next(results)
+        for _ in range(4):  # twice as many as threads, of which the caller has taken one
+            assert done.acquire(timeout=10)
+        list(results)
 
 
 def test_thread_count_from_the_environment(monkeypatch) -> None:

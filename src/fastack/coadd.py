@@ -283,7 +283,18 @@ def stack_tiles(strip: Sequence[grid.Tile], job: Job) -> Iterator[Combined]:
 
 
 def stack_strip(strip: Sequence[grid.Tile], job: Job) -> list[Combined]:
-    """All tiles of a strip at once; parameters as those of `stack_tiles`."""
+    """All tiles of a strip at once, for a sink in another process.
+
+    Parameters
+    ----------
+    strip, job
+        See `stack_tiles`.
+
+    Returns
+    -------
+    list of Combined
+        The planes of each tile.
+    """
     return list(stack_tiles(strip, job))
 
 

@@ -24,7 +24,7 @@ class ErrorGuide:
     gain: float | None  #: effective, e-/ADU
     gain_err: float | None  #: of a gain that was estimated from the frames, e-/ADU
     rdnoise: float | None  #: effective, e-
-    bias: float | None  #: level for photon statistics, ADU; see `bias_level`
+    bias: float | None  #: level for photon statistics, ADU; see `uncertainty.bias_level`
     sky: float | None  #: ADU
     noise: float | None  #: of a background pixel, ADU
     fwhm: float | None  #: pixel

@@ -13,7 +13,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Self, TypeVar
 
@@ -141,7 +141,8 @@ class Executor(AbstractContextManager["Executor"]):
         Yields
         ------
         object
-            ``function(task)``; the first exception ends the map, and nothing new is started.
+            ``function(task)``; the first exception ends the map: nothing new is started, and nothing runs any more when
+            it leaves, so that what the tasks share can be closed.
         """
         if self._pool is None:
             yield from map(function, tasks)
@@ -152,12 +153,18 @@ class Executor(AbstractContextManager["Executor"]):
             for task in tasks:
                 waiting.append(self._pool.submit(function, task))
                 if len(waiting) >= room:
-                    yield waiting.popleft().result()
+                    yield self._first(waiting)
             while waiting:
-                yield waiting.popleft().result()
+                yield self._first(waiting)
         finally:
-            for future in waiting:
-                future.cancel()
+            wait([future for future in waiting if not future.cancel()])
+
+    @staticmethod
+    def _first(waiting: deque[Future[R]]) -> R:
+        """Result of the first, which waits with the others until it is there: an interrupt must not lose it."""
+        result = waiting[0].result()
+        waiting.popleft()
+        return result
 
     def start(self, function: Callable[..., R], *arguments: Any) -> Callable[[], R]:
         """Begin one call in a thread of this process.
