@@ -281,7 +281,18 @@ class Calibration:
         return frame.saturation
 
     def check(self, frame: Frame) -> None:
-        """Raise `CalibrationError` where a master does not fit the frame."""
+        """See that the masters fit a frame.
+
+        Parameters
+        ----------
+        frame : Frame
+            To be calibrated.
+
+        Raises
+        ------
+        CalibrationError
+            If a master has another size, binning or filter.
+        """
         for kind, master in (("bias", self.bias), ("dark", self.dark), ("flat", self.inv_flat)):
             if master is not None and master.shape != frame.shape:
                 raise CalibrationError(
@@ -300,7 +311,23 @@ class Calibration:
             )
 
     def dark_scale_of(self, frame: Frame) -> float:
-        """Factor from the master dark's exposure to the frame's; `CalibrationError` where the dark cannot be scaled."""
+        """Factor from the master dark's exposure to the frame's.
+
+        Parameters
+        ----------
+        frame : Frame
+            To be calibrated.
+
+        Returns
+        -------
+        float
+            1 without a dark, or where an exposure is unknown.
+
+        Raises
+        ------
+        CalibrationError
+            If the dark cannot be scaled, because its bias is still in it.
+        """
         if self.dark is None or self.dark_exposure is None or frame.exposure is None:
             return 1.0
         if abs(frame.exposure - self.dark_exposure) <= SAME_EXPOSURE * self.dark_exposure:
@@ -330,7 +357,24 @@ class Master:
 
 
 def with_bias(result: Calibration, bias: Master, like: Frame, notes: list[str]) -> Calibration:
-    """Add a bias."""
+    """Add a bias.
+
+    Parameters
+    ----------
+    result : Calibration
+        So far.
+    bias : Master
+        ADU; pixels and variance of the frames' shape.
+    like : Frame
+        One of the run's.
+    notes : list of str
+        What was done is added.
+
+    Returns
+    -------
+    Calibration
+        With it.
+    """
     notes += _describe(bias)
     overscan = not holds_level(bias, like)
     if not overscan:
@@ -344,7 +388,24 @@ def with_bias(result: Calibration, bias: Master, like: Frame, notes: list[str]) 
 
 
 def with_dark(result: Calibration, dark: Master, like: Frame, notes: list[str]) -> Calibration:
-    """Add a dark, whose bias is taken off where there is one."""
+    """Add a dark, whose bias is taken off where there is one.
+
+    Parameters
+    ----------
+    result : Calibration
+        So far.
+    dark : Master
+        ADU; pixels and variance of the frames' shape.
+    like : Frame
+        One of the run's.
+    notes : list of str
+        What was done is added.
+
+    Returns
+    -------
+    Calibration
+        With it.
+    """
     notes += _describe(dark)
     pixels, overscan = dark.pixels, result.use_overscan
     if result.bias is not None:
@@ -369,7 +430,29 @@ def with_dark(result: Calibration, dark: Master, like: Frame, notes: list[str]) 
 
 
 def with_flat(result: Calibration, flat: Master, notes: list[str], options: CalibrateOptions) -> Calibration:
-    """Add a flat of median 1."""
+    """Add a flat, scaled to a median of 1.
+
+    Parameters
+    ----------
+    result : Calibration
+        So far.
+    flat : Master
+        Relative response; pixels and variance of the frames' shape.
+    notes : list of str
+        What was done is added.
+    options : CalibrateOptions
+        `flat_floor`.
+
+    Returns
+    -------
+    Calibration
+        With it.
+
+    Raises
+    ------
+    CalibrationError
+        If the flat has no pixel above zero.
+    """
     notes += _describe(flat)
     good = flat.pixels[np.isfinite(flat.pixels) & (flat.pixels > 0)]
     if not good.size:

@@ -30,6 +30,18 @@ def find_saturation(frames: Sequence[Frame], start: Start) -> float | None:
 
     A converter of 12 bits in a file of 16 saturates at 4095, which no card says. The level is believed where
     the highest value is the same in all sampled frames, with at least three pixels at it in each.
+
+    Parameters
+    ----------
+    frames : sequence of Frame
+        Of one camera; some of them, from the first to the last, are read.
+    start : callable
+        Begins a call, as `Executor.start` does.
+
+    Returns
+    -------
+    float or None
+        ADU as stored; None where frames tell it, or none is found.
     """
     guessed = [frame for frame in frames if frame.saturation_guessed and frame.bitpix > 0]
     if not guessed:
@@ -68,6 +80,20 @@ def find_edges(frames: Sequence[Frame], calibration: Calibration, start: Start) 
 
     The first rows that are read out, and strips that the light does not reach, stand off by many sigmas of the noise
     within a few pixels; gradients and vignetting go on far inwards and are followed by a parabola.
+
+    Parameters
+    ----------
+    frames : sequence of Frame
+        Of one shape; some of them, from the first to the last, are read.
+    calibration : Calibration
+        Without edges.
+    start : callable
+        Begins a call, as `Executor.start` does.
+
+    Returns
+    -------
+    tuple of int
+        Rows below and above, columns left and right.
     """
     if min(frames[0].shape) < 4 * _STRIP:
         return 0, 0, 0, 0

@@ -63,7 +63,7 @@ def make_master(
         Raw frames, two-dimensional and of one camera.
     bias : Master or (ny, nx) array_like, optional
         Subtracted from darks and flats.
-    dark : Master, optional
+    dark : Master or Calibration, optional
         Subtracted from flats.
     like : Frame, optional
         A frame to be calibrated: size, binning, filter (flats) and exposure (darks) are asked to fit it.

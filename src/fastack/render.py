@@ -54,10 +54,10 @@ def moffat(dx: Array, dy: Array, *, fwhm: float, beta: float, ellipticity: float
 class Profile:
     """The optical profile of the stars of one frame."""
 
-    fwhm: float
-    beta: float
-    ellipticity: float = 0.0
-    theta: float = 0.0
+    fwhm: float  #: pixel
+    beta: float  #: exponent of the Moffat profile
+    ellipticity: float = 0.0  #: 1 - minor/major axis
+    theta: float = 0.0  #: position angle of the major axis from +x towards +y, radian
 
     @property
     def alpha(self) -> float:
@@ -181,7 +181,23 @@ def effective_fwhm(fwhm: float, beta: float = 3.0) -> float:
 def add_stars(
     image: FloatImage, xy: Array, flux: Array, profile: Profile, radius: float, *, integrated: bool = True
 ) -> None:
-    """Add stars to `image`, with stamps of one size, many at a time."""
+    """Add stars to an image, with stamps of one size, many at a time.
+
+    Parameters
+    ----------
+    image : (ny, nx) float32 ndarray
+        In the unit of `flux`; changed in place.
+    xy : (n, 2) ndarray, pixel
+        Positions (x, y).
+    flux : (n,) ndarray
+        Total flux of each.
+    profile : Profile
+        Of all of them.
+    radius : float, pixel
+        Half side of the stamps.
+    integrated : bool
+        Whether pixels integrate the profile, or take its value in their middle.
+    """
     ny, nx = image.shape
     r = int(np.ceil(radius))
     inside = ((xy > -r - 1) & (xy < np.array([nx, ny]) + r)).all(axis=1)
