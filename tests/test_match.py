@@ -10,7 +10,7 @@ from reference import match as reference
 
 from fastack import _match
 from fastack.errors import MatchError
-from fastack.match import match
+from fastack.match import FIXED, match
 from fastack.options import MatchOptions
 from fastack.types import StarFlag, Stars, Transform
 
@@ -87,8 +87,10 @@ def test_any_similarity(seed: int, shift: float, scale: float, angle: float, mir
     b = (a * [1, -1 if mirror else 1]) @ turn.T + (shift, -shift / 2)
     order = rng.permutation(40)
     index = match(a, b[order]).index
-    assert len(index) == 40
     assert (order[index[:, 1]] == index[:, 0]).all()
+    # about the centre of a turn the sky hardly moves: what stands still there may be a hot pixel, and is left out
+    still = np.hypot(*(b - a).T) < FIXED * MatchOptions().tolerance
+    assert np.isin(np.flatnonzero(~still), index[:, 0]).all()
 
 
 def _moved_sky(rng: np.random.Generator, hot: int, stars: int, move: float) -> tuple[np.ndarray, np.ndarray]:
