@@ -40,6 +40,7 @@ STAGES = (
     "resample",
     "combine",
     "uncertainty",
+    "star_scatter",
     "error_guide",
     "dates",
     "header",

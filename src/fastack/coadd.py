@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from fastack.combine import PANEL, Combined, NoiseModel, Starlight, combine_tile
 from fastack.executor import Buffers, Executor
 from fastack.options import StackOptions
 from fastack.resample import input_window, resample_tile, resample_variance
+from fastack.star_scatter import pixel_response
 from fastack.storage import Held, Store, Window
 from fastack.types import Array, FloatImage, FrameRecord, Grid, StarFlag, Transform
 
@@ -75,7 +77,7 @@ class Job:
             options = replace(options, combine=replace(options.combine, jitter=jitter))
         levels = column(r.sky for r in used)
         measured = column(r.quality.noise if r.quality else None for r in used)
-        gain = column(r.frame.gain for r in used)
+        gain = column(r.frame.gain or _apparent_gain(r) for r in used)
         light, rdnoise = _split_noise(measured, gain, column(r.frame.rdnoise for r in used), levels)
         noise = NoiseModel(
             weight=column(r.weight for r in used),
@@ -110,6 +112,11 @@ class Job:
         )
 
 
+def _apparent_gain(record: FrameRecord) -> float | None:
+    """Gain that tells the errors of stars where the camera's is not known."""
+    return record.scale / record.scatter.slope if record.scatter is not None and record.scatter.slope > 0 else None
+
+
 def _shared_noise(
     calibration: calibrate.Calibration,
     used: Sequence[FrameRecord],
@@ -119,7 +126,52 @@ def _shared_noise(
     shape: tuple[int, int],
     options: StackOptions,
 ) -> uncertainty.MasterNoise | None:
-    """Noise that the frames share through masters whose own is known."""
+    """Noise that the frames share through masters whose own is known, and what stars scatter beyond their photons."""
+    parts = [
+        _noise_of_masters(calibration, used, transforms, noise, levels, shape, options),
+        _noise_of_stars(used, transforms, noise, shape, options),
+    ]
+    known = [part for part in parts if part is not None]
+    return functools.reduce(operator.add, known) if known else None
+
+
+def _noise_of_stars(
+    used: Sequence[FrameRecord],
+    transforms: Sequence[Transform],
+    noise: NoiseModel,
+    shape: tuple[int, int],
+    options: StackOptions,
+) -> uncertainty.MasterNoise | None:
+    """What the scatter of bright stars between the frames adds to the photon noise of all light.
+
+    As if the pixels of each frame responded unlike: of what else it may come from, errors of pixels can tell no more.
+    """
+    scatter, quality = used[0].scatter, used[len(used) // 2].quality
+    if scatter is None or not scatter.floor or quality is None or not np.isfinite(quality.fwhm):
+        return None
+    response = pixel_response(scatter.floor, quality.psf)
+    return uncertainty.master_noise(
+        transforms,
+        shape,
+        additive=None,
+        relative=np.full(used[0].frame.shape, response**2, np.float32),
+        weight=noise.weight,
+        scale=noise.scale,
+        level=np.zeros(len(used)),
+        options=options.resample,
+        shared=False,
+    )
+
+
+def _noise_of_masters(
+    calibration: calibrate.Calibration,
+    used: Sequence[FrameRecord],
+    transforms: Sequence[Transform],
+    noise: NoiseModel,
+    levels: Array,
+    shape: tuple[int, int],
+    options: StackOptions,
+) -> uncertainty.MasterNoise | None:
     dark = float(np.mean([r.prepared.dark_scale for r in used])) if calibration.dark is not None else 0.0
     inverse = 1.0 if calibration.inv_flat is None else calibration.inv_flat
     known = {kind: v for kind, v in calibration.variance.items() if np.isfinite(v).any()}

@@ -28,6 +28,7 @@ class ErrorGuide:
     sky: float | None  #: ADU
     noise: float | None  #: of a background pixel, ADU
     fwhm: float | None  #: pixel
+    scatter: float | None  #: of bright stars from frame to frame, relative, where no gain is known
     correlation: NoiseCorrelation
 
     def text(self, radius: float | None = None) -> str:
@@ -61,6 +62,11 @@ class ErrorGuide:
         else:
             lines.append("  gain unknown: no frame tells it. Give --gain to fastack stack, or estimate it from")
             lines.append(f"  the frames: fastack errors {name} --gain-from d*.fits")
+            if self.scatter is not None:
+                lines.append(
+                    f"  UNCERT takes the noise of stars from their scatter in the frames ({100 * self.scatter:.2g} %"
+                )
+                lines.append("  of bright ones), so that photutils needs no gain")
         lines.append(f"Starlink GAIA, aperture photometry, 'photon statistics', aperture radius {r:g} px")
         if self.gain is not None and self.bias is not None:
             lines.append(f"  photons per data unit  {self.gain:.4f}")
@@ -147,6 +153,7 @@ def read_guide(path: str | Path) -> ErrorGuide:
         sky=number("SKYLEVEL"),
         noise=number("SKYNOISE"),
         fwhm=number("FWHM"),
+        scatter=number("STARSCAT"),
         correlation=NoiseCorrelation.read(header),
     )
 

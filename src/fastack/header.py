@@ -207,6 +207,8 @@ def _number(value: Any) -> float | None:
 
 
 def _noise_cards(cards: fits.Header, used: Sequence[FrameRecord], options: StackOptions) -> None:
+    if used[0].scatter is not None:
+        cards["STARSCAT"] = (used[0].scatter.floor, "relative scatter of bright stars in the frames")
     gains = [r.frame.gain for r in used]
     if not all(gains):
         return

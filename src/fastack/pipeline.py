@@ -31,6 +31,7 @@ from fastack import (
     registration,
     report,
     select,
+    star_scatter,
     transform,
 )
 from fastack import wcs as coordinates
@@ -214,6 +215,8 @@ def stack(
         select.apply_transparency(records, options.select)
         _drop_changed(records)
         _need(records, "after the registration")
+        scatter_notes = _star_scatter(records, reference, calibration, executor, reporter)
+        calibration = replace(calibration, notes=(*calibration.notes, *scatter_notes))
         select.weigh(records, options.weights, options.weight_table)
         for r in records:
             if r.reason is not None:
@@ -307,6 +310,27 @@ def _estimate_gain(live: Sequence[FrameRecord], options: StackOptions, reporter:
             r.frame, r.gain_err = replace(r.frame, gain=estimate.gain), estimate.error
     reporter.note(note)
     return [note]
+
+
+def _star_scatter(
+    records: Sequence[FrameRecord],
+    reference: FrameRecord,
+    calibration: calibrate.Calibration,
+    executor: Executor,
+    reporter: report.Reporter,
+) -> list[str]:
+    """How much stars scatter in frames of unknown gain, for the errors of their light; a note on it."""
+    live = [r for r in records if r.reason is None]
+    if not live or any(r.frame.gain for r in live):
+        return []
+    try:
+        found = star_scatter.star_scatter(live, reference, calibration, executor.map)
+    except FastackError:
+        return []  # errors are those of the background then, as the note on the gain says
+    for r in live:
+        r.scatter = found
+    reporter.note(found.text())
+    return [found.text()]
 
 
 # Pass 1 ------------------------------------------------------------------------------------------------------------

@@ -431,7 +431,9 @@ def summary(result: Any) -> str:
             extra = f", read noise {noise:.2f} e-" if noise is not None else ""
             origin = ", estimated from the frames" if "GAINERR" in result.header else ""
             lines.append(f"gain        {gain:.3f} e-/adu effective{extra}{origin}")
-        lines += [note.replace("gain ", f"{'gain':<12}", 1) for note in result.notes if note.startswith("gain unknown")]
+        for start in ("gain unknown", "stars scatter"):
+            word = start.split()[0]
+            lines += [note.replace(word, f"{word:<11}", 1) for note in result.notes if note.startswith(start)]
     lines += _depth_line(result)
     if result.path is not None or result.sink is not None:
         where = result.path if result.path is not None else "memory"

@@ -432,6 +432,7 @@ class FrameRecord:
     trails: tuple[Any, ...] = field(default=(), repr=False)  #: trails.Trail, what satellites and aircraft left
     transform: Transform | None = None  #: reference pixels to frame pixels
     gain_err: float | None = None  #: of a gain that was estimated from the frames, e-/ADU
+    scatter: Any = None  #: star_scatter.StarScatter of all frames, where no gain is known
     n_matched: int = 0
     log_odds: float = float("inf")  #: natural logarithm of the odds of the match
     scale: float = 1.0  #: flux scale to the reference

@@ -375,6 +375,9 @@ class MasterNoise:
     coefficients: FloatImage  #: (3, gy, gx) of 1, D and D^2 in the middles of gy x gx parts of the output
     shape: tuple[int, int]  #: (ny, nx) of the output
 
+    def __add__(self, other: MasterNoise) -> MasterNoise:
+        return MasterNoise(coefficients=self.coefficients + other.coefficients, shape=self.shape)
+
     def variance(self, excess: FloatImage, tile: tuple[int, int, int, int]) -> tuple[FloatImage, FloatImage]:
         """Variance to be added in a tile; does not depend on how the output is tiled.
 
@@ -416,6 +419,7 @@ def master_noise(
     scale: ArrayLike,
     level: ArrayLike,
     options: ResampleOptions = ResampleOptions(),
+    shared: bool = True,
 ) -> MasterNoise:
     """Variance that frames share through their masters.
 
@@ -433,6 +437,8 @@ def master_noise(
         Of the frames: weight w, flux scale s and sky b, ADU.
     options : ResampleOptions
         The kernel.
+    shared : bool
+        False: a pixel errs anew in each frame.
 
     Returns
     -------
@@ -472,6 +478,8 @@ def master_noise(
             + taps
             + half
         )
+        if not shared:
+            pixel += i * (frame[0] + 2 * half) * (frame[1] + 2 * half)
         index = np.broadcast_to(which[:, None, None], k.shape)
         entry.append(np.stack([index.ravel(), pixel.ravel(), k.ravel(), np.full(k.size, i)]))
         cells = (np.clip(near, 0, None) // _MASTER_CELL).astype(int)
