@@ -31,10 +31,11 @@ from truth_stack import Stacked, clean, hard
 import fastack
 from fastack.render import render_stars
 from fastack.select import WEIGHTS, predict_depth
-from fastack.types import Stars
+from fastack.types import StarFlag, Stars
 
 LIMIT = 0.03
 HALF = 20  # pixels of the filter on either side
+_UNLIKE = StarFlag.SATURATED | StarFlag.EXTENDED | StarFlag.SHARP | StarFlag.EDGE  # other profiles than a star's
 
 
 def scatter(image: np.ndarray, psf: np.ndarray, use: np.ndarray) -> tuple[float, float]:
@@ -91,7 +92,6 @@ def lowell(data: Path) -> Iterator[tuple[str, float, float, float]]:
     base = data / "lowell_night"
     files = sorted((base / "light").iterdir())
     masters = {"bias": str(base / "bias"), "flat": str(base / "flat")}
-    stars = None
     for weights in WEIGHTS:
         with tempfile.TemporaryDirectory() as directory:
             target = Path(directory) / "whole.fits"
@@ -102,8 +102,7 @@ def lowell(data: Path) -> Iterator[tuple[str, float, float, float]]:
             table.write(Path(directory) / "weights.ecsv")
             more = {"grid": str(target), "weights": "weight", "weight_table": str(Path(directory) / "weights.ecsv")}
             halves = [fastack.stack(files[k::2], reference=files[k].name, **masters, **more) for k in (0, 1)]
-            data = whole.data
-            stars = stars or whole.stars
+            data, stars = whole.data, whole.stars
         scale = {r.name: r.scale for r in whole.used}
         total = [sum(r.weight for r in whole.used if r.path in files[k::2]) for k in (0, 1)]
         parts = [h.data * scale[h.reference] for h in halves]
@@ -121,26 +120,30 @@ def lowell(data: Path) -> Iterator[tuple[str, float, float, float]]:
         psf = render_stars((2 * HALF + 1,) * 2, [(HALF, HALF)], [1.0], fwhm=whole.quality.fwhm, beta=whole.quality.beta)
         value, error = scatter(difference, psf, dark)
         # the noise through that filter, but the area of the stars themselves: these are undersampled
-        measured = 5 * value * np.sqrt((psf**2).sum() * star_area(data, stars))
-        yield weights, predicted.limit, measured, error
+        area, unsure = star_area(data, stars)
+        measured = 5 * value * np.sqrt((psf**2).sum() * area)
+        yield weights, predicted.limit, measured, float(np.hypot(error, unsure / 2))
 
 
-def star_area(image: np.ndarray, stars: Stars, radius: float = 8.0) -> float:
-    """Noise-equivalent area of bright single stars, from the pixels within `radius`."""
+def star_area(image: np.ndarray, stars: Stars, radius: float = 8.0) -> tuple[float, float]:
+    """Noise-equivalent area of single stars that are whole, from the pixels within `radius`, and its relative error."""
     tree, found = cKDTree(stars.xy), []
     y, x = np.mgrid[-HALF : HALF + 1, -HALF : HALF + 1]
-    for (u, v), flux, snr in zip(stars.xy, stars.flux, stars.snr, strict=True):
+    for (u, v), flux, snr, bad in zip(stars.xy, stars.flux, stars.snr, stars.has(_UNLIKE), strict=True):
         near = [k for k in tree.query_ball_point((u, v), radius + 2) if stars.flux[k] > 0.01 * flux]
         i, j = round(u), round(v)
         inside = HALF <= i < image.shape[1] - HALF and HALF <= j < image.shape[0] - HALF
-        if len(near) > 1 or snr < 100 or not inside:
+        if bad or len(near) > 1 or snr < 50 or not inside:
             continue
         stamp = image[j - HALF : j + HALF + 1, i - HALF : i + HALF + 1].astype(float)
         r = np.hypot(x + i - u, y + j - v)
-        star = (stamp - np.nanmedian(stamp[r > 1.5 * radius]))[r < radius]
+        sky = stamp[r > 1.5 * radius]
+        star, noise = (stamp - np.nanmedian(sky))[r < radius], 1.4826 * np.nanmedian(np.abs(sky - np.nanmedian(sky)))
         if np.isfinite(star).all():
-            found.append((star**2).sum() / star.sum() ** 2)
-    return float(1 / np.median(found))
+            found.append(((star**2).sum() - star.size * noise**2) / star.sum() ** 2)
+    middle = float(np.median(found))
+    spread = 1.4826 * float(np.median(np.abs(np.array(found) - middle)))
+    return 1 / middle, 1.2533 * spread / middle / np.sqrt(len(found))  # a median's error
 
 
 def main() -> int:
