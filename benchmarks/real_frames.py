@@ -215,8 +215,7 @@ def halves(data: Path, keep: Path) -> Iterator[Row]:
     base = data / "lowell_night"
     masters = {"bias": str(base / "bias"), "flat": str(base / "flat")}
     yield from half_stacks("lowell", sorted((base / "light").iterdir()), keep, 6.0, **masters)
-    # among the odd frames, one is registered wrongly, which its flux scale of 7 shows
-    yield from half_stacks("hatp32", sorted((data / "hatp32").iterdir()), keep, 3.0, min_transparency=0.5)
+    yield from half_stacks("hatp32", sorted((data / "hatp32").iterdir()), keep, 3.0)
 
 
 def half_stacks(name: str, files: list[Path], keep: Path, radius: float, **settings: object) -> Iterator[Row]:

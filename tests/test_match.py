@@ -273,3 +273,58 @@ def test_a_few_strays_do_not_speak_against_a_sky_that_stood_still() -> None:
     stars = (order_a[pairs[:, 0]] < 300) & (order_a[pairs[:, 0]] == order_b[pairs[:, 1]])
     assert stars.sum() > 280
     assert (~stars).sum() < 10
+
+
+def rows_and_columns(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Two windows of stars in rows and columns 30 px apart, 1.5 px off them at random; places and true shift."""
+    y, x = np.mgrid[:14, :14] * 30.0
+    sky = np.column_stack([x.ravel(), y.ravel()]) + rng.uniform(-1.5, 1.5, (196, 2))
+    shift = rng.uniform(-60, 60, 2)
+    return sky, sky + shift + rng.normal(0, 0.02, sky.shape), shift
+
+
+def brightest_first(xy: np.ndarray, flux: np.ndarray, seen: np.ndarray, snr: float = 100.0) -> Stars:
+    order = np.flatnonzero(seen)[np.argsort(-flux[seen])]
+    return Stars.make(xy[order], flux=flux[order], flux_err=flux[order] / snr)
+
+
+def test_brightness_tells_stars_in_rows_and_columns_apart() -> None:
+    """30 fields (seed 8) and a guess that is off: never on the wrong stars, where places alone are on them in some."""
+    rng = np.random.default_rng(8)
+    fooled = 0
+    for _ in range(30):
+        sky, moved, shift = rows_and_columns(rng)
+        flux = np.exp(rng.uniform(0, 2.3, len(sky)))
+        one, other = ((xy > 0) & (xy < 400) for xy in (sky, moved))
+        a, b = brightest_first(sky, flux, one.all(axis=1)), brightest_first(moved, flux, other.all(axis=1))
+        pairs = match(a, b, guess=Transform.identity()).index
+        assert np.abs(b.xy[pairs[:, 1]] - a.xy[pairs[:, 0]] - shift).max() < 2
+        alone = match(a.xy, b.xy, guess=Transform.identity()).index
+        fooled += np.abs(np.median(b.xy[alone[:, 1]] - a.xy[alone[:, 0]] - shift, axis=0)).max() > 2
+    assert fooled > 0
+
+
+def test_a_pattern_without_the_same_stars_is_refused() -> None:
+    rng = np.random.default_rng(9)
+    sky, moved, _ = rows_and_columns(rng)
+    everywhere = np.ones(len(sky), bool)
+    a, b = (brightest_first(xy, np.exp(rng.uniform(0, 2.3, len(sky))), everywhere) for xy in (sky, moved))
+    with pytest.raises(MatchError, match="agree in place, but not in brightness"):
+        match(a, b)
+
+
+@pytest.mark.parametrize(
+    ("spread", "colour", "snr"),
+    [(1.0, 0.35, 100.0), (0.1, 0.0, 8.0), (0.0, 0.0, 50.0)],
+    ids=["filters", "faint", "equal"],
+)
+def test_brightness_that_tells_nothing_refuses_nothing(spread: float, colour: float, snr: float) -> None:
+    """Other colours of stars, faint ones, and stars that are all alike."""
+    rng = np.random.default_rng(10)
+    xy = rng.uniform(0, 1000, (150, 2))
+    flux = np.exp(rng.normal(0, spread, 150))
+    other = flux * np.exp(rng.normal(0, colour, 150)) * (1 + rng.normal(0, 1 / snr, 150))
+    everywhere = np.ones(150, bool)
+    a = brightest_first(xy, flux * (1 + rng.normal(0, 1 / snr, 150)), everywhere, snr)
+    pairs = match(a, brightest_first(xy + np.array([7.0, -3.0]), other, everywhere, snr))
+    assert len(pairs.index) == 150

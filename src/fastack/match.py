@@ -28,6 +28,9 @@ FIXED = 0.5  # tolerances: entries so close to the same detector position are ta
 FEW = 0.25  # part of the entries that moved; fewer do not speak against a sky that stood still
 FOLLOWED = 0.5  # part of the shorter list that a guess must bring together, or triangles are asked as well
 REACH = 4.0  # tolerances: how far a guess may be off
+ALIKE = 0.5  # scatter of flux ratios, part of that of unrelated stars, from which pairs are strangers
+_TELLING = 10  # pairs that tell it
+_UNSURE = 5.0  # errors of the ratios below which they tell nothing
 SHARP = int(StarFlag.SHARP)  # flags are slow to look up
 
 
@@ -41,7 +44,8 @@ def match(
     """Find the stars that two lists have in common.
 
     The lists may differ by any shift, rotation and mirror image and by a magnification within
-    ``options.scale_range``; fluxes serve for the order of the lists alone.
+    ``options.scale_range``. Fluxes serve for the order of the lists and, of two `Stars`, to refuse pairs that agree
+    in place alone.
 
     Parameters
     ----------
@@ -83,15 +87,23 @@ def match(
         found = None
         if guess is not None:
             found = _follow(guess, xa, xb, options)
+            if found is not None and _are_strangers(a, b, rows_of(found.index, rows_a, rows_b)):
+                found = None
         if found is None and min(len(xa), len(xb)) == 3 == max(len(xa), len(xb)):
             found = _three(xa, xb, options)
         # a guess that is off by some pixels may bring the second images of a mount that jumped together
         if found is None or (not found.weak and len(found.index) < FOLLOWED * min(len(xa), len(xb))):
             searched, odds = _search(xa, xb, widen, options)
             best = max(best, odds)
+            if searched is not None and _are_strangers(a, b, rows_of(searched.index, rows_a, rows_b)):
+                # stars that stand in rows and columns agree in many places: the best of all is looked for
+                searched, odds = _search(xa, xb, widen, options, enough=np.inf)
             if searched is not None and (found is None or searched.odds > found.odds):
                 found = searched
         if found is None:
+            continue
+        if _are_strangers(a, b, rows_of(found.index, rows_a, rows_b)):
+            reason = f"{len(found.index)} agree in place, but not in brightness: a pattern, not the same stars"
             continue
         if not found.weak and _is_clump(xa.take(found.index[:, 0], axis=0), every_a):
             reason = f"{len(found.index)} agree, but in one place: a pattern of the detector, not the sky"
@@ -184,6 +196,28 @@ def _is_clump(pairs: Array, every: Array) -> bool:
     return any(part < CLUMP * all_ for part, all_ in zip(middle, whole, strict=True))
 
 
+def _are_strangers(a: Stars | Any, b: Stars | Any, index: Rows) -> bool:
+    """Whether the fluxes of pairs have as little in common as those of any two stars, far beyond their errors."""
+    if not isinstance(a, Stars) or not isinstance(b, Stars) or len(index) < _TELLING:
+        return False
+    i, j = index.T
+    with np.errstate(invalid="ignore", divide="ignore"):
+        one, other = np.log(a.flux.take(i)), np.log(b.flux.take(j))
+    if np.std(one - other) < ALIKE * np.hypot(np.std(one), np.std(other)):  # false where a flux is not known
+        return False
+    known = np.isfinite(one) & np.isfinite(other)
+    if np.count_nonzero(known) < _TELLING:
+        return False
+    ratio, one, other = (_scatter(v[known]) for v in (one - other, one, other))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        error = np.nanmedian(np.hypot(1 / a.snr.take(i), 1 / b.snr.take(j))[known])
+    return bool(ratio > ALIKE * np.hypot(one, other) and not ratio < _UNSURE * error)
+
+
+def _scatter(values: Array) -> float:
+    return float(np.median(np.abs(values - np.median(values))))
+
+
 def _rests_on_fixed(found: _Match, xa: Array, xb: Array, options: MatchOptions) -> bool:
     """Whether a match is the identity and leaves out most of what the lists show.
 
@@ -207,7 +241,9 @@ def _follow(guess: Transform, xa: Array, xb: Array, options: MatchOptions) -> _M
     return _Match(index, odds) if odds >= options.min_log_odds and len(index) >= 4 else None
 
 
-def _search(xa: Array, xb: Array, steps: tuple[float, ...], options: MatchOptions) -> tuple[_Match | None, float]:
+def _search(
+    xa: Array, xb: Array, steps: tuple[float, ...], options: MatchOptions, enough: float = OVERWHELMING
+) -> tuple[_Match | None, float]:
     """Match by triangles over more and more stars; the match, and the best odds seen."""
     best = -np.inf
     done = 0
@@ -216,14 +252,14 @@ def _search(xa: Array, xb: Array, steps: tuple[float, ...], options: MatchOption
         if m == done or min(len(xa), len(xb)) < 4:
             continue
         done = m
-        found, odds = _step(xa, xb, m, options)
+        found, odds = _step(xa, xb, m, options, enough)
         best = max(best, odds)
         if found is not None:
             return found, best
     return None, best
 
 
-def _step(xa: Array, xb: Array, m: int, options: MatchOptions) -> tuple[_Match | None, float]:
+def _step(xa: Array, xb: Array, m: int, options: MatchOptions, enough: float) -> tuple[_Match | None, float]:
     """Triangles of the m brightest stars, the best candidates checked on all stars."""
     some_a, some_b = xa[:m], xb[:m]
     tolerance = options.tolerance
@@ -240,7 +276,7 @@ def _step(xa: Array, xb: Array, m: int, options: MatchOptions) -> tuple[_Match |
         _largest(m, width * height),
         ROOM,
         BUDGET,
-        OVERWHELMING + hypotheses,
+        enough + hypotheses,
     )
     ranked: list[tuple[float, Array, Rows]] = []
     for row in candidates:
