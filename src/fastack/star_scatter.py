@@ -86,8 +86,7 @@ def fit_scatter(flux: Array, noise: Array, xy: Array) -> StarScatter:
     whole = seen.sum(axis=0) >= max(_SEEN * len(flux), 3)
     flux, noise, seen = flux[:, whole], noise[:, whole], seen[:, whole]
     n, m = flux.shape
-    if n < _LEAST_FRAMES or m < _LEAST_STARS:
-        raise StackError(f"{m} stars in {n} frames are too few: {_LEAST_STARS} in {_LEAST_FRAMES} tell something")
+    _require(m, n)
     flux = np.where(seen, flux, np.nan)
     mean = np.nanmedian(flux, axis=0)
     sky = np.nanmean(np.where(seen, noise, np.nan) ** 2, axis=0) / mean**2
@@ -113,6 +112,13 @@ def fit_scatter(flux: Array, noise: Array, xy: Array) -> StarScatter:
         stars=m,
         frames=n,
     )
+
+
+def _require(stars: int, frames: int) -> None:
+    if stars < _LEAST_STARS or frames < _LEAST_FRAMES:
+        raise StackError(
+            f"{stars} stars in {frames} frames are too few: {_LEAST_STARS} in {_LEAST_FRAMES} tell something"
+        )
 
 
 def _without_trend(ratio: Array, trend: Array, weight: Array) -> Array:
@@ -200,9 +206,10 @@ class StarSums:
             If the width of the stars is not known.
         """
         assert reference.stars is not None
-        fwhm = float(np.nanmedian([r.quality.fwhm if r.quality else np.nan for r in records]))
-        if not np.isfinite(fwhm):
+        widths = [r.quality.fwhm for r in records if r.quality and np.isfinite(r.quality.fwhm)]
+        if not widths:
             raise StackError("the width of the stars is not known")
+        fwhm = float(np.median(widths))
         stars = reference.stars
         good = ~stars.has(_USELESS) & (stars.snr > _SNR)
         return cls(
@@ -270,6 +277,7 @@ def star_scatter(
         With too few stars or frames; see `fit_scatter`.
     """
     sums = StarSums.of(records, reference, calibration)
+    _require(len(sums.xy), len(records))
     n = min(len(records), _MOST_FRAMES)
     some = [records[k] for k in np.unique(np.linspace(0, len(records) - 1, n).round().astype(int))]
     flux, noise = (np.array(values) for values in zip(*mapped(sums.of_frame, some), strict=True))
