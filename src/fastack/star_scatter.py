@@ -94,7 +94,7 @@ def fit_scatter(flux: Array, noise: Array, xy: Array) -> StarScatter:
     x, y = place.T
     trend = np.column_stack([np.ones(m), x, y, x * x, x * y, y * y])
     ratio = np.log(flux / mean)
-    left, model = ratio, sky + 1e-4
+    model = sky + 1e-4
     for _ in range(3):
         left = _without_trend(ratio, trend, 1 / np.sqrt(model))
         variance = _variance(left) / (1 - _leverage(trend, 1 / np.sqrt(model)))
