@@ -479,6 +479,18 @@ def test_zero_is_data(tmp_path: Path) -> None:
     del night
 
 
+def test_a_pixel_far_below_the_sky_has_an_error(night: Path) -> None:
+    """Without a read noise its light alone would have none; some of the sky's is left."""
+    for path in night.glob("d*.fits"):
+        with fits.open(path, mode="update") as file:
+            file[0].header.remove("RDNOISE", ignore_missing=True)
+            file[0].data[100, 100:103] = 0
+    made = fastack.stack(str(night), register="none", framing="reference", reject="none")
+    error, sky = made.uncertainty[100, 100:103], 1 / np.sqrt(made.plane("WEIGHT")[100, 100:103])
+    assert (made.data[100, 100:103] < 1).all()
+    assert (error > 0.2 * sky).all() and (error < sky).all()
+
+
 def test_bayer_and_text_headers_do_not_matter(night: Path) -> None:
     with fits.open(night / "d0003.fits", mode="update") as file:
         file[0].header["CRVAL1"] = "12.5"

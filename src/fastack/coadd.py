@@ -30,6 +30,7 @@ _STAR_FRAMES = 15
 _HIDING = 3.0  # pixels from a star, or its FWHM, within which an artefact may hide it
 _PAGE = 1024  # float32 in a page of memory
 _CLEARED = 1 << 20  # of them that are cleared at once
+_READ = 0.5  # of the background's noise, where no card tells the read noise
 _NEAREST_JITTER = 0.3  # half a pixel is up to this part of the range over 3x3
 
 
@@ -265,10 +266,11 @@ def _split_noise(noise: Array, gain: Array, rdnoise: Array, level: Array) -> tup
     """Light (ADU) and read noise (e-) that together make the measured background noise.
 
     The level of the sky alone does not tell its photon noise: raw frames stand on a bias pedestal, others had their
-    sky taken away. What was measured does. Without a gain the level is all there is.
+    sky taken away. What was measured does. Without a gain the level is all there is. Of an unknown read noise some is
+    assumed: a pixel far below the sky, which by the light alone would have no noise, has a part of the background's.
     """
     electrons = noise * gain
-    read = np.where(np.isfinite(rdnoise), np.minimum(rdnoise, electrons), 0.0)
+    read = np.where(np.isfinite(rdnoise), np.minimum(rdnoise, electrons), _READ * electrons)
     known = np.isfinite(electrons)
     return np.where(known, (electrons**2 - read**2) / gain, level), np.where(known, read, rdnoise)
 
