@@ -123,8 +123,9 @@ def apart(seed: int) -> dict[str, np.ndarray]:
 def test_errors_of_bright_stars_without_gain_and_flat(tmp_path: Path) -> None:
     """Three nights of 30 frames on a bias of 300 ADU, 2 e-/ADU, pixels unlike by 2 %: fluxes against the truth.
 
-    Their robust scatter in units of the errors that the stacks tell, from 160 to 180 stars: known to 10 %; some frames
-    have a star on the pixels of another. With the background alone it would be 2.8, 4.1 and 4.7.
+    Their robust scatter in units of the errors that the stacks tell, from 160 to 180 stars: known to 10 %. Two frames
+    that lie 12 px apart at random have a star on shared pixels (20 of them hold it) in 20 / (4 pi 12^2) = 1.1 % of all
+    cases, 29 others a third: with photons for a third of the variance the scatter is 1.1.
     """
     pulls = []
     for seed in (11, 12, 13):
@@ -145,7 +146,8 @@ def test_errors_of_bright_stars_without_gain_and_flat(tmp_path: Path) -> None:
         fine = ((np.arange(290) - 144.5) / 10) ** 2
         star = (1 + (fine[None, :] + fine[:, None]) * (2 ** (1 / 7) - 1) / 1.3**2) ** -7.0
         light = star.reshape(29, 10, 29, 10).sum(axis=(1, 3))
-        assert scatter.floor == pytest.approx(0.02 * np.sqrt((light**2).sum()) / light.sum(), rel=0.35)
+        expected = 0.02 * np.sqrt((light**2).sum()) / light.sum()
+        assert abs(scatter.floor - expected) < 4 * scatter.floor_err < 0.6 * expected
 
         truth = night.truth
         reference = next(k for k, r in enumerate(made.records) if r.name == made.reference)
