@@ -325,7 +325,7 @@ def _star_scatter(
         return []
     try:
         found = star_scatter.star_scatter(live, reference, calibration, executor.map)
-    except FastackError:
+    except (FastackError, OSError):
         return []  # errors are those of the background then, as the note on the gain says
     for r in live:
         r.scatter = found
