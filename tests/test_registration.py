@@ -93,7 +93,7 @@ def test_samples_of_frames_that_agree_may_differ_by_little() -> None:
     assert 0.01 < jitter(records, records[0]) < 0.02
 
 
-@pytest.mark.parametrize("unlike", [{"moved": 0.05}, {"elongated": 0.3}, {"widths": 0.12}])
+@pytest.mark.parametrize("unlike", [{"moved": 0.05}, {"widths": 0.12}])
 def test_samples_of_frames_that_differ_may_differ_as_before(unlike: dict[str, float]) -> None:
     records = measured(2, **unlike)
     assert jitter(records, records[0]) == MOST_JITTER

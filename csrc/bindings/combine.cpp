@@ -10,8 +10,8 @@ using namespace fastack;
 
 template <class T> using Maybe = std::optional<Array<T>>;
 
-/// xy, flux, radius, profile, step, share of CombineStars.
-using StarArrays = std::tuple<DoubleArray, FloatArray, FloatArray, FloatArray, float, FloatArray>;
+/// xy, flux, radius, profile, order, step, share of CombineStars.
+using StarArrays = std::tuple<DoubleArray, FloatArray, FloatArray, FloatArray, Array<int32_t>, float, FloatArray>;
 
 Reject reject_of(const std::string& name) {
     static constexpr std::array<const char*, 10> names = {"none", "minmax", "percentile", "sigma", "sigma-median",
@@ -85,12 +85,13 @@ py::tuple combine_window(const FloatArray& cube, ptrdiff_t columns, const Maybe<
         frames.mean_floor += (rows(1, i) * std::max(rows(2, i), 0.0f) + rows(3, i)) / float(n);
     }
     if (stars) {
-        const auto& [xy, flux, radius, profile, step, share] = *stars;
-        input.stars = {as_image(xy, "xy"), as_span(flux, "flux"), as_span(radius, "radius"), as_image(profile, "profile"),
-                       step, as_image(share, "share")};
+        const auto& [xy, flux, radius, profile, order, step, share] = *stars;
+        input.stars = {as_image(xy, "xy"),           as_span(flux, "flux"),   as_span(radius, "radius"),
+                       as_image(profile, "profile"), as_span(order, "order"), step,
+                       as_image(share, "share")};
         const CombineStars& s = input.stars;
         require(s.xy.ny == s.flux.size && s.xy.nx == 2 && s.radius.size == s.flux.size && s.profile.nx >= 2 &&
-                    s.profile.ny == s.share.ny + 1 && s.share.nx == n && step > 0,
+                    s.profile.ny == s.share.ny + 1 && s.order.size == s.share.ny && s.share.nx == n && step > 0,
                 "the stars' arrays do not fit together");
         frames.components = int(s.share.ny);
         frames.share = s.share.data;

@@ -71,6 +71,30 @@ struct Glow {
     std::vector<Plane> components;
 };
 
+/// cos(m angle) and sin(m angle) at a place around a star, m = 0, 2, 4. Without an angle, in the middle, there is none.
+class Waves {
+  public:
+    Waves(double dx, double dy, double r) {
+        if (!(r > 0))
+            return;
+        const double c = dx / r, s = dy / r;
+        cos2_ = float(c * c - s * s);
+        sin2_ = float(2 * c * s);
+    }
+    float of(int order) const {
+        switch (order) {
+        case 2: return cos2_;
+        case -2: return sin2_;
+        case 4: return cos2_ * cos2_ - sin2_ * sin2_;
+        case -4: return 2 * cos2_ * sin2_;
+        default: return 1;
+        }
+    }
+
+  private:
+    float cos2_ = 0, sin2_ = 0;
+};
+
 /// Structure of the robust first stack, over the window and one pixel around it. It grows row by row, a little ahead
 /// of the rejection, so that the samples are still in the cache when their turn comes.
 struct Structure {
@@ -530,10 +554,12 @@ class Combiner {
                     const double place = std::min(r / stars.step, double(stars.profile.nx) - 1.001);
                     const ptrdiff_t bin = ptrdiff_t(place);
                     const float part = float(place - double(bin));
+                    const Waves wave(double(x) - cx, double(y) - cy, r);
                     for (int k = 0; k <= frames_.components; ++k) {
                         const float* const p = stars.profile.row(k) + bin;
                         Plane& plane = k ? glow.components[size_t(k - 1)] : glow.mean;
-                        *plane.at(y, x) += light * (p[0] + part * (p[1] - p[0]));
+                        const float shape = k ? wave.of(stars.order[k - 1]) : 1.0f;
+                        *plane.at(y, x) += shape * light * (p[0] + part * (p[1] - p[0]));
                     }
                 }
         }

@@ -13,6 +13,7 @@ struct CombineStars {
     Span<const float> flux;      // [m]
     Span<const float> radius;    // [m] pixels beyond which their light does not matter
     Image<const float> profile;  // [1 + components][bins] light per pixel of a star of flux 1, in steps of `step`
+    Span<const int32_t> order;   // [components] m: times cos(m angle), where negative sin(-m angle); 0, 2 or 4
     float step = 1;              // pixels
     Image<const float> share;    // [components][n]
 };

@@ -22,12 +22,13 @@ from fastack.options import StackOptions
 from fastack.resample import input_window, resample_tile, resample_variance
 from fastack.star_scatter import pixel_response
 from fastack.storage import Held, Store, Window
-from fastack.types import Array, FloatImage, FrameRecord, Grid, StarFlag, Transform
+from fastack.types import PSF, Array, FloatImage, FrameRecord, Grid, StarFlag, Transform
 
 _REREAD = 4  # times that a frame may be read in pass 2 before it is laid out in tiles
 _NO_STAR = StarFlag.SATURATED | StarFlag.EDGE | StarFlag.NO_FIT | StarFlag.SHARP | StarFlag.EXTENDED
 _STAR_FRAMES = 15
 _HIDING = 3.0  # pixels from a star, or its FWHM, within which an artefact may hide it
+_SAME_SHAPE = 4.0  # relative errors of a frame's FWHM within which its stars' ellipticity is the others'
 _PAGE = 1024  # float32 in a page of memory
 _CLEARED = 1 << 20  # of them that are cleared at once
 _READ = 0.5  # of the background's noise, where no card tells the read noise
@@ -80,6 +81,7 @@ class Job:
         measured = column(r.quality.noise if r.quality else None for r in used)
         gain = column(r.frame.gain or _apparent_gain(r) for r in used)
         light, rdnoise = _split_noise(measured, gain, column(r.frame.rdnoise for r in used), levels)
+        psfs = [_on_grid(r, t) for r, t in zip(used, transforms, strict=True)]
         noise = NoiseModel(
             weight=column(r.weight for r in used),
             scale=column(r.scale for r in used),
@@ -88,9 +90,8 @@ class Job:
             rdnoise=rdnoise,
             noise=measured,
             area=column(t.magnification**2 for t in transforms),
-            fwhm=column(
-                r.quality.fwhm / t.magnification if r.quality else None for r, t in zip(used, transforms, strict=True)
-            ),
+            fwhm=column(p.fwhm for p in psfs),
+            elongation=_elongations(psfs),
             shade=_shades(calibration, transforms, out.shape),
         )
         return cls(
@@ -100,7 +101,7 @@ class Job:
             transforms=transforms,
             calibration=calibration,
             noise=noise,
-            stars=_starlight(used, transforms, noise) if options.combine.reject == "noise" else None,
+            stars=_starlight(used, transforms, psfs, noise) if options.combine.reject == "noise" else None,
             levels=levels,
             surfaces=_surfaces(used, transforms, out, calibration, options) if options.normalise else None,
             pedestal=0.0 if options.subtract_sky else reference.background.sky,
@@ -211,7 +212,9 @@ def _surfaces(
     return normalise.sky_surfaces(used, transforms, area, options.match_sky)
 
 
-def _starlight(used: Sequence[FrameRecord], transforms: Sequence[Transform], noise: NoiseModel) -> Starlight | None:
+def _starlight(
+    used: Sequence[FrameRecord], transforms: Sequence[Transform], psfs: Sequence[PSF], noise: NoiseModel
+) -> Starlight | None:
     """Stars that several frames agree on, at the median of their places and fluxes: some trail crosses one of them."""
     if len(used) < 2 or not all(r.quality for r in used):
         return None
@@ -242,9 +245,29 @@ def _starlight(used: Sequence[FrameRecord], transforms: Sequence[Transform], noi
     # what is missing stands last
     ordered, middle, row = np.sort(every[often], axis=1), count[often], np.arange(np.count_nonzero(often))
     table = (ordered[row, (middle - 1) // 2] + ordered[row, middle // 2]) / 2
-    psfs = [r.quality.psf.scaled(1 / t.magnification) for r, t in zip(used, transforms, strict=True) if r.quality]
+    unsure = np.array([r.quality.fwhm_err / r.quality.fwhm for r in used if r.quality])
+    if not (noise.elongation > _SAME_SHAPE * unsure).any():
+        psfs = [replace(p, ellipticity=0.0) for p in psfs]
     least = float(np.min(noise.scale * noise.area * noise.noise))
     return Starlight.make(table[:, :2], table[:, 2], psfs, least, noise.weight)
+
+
+def _on_grid(record: FrameRecord, transform: Transform) -> PSF:
+    """A frame's PSF in pixels of the output, turned and mirrored with the frame; of NaN where it is not known."""
+    if record.quality is None:
+        return PSF(fwhm=np.nan, ellipticity=np.nan)
+    psf, (ny, nx) = record.quality.psf, record.frame.shape
+    middle = transform.inverse([[(nx - 1) / 2, (ny - 1) / 2]])
+    across, up = np.linalg.solve(transform.jacobian(middle)[0], [np.cos(psf.theta), np.sin(psf.theta)])
+    return replace(psf.scaled(1 / transform.magnification), theta=float(np.arctan2(up, across)))
+
+
+def _elongations(psfs: Sequence[PSF]) -> Array:
+    """How far the stars of each frame differ in shape from the typical ones: see `NoiseModel.elongation`."""
+    shapes = np.array([p.ellipticity * np.exp(2j * p.theta) for p in psfs])
+    known = shapes[np.isfinite(shapes)]
+    typical = complex(np.median(known.real), np.median(known.imag)) if len(known) else 0.0
+    return np.where(np.isfinite(shapes), np.abs(shapes - typical), 0.0)
 
 
 def _hidden(

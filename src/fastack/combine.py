@@ -19,13 +19,16 @@ from fastack.types import PSF, Array, FloatImage, PixelFlag
 #: Columns of a panel, see `combine_tile`.
 PANEL = 64
 
+_COLUMNS = ("weight", "scale", "sky", "gain", "rdnoise", "noise", "area", "fwhm", "elongation")  # of a noise model
 _BETA = 3.0  # of the Moffat profiles that stand for frames of another seeing
 _STAR_REACH = 40.0  # pixels, largest radius out to which stars are modelled
 _STAR_STEP = 0.125  # pixels
-_STAR_COMPONENTS = 4  # of the frames' profiles
+_STAR_COMPONENTS = {0: 4, 2: 2, 4: 1}  # of the frames' profiles, by their angular order
+_ANGLES = np.pi / 2 * (np.arange(8) + 0.5) / 8  # a quarter of an ellipse stands for all of it
 _STAR_LIMIT = 0.3  # sigmas of a sample, least difference between frames that counts
 _MOST_BENT = 3.0  # largest multiple of the curvature
 _GOLDEN = (np.sqrt(5.0) - 1) / 2
+_SHAPE = 0.5  # part of the local range that an elongation of 1 moves
 _UNDERSAMPLED = 2.5  # FWHM in pixels below which interpolation itself moves a star's light
 
 
@@ -46,6 +49,7 @@ class NoiseModel:
     noise: Array  #: measured standard deviation of the background in one pixel of the frame, ADU; NaN: not known
     area: Array  #: frame pixels per output pixel a = |J|
     fwhm: Array  #: of the frame's PSF, in pixels of the output; NaN: not known
+    elongation: Array  #: length of the frame's ellipticity less the typical one, as vectors at twice the angle
     shade: FloatImage | None = None  #: (n, by, bx) 1/flat on blocks of 16x16 output pixels; None: 1
     shade_origin: tuple[int, int] = (
         0,
@@ -54,7 +58,7 @@ class NoiseModel:
 
     def __post_init__(self) -> None:
         n = np.size(self.weight)
-        for name in ("weight", "scale", "sky", "gain", "rdnoise", "noise", "area", "fwhm"):
+        for name in _COLUMNS:
             value = np.array(getattr(self, name), dtype=np.float64)
             if value.shape != (n,):
                 raise ValueError(f"{name} has shape {value.shape}; one value per frame is needed: ({n},)")
@@ -80,18 +84,17 @@ class NoiseModel:
         n : int
             Number of frames.
         **columns : float or (n,) array_like
-            Any of the fields. Neutral are: weight, scale, area 1, sky and rdnoise 0, the others NaN.
+            Any of the fields. Neutral are: weight, scale, area 1, sky, rdnoise and elongation 0, the others NaN.
 
         Returns
         -------
         NoiseModel
             With every column spread to n values.
         """
-        neutral = {"weight": 1.0, "scale": 1.0, "area": 1.0, "sky": 0.0, "rdnoise": 0.0}
-        names = ("weight", "scale", "sky", "gain", "rdnoise", "noise", "area", "fwhm")
+        neutral = {"weight": 1.0, "scale": 1.0, "area": 1.0, "sky": 0.0, "rdnoise": 0.0, "elongation": 0.0}
         values: dict[str, Any] = {
             name: np.broadcast_to(np.asarray(columns.pop(name, neutral.get(name, np.nan)), float), (n,))
-            for name in names
+            for name in _COLUMNS
         }
         return cls(**values, **columns)
 
@@ -136,13 +139,15 @@ class Starlight:
     """Known stars, and what their light is in each of n frames.
 
     The frames' profiles are the weighted mean of all and multiples of a few components (compare Lupton et al. 2001,
-    ASP Conference Series 238, 269), so that each component is rendered once for all frames.
+    ASP Conference Series 238, 269), so that each component is rendered once for all frames. A component is a function
+    of the radius times cos(m angle), or sin(-m angle) where its order m is negative, angles from +x towards +y.
     """
 
     xy: Array  #: (m, 2) positions in pixels of the output
     flux: FloatImage  #: (m,) total fluxes on the output's scale
     radius: FloatImage  #: (m,) pixels beyond which the frames agree within the noise
-    profile: FloatImage  #: (1 + k, bins) mean and components, per pixel, in radial steps of `step`
+    profile: FloatImage  #: (1 + k, bins) round mean and components, per pixel, in radial steps of `step`
+    order: NDArray[np.int32]  #: (k,) of the components: 0, 2, -2, 4, -4
     step: float  #: pixel
     share: FloatImage  #: (k, n) of the components in each frame
 
@@ -159,7 +164,7 @@ class Starlight:
         flux : (m,) array_like
             Total fluxes on the output's scale.
         psfs : sequence of PSF
-            Of the n frames, FWHM in pixels of the output. They are taken for round.
+            Of the n frames, FWHM in pixels of the output, ``theta`` against its x axis.
         noise : float
             Smallest standard deviation of the sky in one sample, on the output's scale.
         weights : (n,) array_like
@@ -176,10 +181,21 @@ class Starlight:
         if not known or not len(flux) or not noise > 0:
             return None
         r = np.arange(0, _STAR_REACH + _STAR_STEP, _STAR_STEP)
-        profiles = np.array([p.profile(r) for p in psfs])
-        mean = np.average(profiles, axis=0, weights=np.broadcast_to(np.asarray(weights, float), len(psfs)))
-        components, share = _span(profiles - mean, _STAR_COMPONENTS)
-        envelope = np.maximum.accumulate(np.abs(profiles - mean).max(axis=0)[::-1])[::-1]
+        weight = np.broadcast_to(np.asarray(weights, float), len(psfs))
+        harmonics = _harmonics(psfs, r)
+        mean = np.average(harmonics[0].real, axis=0, weights=weight)
+        components, shares, orders, largest = [mean[None]], [], [], np.zeros(len(r))
+        for m, most in _STAR_COMPONENTS.items():
+            rows = harmonics[m] - np.average(harmonics[m], axis=0, weights=weight)
+            if m and np.abs(rows).max() * flux.max() <= _STAR_LIMIT * noise:
+                continue
+            largest += np.abs(rows).max(axis=0)
+            basis, share = _span(np.concatenate([rows.real, rows.imag]) if m else rows.real, most)
+            for part, sign in ((0, 1), (1, -1)) if m else ((0, 1),):
+                components.append(basis)
+                shares.append(share[:, part * len(psfs) : (part + 1) * len(psfs)])
+                orders += [sign * m] * len(basis)
+        envelope = np.maximum.accumulate(largest[::-1])[::-1]
         bins = np.array([np.count_nonzero(f * envelope > _STAR_LIMIT * noise) for f in flux], int)
         use = (bins > 0) & (flux > 0)
         if not use.any():
@@ -189,9 +205,10 @@ class Starlight:
             xy=np.ascontiguousarray(xy[use]),
             flux=flux[use].astype(np.float32),
             radius=radius.astype(np.float32),
-            profile=np.ascontiguousarray(np.vstack([mean, components]), np.float32),
+            profile=np.ascontiguousarray(np.concatenate(components), np.float32),
+            order=np.array(orders, np.int32),
             step=_STAR_STEP,
-            share=np.ascontiguousarray(share, np.float32),
+            share=np.ascontiguousarray(np.concatenate(shares), np.float32),
         )
 
 
@@ -412,7 +429,7 @@ def _run(
         options.max_outliers,
         _esd_lambda(n, options.significance if options.reject == "esd" else None),
         median_noise_ratios(n),
-        None if stars is None else (stars.xy, stars.flux, stars.radius, stars.profile, stars.step, stars.share),
+        None if stars is None else _arrays(stars),
         options.star_error,
     )
     rejected = low + high
@@ -427,6 +444,10 @@ def _run(
         rejected_high=high,
         flags=flags,
     )
+
+
+def _arrays(stars: Starlight) -> tuple[Any, ...]:
+    return stars.xy, stars.flux, stars.radius, stars.profile, stars.order, stars.step, stars.share
 
 
 def _samples(cube: ArrayLike, mask: ArrayLike | None) -> FloatImage:
@@ -483,6 +504,7 @@ def _constants(noise: NoiseModel, options: CombineOptions) -> tuple[FloatImage, 
         for i in np.flatnonzero(finite):
             seeing[i], tolerance[i] = _seeing(round(float(fwhm[i]), 2), round(typical, 2), radius)
         jitter = np.where(finite, most * (1 + np.clip(3 * (_UNDERSAMPLED - fwhm), 0, 3)), jitter)
+    jitter = jitter + _SHAPE * noise.elongation
     rows = [noise.weight, unit / gain, noise.sky * unit, unit**2 * read, seeing, tolerance, jitter]
     return np.ascontiguousarray(rows, np.float32), radius
 
@@ -555,6 +577,23 @@ def _seeing(fwhm: float, typical: float, radius: int) -> tuple[float, float]:
             b = low + _GOLDEN * (high - low)
             at_b = left(b)
     return (a, at_a) if at_a < at_b else (b, at_b)
+
+
+def _harmonics(psfs: Sequence[PSF], r: Array) -> dict[int, NDArray[np.complex128]]:
+    """(n, bins) functions h of the radius for m = 0, 2, 4: the light is the sum of Re(h exp(-i m angle))."""
+    made = {m: np.zeros((len(psfs), len(r)), complex) for m in _STAR_COMPONENTS}
+    for i, psf in enumerate(psfs):
+        round_ = psf.profile(r)
+        made[0][i] = round_
+        if psf.ellipticity > 0:
+            short = 1 - psf.ellipticity
+            stretch = np.sqrt(short * np.cos(_ANGLES) ** 2 + np.sin(_ANGLES) ** 2 / short)
+            # beyond the last radius there is no light to speak of
+            light = np.array([np.interp(r * s, r, round_) for s in stretch])
+            for m in _STAR_COMPONENTS:
+                wave = np.cos(m * _ANGLES) * (2 if m else 1)
+                made[m][i] = (light * wave[:, None]).mean(axis=0) * np.exp(1j * m * psf.theta)
+    return made
 
 
 def _span(rows: Array, most: int) -> tuple[Array, Array]:

@@ -23,7 +23,6 @@ _CLEAR = 50.0  # SNR of stars that tell it
 _CLEAR_STARS = 10  # at least
 _STEADY = 0.01  # of the local range: what no frame is better than
 _SLOPE = 3.0  # part of the local range by which a star's samples change where it moves by a pixel, times sigmas
-_SHAPE = 0.5  # the same of an ellipticity
 _WIDTHS = 0.06  # scatter of the stars' widths in a frame that their noise may explain
 _NOT_CLEAR = (
     StarFlag.SATURATED | StarFlag.EDGE | StarFlag.NO_FIT | StarFlag.SHARP | StarFlag.EXTENDED | StarFlag.BLENDED
@@ -237,14 +236,14 @@ def jitter(used: Sequence[FrameRecord], reference: FrameRecord) -> float:
     -------
     float
         At most `MOST_JITTER`, which it is where the stars do not tell: less only where the places of bright stars
-        differ by no more than their errors, the frames' stars are alike in shape, and those of one frame in width.
+        differ by no more than their errors, and the stars of a frame are alike in width. For frames whose stars have
+        another shape, see `NoiseModel.elongation`.
 
     Notes
     -----
     Places: variance of the residuals of stars with an SNR of 50 or more, from their median absolute deviation, less
     that of their errors and two sigmas of its own (1.17/sqrt(m) of a sigma from m residuals: Rousseeuw & Croux 1993,
-    JASA 88, 1273). Undersampled stars, whose centroids depend on the pixel's phase, show in it. Shapes: ellipticity as
-    a vector, median of each frame's stars.
+    JASA 88, 1273). Undersampled stars, whose centroids depend on the pixel's phase, show in it.
     """
     if len(used) < 2 or any(r.transform is None or r.stars is None or r.quality is None for r in used):
         return MOST_JITTER
@@ -253,11 +252,9 @@ def jitter(used: Sequence[FrameRecord], reference: FrameRecord) -> float:
     if not moved or None in moved:
         return MOST_JITTER
     shift, unsure = np.array(moved, float).T
-    shapes = np.array([_shape(r) for r in some])
-    alike = np.abs(shapes - np.median(shapes.real) - 1j * np.median(shapes.imag))
     widths = np.array([r.quality.fwhm_err * np.sqrt(r.quality.n_fitted) / r.quality.fwhm for r in some if r.quality])
     beyond = np.sqrt(np.maximum(widths**2 - _WIDTHS**2, 0.0))
-    found = _STEADY + _SLOPE * np.quantile(shift, 0.9) + np.median(unsure) + _SHAPE * alike.max() + beyond.max()
+    found = _STEADY + _SLOPE * np.quantile(shift, 0.9) + np.median(unsure) + beyond.max()
     return float(min(found, MOST_JITTER)) if np.isfinite(found) else MOST_JITTER
 
 
@@ -273,11 +270,3 @@ def _misplaced(record: FrameRecord, reference: FrameRecord) -> tuple[float, floa
     error = float(np.sqrt(np.median((a.xy_err[i] * record.transform.magnification) ** 2 + b.xy_err[j] ** 2)))
     explained = error**2 * (1 + 2 * 2 * 1.17 / np.sqrt(2 * len(i)))
     return float(np.sqrt(max(residual**2 - explained, 0.0))), error / float(np.sqrt(len(i)))
-
-
-def _shape(record: FrameRecord) -> complex:
-    """Median ellipticity of a frame's stars, as a vector at twice its angle."""
-    assert record.stars is not None
-    stars = record.stars[np.isfinite(record.stars.ellipticity)]
-    vector = stars.ellipticity * np.exp(2j * stars.theta)
-    return complex(np.median(vector.real), np.median(vector.imag)) if len(stars) else complex("nan")
