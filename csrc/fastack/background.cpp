@@ -244,7 +244,9 @@ struct Ranked {
 /// The median; only what lies about the median of every sixteenth value is looked at closely.
 Ranked find_median(std::vector<float>& values) {
     const auto n = static_cast<std::ptrdiff_t>(values.size());
-    std::vector<float> few, near(n);
+    std::vector<float> few;
+    static thread_local std::vector<float> near; // kept from frame to frame
+    near.resize(n);
     for (std::ptrdiff_t i = 0; i < n; i += 16)
         few.push_back(values[i]);
     const float guess = value_of_rank(few, static_cast<std::ptrdiff_t>(few.size() / 2));
@@ -322,23 +324,55 @@ void estimate_background(Image<const float> image, Image<const unsigned char> ma
     smooth(noise, noise, 0.1f);
 }
 
+/// Pairs of pixels to either side of the middle of a second difference whose levels tell of a star there, and sigmas of a
+/// pixel by which they may differ.
+constexpr std::ptrdiff_t INNER = 1, OUTER = 3;
+constexpr double STIRRED = 1.5;
+
 double pixel_noise(Image<const float> image, std::ptrdiff_t some_rows) {
     const std::ptrdiff_t n = std::min(some_rows, image.ny), width = (image.nx - 1) / 2;
     if (width < 1 || n < 1)
         return std::numeric_limits<double>::quiet_NaN();
-    std::vector<float> second(n * width);
+    // kept from frame to frame: the system would clear the pages every time
+    static thread_local std::vector<float> second, around, known, even, odd;
+    second.resize(n * width);
+    around.assign(n * width, 0.0f);
+    even.resize(width + 1);
+    odd.resize(width);
+    const std::ptrdiff_t first = std::min(width, OUTER);
+    const std::ptrdiff_t last = std::max(first, width - OUTER);
     for (std::ptrdiff_t k = 0; k < n; ++k) {
         const float* x = image.row(n > 1 ? k * (image.ny - 1) / (n - 1) : 0);
-        float* out = second.data() + k * width;
+        for (std::ptrdiff_t i = 0; i < width; ++i) {
+            even[i] = x[2 * i];
+            odd[i] = x[2 * i + 1];
+        }
+        even[width] = x[2 * width];
+        float *out = second.data() + k * width, *beside = around.data() + k * width;
         for (std::ptrdiff_t i = 0; i < width; ++i) // every other one: overlapping differences add little
-            out[i] = std::fabs(x[2 * i + 1] - 0.5f * (x[2 * i] + x[2 * i + 2]));
+            out[i] = std::fabs(odd[i] - 0.5f * (even[i] + even[i + 1]));
+        for (std::ptrdiff_t i = first; i < last; ++i)
+            beside[i] = 0.5f * std::fabs(odd[i - INNER] + odd[i + INNER] - odd[i - OUTER] - odd[i + OUTER]);
     }
-    second.erase(std::remove_if(second.begin(), second.end(), [](float v) { return !(v < infinity); }), second.end());
-    if (second.empty())
+    known.assign(second.begin(), second.end());
+    known.erase(std::remove_if(known.begin(), known.end(), [](float v) { return !(v < infinity); }), known.end());
+    if (known.empty())
         return std::numeric_limits<double>::quiet_NaN();
     // Each per cent of pixels that stars have changed would raise the median by 1.2 %: it only tells where to cut.
     constexpr double cut = 3.0, kept = 0.9733369246625415; // variance of normal deviates within the cut
-    double sigma = 1.482602218505602 * median_of_steps(second);
+    double sigma = 1.482602218505602 * median_of_steps(known);
+    // A star that bends the level by less than the cut would still widen it. Pixels further out tell that one is there,
+    // and have no noise in common with the difference: it does not matter which differences are left out.
+    const auto limit = static_cast<float>(STIRRED * sigma / std::sqrt(1.5));
+    std::size_t calm = 0;
+    for (std::size_t i = 0; i < second.size(); ++i) { // without a branch, which nobody could predict
+        second[calm] = second[i];
+        calm += (second[i] < infinity) & (around[i] <= limit);
+    }
+    if (calm < known.size() / 8) // hardly any sky
+        second.swap(known);
+    else
+        second.resize(calm);
     second.resize((second.size() + cell_lanes - 1) / cell_lanes * cell_lanes, infinity);
     constexpr std::ptrdiff_t together = 128 * cell_lanes; // that single precision may add up
     const auto size = static_cast<std::ptrdiff_t>(second.size());

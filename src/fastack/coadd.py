@@ -49,7 +49,8 @@ class Job:
     levels: Array  #: sky of each frame, ADU of the frame
     surfaces: normalise.SkySurfaces | None  #: what each sky has beyond its level
     pedestal: float
-    shape: tuple[int, int]
+    shape: tuple[int, int]  #: of the output and the margin
+    margin: tuple[int, int]  #: rows and columns before the output's first ones, see `_anchored`
     options: StackOptions
     maps: bool
     shared: uncertainty.MasterNoise | None  #: noise of the masters
@@ -74,6 +75,7 @@ class Job:
         def column(values: Iterator[Any]) -> Array:
             return np.array([np.nan if v is None else v for v in values], float)
 
+        out, transforms, margin = _anchored(out, transforms)
         if options.resample.kernel == "nearest":  # moves a star's light by up to half a pixel
             jitter = max(options.combine.jitter or 0.0, _NEAREST_JITTER)
             options = replace(options, combine=replace(options.combine, jitter=jitter))
@@ -103,15 +105,26 @@ class Job:
             noise=noise,
             stars=_starlight(used, transforms, psfs, noise) if options.combine.reject == "noise" else None,
             levels=levels,
-            surfaces=_surfaces(used, transforms, out, calibration, options) if options.normalise else None,
+            surfaces=_surfaces(used, transforms, out, margin, calibration, options) if options.normalise else None,
             pedestal=0.0 if options.subtract_sky else reference.background.sky,
             shape=out.shape,
+            margin=margin,
             options=options,
             maps=maps,
             shared=_shared_noise(calibration, used, transforms, noise, levels, out.shape, options),
             ahead=sum(r.frame.plane.nbytes for r in used) > options.memory,
             buffers=buffers or Buffers(),
         )
+
+
+def _anchored(out: Grid, transforms: Sequence[Transform]) -> tuple[Grid, list[Transform], tuple[int, int]]:
+    """The output with a margin below and on the left, so that the kernels' blocks lie on the reference's pixels.
+
+    Whatever the framing, a pixel is then made of the same blocks, and has the same value.
+    """
+    dx, dy = (round(at) % grid.ANCHOR if float(at).is_integer() else 0 for at in out.origin)
+    shape, origin = (out.shape[0] + dy, out.shape[1] + dx), (out.origin[0] - dx, out.origin[1] - dy)
+    return replace(out, shape=shape, origin=origin), [t.shifted(-dx, -dy) for t in transforms], (dy, dx)
 
 
 def _apparent_gain(record: FrameRecord) -> float | None:
@@ -198,6 +211,7 @@ def _surfaces(
     used: Sequence[FrameRecord],
     transforms: Sequence[Transform],
     out: Grid,
+    margin: tuple[int, int],
     calibration: calibrate.Calibration,
     options: StackOptions,
 ) -> normalise.SkySurfaces | None:
@@ -208,7 +222,8 @@ def _surfaces(
         own = [r.transform for r in used if r.transform is not None]
         whole = grid.frame_grid("union", (ny, nx), [r.frame.shape for r in used], own, sys.maxsize, calibration.edges)
         x0, y0 = (round(a - b) for a, b in zip(whole.origin, out.origin, strict=True))
-        area = (min(0, y0), max(ny, y0 + whole.shape[0]), min(0, x0), max(nx, x0 + whole.shape[1]))
+        down, left = margin
+        area = (min(down, y0), max(ny, y0 + whole.shape[0]), min(left, x0), max(nx, x0 + whole.shape[1]))
     return normalise.sky_surfaces(used, transforms, area, options.match_sky)
 
 
@@ -378,7 +393,7 @@ def stack_strip(strip: Sequence[grid.Tile], job: Job) -> list[Combined]:
 def _stack_and_write(strip: Sequence[grid.Tile], job: Job, sink: output.Sink) -> None:
     """Put a strip's planes into a sink of this process."""
     for tile, made in zip(strip, stack_tiles(strip, job), strict=True):
-        _write(sink, tile, made, maps=job.maps)
+        _write(sink, tile, made, job)
 
 
 def _resample(planes: _Planes, part: grid.Tile, job: Job) -> None:
@@ -625,18 +640,24 @@ def _written(
         return
     for strip, made in zip(strips, executor.map(functools.partial(stack_strip, job=job), strips), strict=True):
         for tile, planes in zip(strip, made, strict=True):
-            _write(sink, tile, planes, maps=job.maps)
+            _write(sink, tile, planes, job)
         yield strip
 
 
-def _write(sink: output.Sink, tile: grid.Tile, result: Combined, *, maps: bool) -> None:
-    y, _, x, _ = tile
-    sink.write("", y, x, result.data)
-    sink.write("UNCERT", y, x, np.sqrt(result.variance))
-    sink.write("NCOMB", y, x, result.count)
+def _write(sink: output.Sink, tile: grid.Tile, result: Combined, job: Job) -> None:
+    """Hand on what a tile holds of the output."""
+    y, x = max(0, tile[0] - job.margin[0]), max(0, tile[2] - job.margin[1])
+    here = np.s_[y + job.margin[0] - tile[0] :, x + job.margin[1] - tile[2] :]
+
+    def write(name: str, plane: np.ndarray) -> None:
+        sink.write(name, y, x, plane[here])
+
+    write("", result.data)
+    write("UNCERT", np.sqrt(result.variance))
+    write("NCOMB", result.count)
     with np.errstate(divide="ignore"):  # frames without noise
-        sink.write("WEIGHT", y, x, 1 / result.background_variance)
-    sink.write("FLAGS", y, x, result.flags)
-    if maps:
-        sink.write("REJLOW", y, x, result.rejected_low)
-        sink.write("REJHIGH", y, x, result.rejected_high)
+        write("WEIGHT", 1 / result.background_variance)
+    write("FLAGS", result.flags)
+    if job.maps:
+        write("REJLOW", result.rejected_low)
+        write("REJHIGH", result.rejected_high)

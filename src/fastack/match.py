@@ -203,15 +203,14 @@ def _are_strangers(a: Stars | Any, b: Stars | Any, index: Rows) -> bool:
     i, j = index.T
     with np.errstate(invalid="ignore", divide="ignore"):
         one, other = np.log(a.flux.take(i)), np.log(b.flux.take(j))
-    if np.std(one - other) < ALIKE * np.hypot(np.std(one), np.std(other)):  # false where a flux is not known
+    known = np.isfinite(one + other)
+    one, other = one[known], other[known]
+    if len(one) < _TELLING or np.var(one - other) < ALIKE**2 * (np.var(one) + np.var(other)):
         return False
-    known = np.isfinite(one) & np.isfinite(other)
-    if np.count_nonzero(known) < _TELLING:
-        return False
-    ratio, one, other = (_scatter(v[known]) for v in (one - other, one, other))
     with np.errstate(invalid="ignore", divide="ignore"):
         error = np.nanmedian(np.hypot(1 / a.snr.take(i), 1 / b.snr.take(j))[known])
-    return bool(ratio > ALIKE * np.hypot(one, other) and not ratio < _UNSURE * error)
+    ratio = _scatter(one - other)
+    return bool(ratio > ALIKE * np.hypot(_scatter(one), _scatter(other)) and not ratio < _UNSURE * error)
 
 
 def _scatter(values: Array) -> float:
