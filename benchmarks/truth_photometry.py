@@ -115,30 +115,27 @@ def night(case: Case, field_seed: int, seed: int) -> dict[float, tuple[np.ndarra
     return out
 
 
-def line(case: Case, nights: int, seed: int) -> tuple[str, int]:
-    """The case's ratios, and how many do not reach into the limits."""
+def ratios(case: Case, nights: int, seed: int) -> list[tuple[float, float]]:
+    """Predicted error over scatter and its 95 % interval, NaN where stars are few; for each radius each class."""
     made = [night(case, seed, 1000 * seed + k) for k in range(nights)]
-    text, missed = "", 0
+    out = []
     for radius in RADII:
         ratio, predicted = np.array([m[radius] for m in made]).transpose(1, 0, 2)
         seen = np.isfinite(ratio).sum(axis=0)
-        ratio, predicted = ratio[:, seen > nights / 2], predicted[:, seen > nights / 2]
-        seen = seen[seen > nights / 2]
+        often = seen > nights / 2
+        ratio, predicted, seen = ratio[:, often], predicted[:, often], seen[often]
         distance = (ratio - np.nanmean(ratio, axis=0)) * np.sqrt(seen / (seen - 1))
         typical = np.sqrt(np.nanmean(predicted**2, axis=0))
         for low, high in pairwise(CLASSES):
             some = (typical >= low) & (typical < high)
             if some.sum() < 30:
-                text += f"{'-':>13s}  "
+                out.append((np.nan, np.nan))
                 continue
             squares = np.nanmean((distance / predicted)[:, some] ** 2, axis=1)
-            value = squares.mean() ** -0.5
             others = ((squares.sum() - squares) / (nights - 1)) ** -0.5
             reach = 1.96 * np.sqrt((nights - 1) / nights * ((others - others.mean()) ** 2).sum())
-            good = value - reach <= HIGH and value + reach >= LOW
-            missed += not good
-            text += f" {value:.3f}+-{reach:.3f}{' ' if good else '*'} "
-    return text, missed
+            out.append((float(squares.mean() ** -0.5), float(reach)))
+    return out
 
 
 def main() -> int:
@@ -154,8 +151,11 @@ def main() -> int:
         if args.only and not any(word in case.name for word in args.only):
             continue
         nights = max(4, args.nights // 5) if case.night["n_frames"] == 200 else args.nights  # type: ignore[operator]
-        text, bad = line(case, nights, args.seed)
-        missed += bad
+        text = ""
+        for value, reach in ratios(case, nights, args.seed):
+            good = not (value - reach > HIGH or value + reach < LOW)
+            missed += not good
+            text += f" {value:.3f}+-{reach:.3f}{' ' if good else '*'} " if value == value else f"{'-':>13s}  "
         print(f"{case.name:42s}{text}", flush=True)
     print(f"{missed} outside of their limits; {time.perf_counter() - began:.0f} s")
     return int(missed > 0)

@@ -126,7 +126,7 @@ def bits(result: fastack.StackResult) -> list[bytes]:
 
 
 def test_the_border_is_judged_like_the_middle(tmp_path: Path) -> None:
-    """What the framing leaves out stands beside the border all the same, and is looked at: no framing changes a pixel."""
+    """What the framing leaves out stands beside the border all the same, and is looked at; no pixel changes."""
     make(tmp_path, n_frames=8, n_stars=500, fwhm=(2.0, 2.2, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0), dither=4.0, seed=3)
     union, shared = (fastack.stack(str(tmp_path), framing=how) for how in ("union", "intersection"))
     x, y = (round(a - b) for a, b in zip(shared.grid.origin, union.grid.origin, strict=True))

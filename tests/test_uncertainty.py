@@ -443,6 +443,19 @@ def test_truth_in_short(monkeypatch: pytest.MonkeyPatch) -> None:
     sys.modules.pop("truth_uncertainty", None)
 
 
+def test_truth_end_to_end_in_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A case of benchmarks/truth_photometry.py in 8 nights: nine ratios, none off by more than twice its interval."""
+    pytest.importorskip("photutils")
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+    import truth_photometry as truth
+
+    for value, reach in truth.ratios(truth.CASES[0], nights=8, seed=4):
+        assert 0.97 - 2 * reach < value < 1.03 + 2 * reach
+        assert reach < 0.15
+    for name in ("truth_photometry", "truth_uncertainty"):
+        sys.modules.pop(name, None)
+
+
 def test_aperture_error_is_right_where_the_sky_is_dark() -> None:
     """UNCERT scatters about the background's error there, and half of that must not be cut."""
     rng = np.random.default_rng(3)
