@@ -260,10 +260,9 @@ def stack(frames: tuple[str, ...], output: str, overwrite: bool, **rest: Any) ->
 
 
 def _run_stack(sources: Sequence[str | Path] | None, output: str, overwrite: bool, rest: dict[str, Any]) -> Any:
-    from fastack import _pixels, report
+    from fastack import report
     from fastack.pipeline import stack as run
 
-    _pixels.keep_freed_memory()
     general = {name: rest.pop(name) for name in ("dry_run", "maps", "preview", "table", "quiet", "verbose")}
     reporter = report.make_reporter(general["quiet"], general["verbose"])
     try:

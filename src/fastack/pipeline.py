@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastack import (
+    _pixels,
     background,
     calibrate,
     coadd,
@@ -167,7 +168,7 @@ def stack(
     reporter : Reporter, optional
         Told of progress and of everything left out.
     command : str, optional
-        Command line, for the HISTORY.
+        Command line, for the HISTORY; the process is taken to be its own.
     **settings
         Single settings by their flat names, ``fwhm_limit=5.0, kernel="lanczos4"``; see `StackOptions.of`.
 
@@ -196,11 +197,15 @@ def stack(
         Store(options.memory // _KEPT, scratch=options.scratch) as store,
     ):
         records = open_frames(sources, options, exclude=target)
+        fits_in = _fitting([r.frame for r in records if r.frame is not None], options)
+        if command and fits_in:  # the process is our own, and has room
+            _pixels.keep_freed_memory()
         tiles = 0 if dry_run else executor.here
         size = _room(records, options, tiles)
         buffers = Buffers(size + size // 8)  # an output that is somewhat larger than its frames finds room, too
-        # numpy.ma, which NumPy's own functions load at the first frame, stands in no circle with the others
-        with preload("numpy.ma", *_needed_later(records, options)):
+        # numpy.ma, which NumPy's own functions load at the first frame, stands in no circle with the others; where a
+        # single frame takes all the memory there is, no modules are loaded before they are needed
+        with preload("numpy.ma", *(_needed_later(records) if fits_in else [])):
             calibration = _measure_all(records, options, reporter, executor, store, buffers)
         select.apply_limits(records, options.select)
         _need(records, "after the selection")
@@ -379,13 +384,8 @@ def open_frames(
     return records
 
 
-def _needed_later(records: Sequence[FrameRecord], options: StackOptions) -> list[str]:
-    """Modules that no frame needs in pass 1 but the header of the stack does; they are slow to start.
-
-    None where a single frame takes all the memory there is.
-    """
-    if not _fitting([r.frame for r in records if r.frame is not None], options):
-        return []
+def _needed_later(records: Sequence[FrameRecord]) -> list[str]:
+    """Modules that no frame needs in pass 1 but the header of the stack does; they are slow to start."""
     celestial = any(r.frame is not None and "CTYPE1  =" in r.frame.cards for r in records)
     return ["astropy.io.fits", "erfa", *(["astropy.wcs"] if celestial else [])]
 
@@ -561,8 +561,8 @@ def _measure_brightest(
     return stars, replace(quality, n_stars=len(clean), n_sharp=len(found) - len(clean))
 
 
-_NOISE_PIXELS = 1 << 16  # that tell a frame's noise to half a per cent
-_NOISE_ROWS = 64  # at least, over the whole frame
+_NOISE_PIXELS = 1 << 17  # that tell a frame's noise to half a per cent
+_NOISE_ROWS = 24  # at least, over the whole frame
 
 
 def _pixel_noise(image: FloatImage, inv_flat: FloatImage | None) -> float:
