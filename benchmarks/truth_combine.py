@@ -201,12 +201,13 @@ def judge(s, method):
     kappa = 4.0 if reject == "noise" else 3.0
     options = CombineOptions(reject=reject, kappa_low=kappa, kappa_high=kappa)
     run = {"noise": s.model, "options": options, "pedestal": SKY, "stars": stars}
-    return figures(s, *(combine(cube, **run) for cube in frames))
+    without, product = (combine(cube, **run) for cube in frames)
+    return figures(s, without.data, product.data, product.variance)
 
 
-def figures(s, without, product):
-    """Compare products of the frames without and with artefacts."""
-    n, kept, dirty = len(s.clean), without.data, product.data
+def figures(s, kept, dirty, variance=None):
+    """Compare products of the frames without and with artefacts; without a variance it is that of all samples."""
+    n = len(s.clean)
     plain = combine(s.clean, noise=s.model, options=CombineOptions(reject="none"), pedestal=SKY)
     # paired flux of each star, weighted by the noise-free profile of the mean out to 12 pixels
     worst = faint = 0.0
@@ -221,7 +222,7 @@ def figures(s, without, product):
     sky = ~s.starry
     noise = np.nanstd(kept[sky]) / np.std(plain.data[sky]) - 1
     # remaining light of artefacts, in the sigmas of the samples that the product holds
-    every, sigma = np.sqrt(plain.variance), np.sqrt(product.variance)
+    every, sigma = np.sqrt(plain.variance), np.sqrt(plain.variance if variance is None else variance)
     left = np.abs(dirty - kept) / sigma
     # pixels above 5 sigma of their own error-free value, noise included, that are so because of the artefact
     high = (np.abs(dirty - s.truth) > 5 * sigma) & (left > 2) & s.touched
