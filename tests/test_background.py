@@ -193,7 +193,7 @@ def test_pixel_noise_sees_neither_steps_nor_slopes_nor_stars(sigma, integer):
 
 @pytest.mark.parametrize("fwhm", [2.0, 4.0])
 def test_pixel_noise_sees_little_of_crowded_wings(fwhm):
-    """Stars to a peak of 10 000 sigmas, 28 px apart: second differences alone are 3 % too wide there."""
+    """Stars to a peak of 10 000 sigmas, 28 px apart: second differences alone are 4 and 12 % too wide there."""
     rng = np.random.default_rng(13)
     image = 500 + rng.standard_normal((640, 640))
     y, x = np.mgrid[:640, :640]

@@ -30,8 +30,8 @@ Cells make_cells(std::ptrdiff_t size, std::ptrdiff_t cell);
 void estimate_background(Image<const float> image, Image<const unsigned char> mask, Clip clip, std::ptrdiff_t row_step,
                          Image<float> level, Image<float> noise);
 
-/// White noise of one pixel, from the median absolute second difference along `some_rows` rows spread evenly; NaN where
-/// nothing can be measured.
+/// White noise of one pixel, from second differences along `some_rows` rows spread evenly, those beside stars left out;
+/// NaN where nothing can be measured.
 double pixel_noise(Image<const float> image, std::ptrdiff_t some_rows);
 
 /// A mesh as rows of pixels, from top to bottom: Catmull-Rom cubics between the centres of the cells (linear

@@ -153,8 +153,9 @@ def pixel_noise(image: FloatImage, rows: int = 64) -> float:
     -------
     float, unit of `image`
         Standard deviation of the second differences along the rows: the difference of a pixel and the mean of its
-        neighbours has 3/2 of a pixel's variance, and neither a slope nor the wings of stars enter. Differences beyond
-        3 sigmas, at first from their median, are left out, and the variance corrected for it.
+        neighbours has 3/2 of a pixel's variance, and no slope enters. Differences are left out where the means of the
+        pixels 2 and 6 away differ by more than 1.5 sigmas of a pixel, since a star is there, and beyond 3 sigmas, at
+        first from their median; the variance is corrected for the latter.
         NaN where nothing can be measured.
     """
     return _pixels.pixel_noise(image, rows)

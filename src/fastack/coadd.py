@@ -32,9 +32,6 @@ _SAME_SHAPE = 4.0  # relative errors of a frame's FWHM within which its stars' e
 _PAGE = 1024  # float32 in a page of memory
 _CLEARED = 1 << 20  # of them that are cleared at once
 _READ = 0.5  # of the background's noise, where no card tells the read noise
-#: Part of the range over 3x3 by which a kernel changes a star with its place between pixels: moved by half a pixel, or
-#: wider by a quarter of a square pixel.
-_KERNEL_JITTER = {"nearest": 0.3, "bilinear": 0.15, "area": 0.15, "bicubic": 0.1, "lanczos2": 0.1}
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -78,9 +75,6 @@ class Job:
             return np.array([np.nan if v is None else v for v in values], float)
 
         out, transforms, margin = _anchored(out, transforms)
-        if options.resample.kernel in _KERNEL_JITTER:
-            jitter = max(options.combine.jitter or 0.0, _KERNEL_JITTER[options.resample.kernel])
-            options = replace(options, combine=replace(options.combine, jitter=jitter))
         levels = column(r.sky for r in used)
         measured = column(r.quality.noise if r.quality else None for r in used)
         gain = column(r.frame.gain or _apparent_gain(r) for r in used)

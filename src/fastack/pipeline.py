@@ -228,7 +228,7 @@ def stack(
                 reporter.left_out(r.name, r.reason)
         used = [r for r in records if r.used]
         if options.combine.reject == "noise" and options.combine.jitter is None:
-            jitter = registration.jitter(used, reference)
+            jitter = registration.jitter(used, reference, options.resample.kernel)
             options = replace(options, combine=replace(options.combine, jitter=jitter))
         if dry_run:
             from astropy.io import fits

@@ -11,7 +11,7 @@ import numpy as np
 from fastack import _match, report, transform
 from fastack import wcs as coordinates
 from fastack.errors import MatchError, StackError
-from fastack.options import MOST_JITTER, StackOptions, TransformOptions
+from fastack.options import MOST_JITTER, Kernel, StackOptions, TransformOptions
 from fastack.types import FrameRecord, StarFlag, Transform
 
 _SET = 4  # frames whose models can be compared
@@ -23,6 +23,9 @@ _CLEAR = 50.0  # SNR of stars that tell it
 _CLEAR_STARS = 10  # at least
 _STEADY = 0.01  # of the local range: what no frame is better than
 _SLOPE = 3.0  # part of the local range by which a star's samples change where it moves by a pixel, times sigmas
+#: The same of the kernels that change a star with its place between pixels: moved by half a pixel, or wider by up to a
+#: quarter of a square pixel.
+_BETWEEN_PIXELS = {"nearest": 0.3, "bilinear": 0.15, "area": 0.15, "bicubic": 0.1, "lanczos2": 0.1}
 _WIDTHS = 0.06  # scatter of the stars' widths in a frame that their noise may explain
 _NOT_CLEAR = (
     StarFlag.SATURATED | StarFlag.EDGE | StarFlag.NO_FIT | StarFlag.SHARP | StarFlag.EXTENDED | StarFlag.BLENDED
@@ -222,7 +225,7 @@ def _register_by_table(live: Sequence[FrameRecord], reference: FrameRecord, path
             r.transform = transform.compose(back, r.transform)
 
 
-def jitter(used: Sequence[FrameRecord], reference: FrameRecord) -> float:
+def jitter(used: Sequence[FrameRecord], reference: FrameRecord, kernel: Kernel = "lanczos3") -> float:
     """Part of the local range by which a star's samples may differ between frames, from the stars themselves.
 
     Parameters
@@ -231,11 +234,14 @@ def jitter(used: Sequence[FrameRecord], reference: FrameRecord) -> float:
         Registered frames.
     reference : FrameRecord
         Whose pixels the transforms start from.
+    kernel : str
+        That the frames are resampled with.
 
     Returns
     -------
     float
-        At most `MOST_JITTER`, which it is where the stars do not tell: less only where the places of bright stars
+        Part of the range over 3x3 pixels, 0 to 1: what the kernel itself changes, and if that is less at most
+        `MOST_JITTER`, which it is where the stars do not tell: less only where the places of bright stars
         differ by no more than their errors, and the stars of a frame are alike in width. For frames whose stars have
         another shape, see `NoiseModel.elongation`.
 
@@ -245,6 +251,11 @@ def jitter(used: Sequence[FrameRecord], reference: FrameRecord) -> float:
     that of their errors and two sigmas of its own (1.17/sqrt(m) of a sigma from m residuals: Rousseeuw & Croux 1993,
     JASA 88, 1273). Undersampled stars, whose centroids depend on the pixel's phase, show in it.
     """
+    return max(_BETWEEN_PIXELS.get(kernel, 0.0), _disagreement(used, reference))
+
+
+def _disagreement(used: Sequence[FrameRecord], reference: FrameRecord) -> float:
+    """`jitter` whatever the kernel."""
     if len(used) < 2 or any(r.transform is None or r.stars is None or r.quality is None for r in used):
         return MOST_JITTER
     some = used[:: -(-len(used) // _SEEN)]
